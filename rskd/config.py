@@ -1,0 +1,378 @@
+"""The configuration of a distillation: frozen pydantic models, one for each section of the YAML file.
+
+    text (YAML, --set overrides, a Prefect form) ─► load_config / DistillConfig ─► sections, handed on as values
+
+Every field's description is what the Prefect form shows. Unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from rskd.errors import ConfigError
+
+Statistic = Literal["label_logprob", "entropy", "top1"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def _refuse_unused(self, method: str, used: set[str], options: Sequence[str]) -> None:
+        """Raise for an option that differs from its default though `method` does not use it."""
+        for option in options:
+            field = type(self).model_fields[option]
+            value = getattr(self, option)
+            if option not in used and value != field.get_default():
+                raise ValueError(f"{option}={value!r} is not used by {method}: remove it")
+
+
+class StorageConfig(Section):
+    root: str = Field(".rskd", description="Where everything is written: a local folder or s3://bucket/prefix.")
+
+
+class SourceConfig(Section):
+    kind: Literal["python_docs", "text", "jsonl", "parquet", "hf"] = Field(
+        description="python_docs: CPython's own documentation. text: a file is a document. jsonl, parquet: a row is "
+        "a document. hf: a dataset of the Hugging Face hub."
+    )
+    uri: str | None = Field(None, description="A file, a folder or a glob; for hf the dataset id. Not for python_docs.")
+    field: str = Field("text", description="The field or column that holds a document's text (jsonl, parquet, hf).")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.uri is None) != (self.kind == "python_docs"):
+            rule = "takes no uri" if self.kind == "python_docs" else "needs a uri"
+            raise ValueError(f"source kind {self.kind} {rule}")
+        self._refuse_unused(f"source kind {self.kind}", {"field"} if self.kind in ("jsonl", "parquet", "hf") else set(), ["field"])
+        return self
+
+
+class CorpusConfig(Section):
+    source: SourceConfig = Field(description="Where the documents come from.")
+    tokenizer: str | None = Field(None, description="Hub id or directory of the tokenizer; the teacher's by default.")
+    seq_len: int = Field(1024, ge=2, lt=2**20, description="Positions in a window; it stores seq_len + 1 tokens.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the shuffle of documents.")
+    eval_windows: int = Field(64, ge=0, description="Held-out windows that the first pack provides, at least.")
+    isolate_documents: bool = Field(
+        False, description="Mask attention across documents and restart positions at each, for teacher and student."
+    )
+    windows_per_part: int = Field(256, ge=1, description="Windows in a part file: the unit of work, retry and resume.")
+
+
+class TeacherConfig(Section):
+    engine: Literal["transformers"] = Field("transformers", description="What runs the teacher.")
+    model: str = Field(
+        description="Hub id, directory, a .gguf file, or package:NAME/FILE for a file inside an installed Python package."
+    )
+    revision: str | None = Field(None, description="Hub revision; for a .gguf file sha256:HEX, which must match.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="Precision of the teacher.")
+    batch_windows: int = Field(8, ge=1, description="Windows in one forward pass.")
+    workers: int = Field(1, ge=1, description="Teacher actors, each with a copy of the model.")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs that an actor reserves; 0 runs on the CPU.")
+    threads_per_worker: int = Field(2, ge=1, description="CPU threads of an actor; fixed, so that logits repeat.")
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field("sdpa", description="Attention implementation.")
+    trust_remote_code: bool = Field(False, description="Run code that comes with the model. Only if you trust it.")
+
+
+class SamplingConfig(Section):
+    method: Literal["systematic", "random", "top_k", "top_p"] = Field(
+        "systematic", description="systematic and random are unbiased; top_k and top_p are the biased baselines."
+    )
+    num_samples: int = Field(22, ge=1, le=65535, description="Sampling rounds N at a position (systematic, random).")
+    temperature: float = Field(1.0, ge=0, description="Temperature t of the proposal q ∝ p^t (random only).")
+    k: int | None = Field(None, ge=1, le=65535, description="Tokens kept (top_k), or their cap (top_p).")
+    p: float | None = Field(None, gt=0, le=1, description="Probability mass kept (top_p).")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the draws (systematic, random).")
+    statistics: tuple[Statistic, ...] = Field((), description="Teacher statistics stored at each position.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        needs = {"top_k": ("k",), "top_p": ("k", "p")}.get(self.method, ())
+        for option in needs:
+            if getattr(self, option) is None:
+                raise ValueError(f"{self.method} needs {option}: set it")
+        used = {
+            "systematic": {"num_samples", "seed"},
+            "random": {"num_samples", "temperature", "seed"},
+            "top_k": {"k"},
+            "top_p": {"k", "p"},
+        }[self.method]
+        self._refuse_unused(self.method, used, ["num_samples", "temperature", "k", "p", "seed"])
+        return self
+
+
+class StudentConfig(Section):
+    preset: Literal["100m", "300m", "1b", "3b"] | None = Field(
+        None, description="A Llama of this size (300m and 3b: paper, Table 17)."
+    )
+    model: str | None = Field(
+        None, description="Hub id or directory of a config or checkpoint; the teacher's architecture by default."
+    )
+    init: Literal["random", "teacher_layers", "checkpoint"] = Field(
+        "random",
+        description="random weights; teacher_layers: every n-th layer and the embeddings of the teacher; "
+        "checkpoint: the weights of `model`.",
+    )
+    num_layers: int | None = Field(None, ge=1, description="Layers of the student (teacher_layers).")
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field("sdpa", description="Attention implementation.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.preset and self.model:
+            raise ValueError(f"preset={self.preset} and model={self.model} exclude each other: keep one")
+        if self.init == "teacher_layers":
+            if self.num_layers is None or self.preset or self.model:
+                raise ValueError("init teacher_layers needs num_layers, and neither preset nor model")
+        else:
+            self._refuse_unused(f"init {self.init}", set(), ["num_layers"])
+            if self.init == "checkpoint" and self.model is None:
+                raise ValueError("init checkpoint needs model: the checkpoint to start from")
+        return self
+
+
+class ObjectiveConfig(Section):
+    kind: Literal["sparse_kd", "full_kd", "ce"] = Field(
+        "sparse_kd", description="sparse_kd: targets of the cache. full_kd: the teacher online. ce: labels alone."
+    )
+    ce_weight: float = Field(
+        0.0, ge=0, le=1, description="α of L = α·CE + (1-α)·KLD: 0 is distillation alone, 1 is cross-entropy alone."
+    )
+    hard_easy_ratio: float = Field(
+        1.0, gt=0, description="Weight of hard tokens over that of easy ones, mean kept at 1 (paper 5.3)."
+    )
+    hard_percentile: float = Field(
+        50.0, gt=0, lt=100, description="Tokens below this percentile of the teacher's confidence in the label are hard."
+    )
+    impl: Literal["auto", "eager", "chunked"] = Field("auto", description="Implementation of the sparse loss.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        used = {
+            "sparse_kd": {"ce_weight", "hard_easy_ratio", "hard_percentile", "impl"},
+            "full_kd": {"ce_weight"},
+            "ce": set[str](),
+        }[self.kind]
+        self._refuse_unused(f"objective {self.kind}", used, ["ce_weight", "hard_easy_ratio", "hard_percentile", "impl"])
+        if self.hard_easy_ratio == 1.0:
+            self._refuse_unused("hard_easy_ratio=1", set(), ["hard_percentile"])
+        return self
+
+
+class TrainConfig(Section):
+    steps: int = Field(1000, ge=1, description="Optimizer steps.")
+    global_batch: int = Field(32, ge=1, description="Windows in one step, over all workers.")
+    micro_batch: int = Field(8, ge=1, description="Windows in one forward pass of one worker; gradients accumulate.")
+    lr: float = Field(4e-4, gt=0, description="Peak learning rate (paper, Table 14).")
+    min_lr: float = Field(4e-5, ge=0, description="Learning rate at the end of the cosine.")
+    warmup_fraction: float = Field(0.04, ge=0, lt=1, description="Share of the steps that warm up linearly.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="Betas of AdamW.")
+    weight_decay: float = Field(0.1, ge=0, description="Weight decay of the matrices; vectors have none.")
+    grad_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="Autocast precision; weights are fp32.")
+    workers: int = Field(1, ge=1, description="DDP workers.")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs that a worker reserves; 0 runs on the CPU.")
+    threads_per_worker: int = Field(2, ge=1, description="CPU threads of a worker.")
+    checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
+    max_failures: int = Field(3, ge=0, description="Restarts from the last checkpoint after a worker was lost.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the order of windows and of random initialisation.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}: lower it")
+        if self.workers > self.global_batch:
+            raise ValueError(f"workers={self.workers} exceed global_batch={self.global_batch}: a worker would idle")
+        return self
+
+
+class EvaluateConfig(Section):
+    max_windows: int | None = Field(None, ge=1, description="Held-out windows to evaluate on; all by default.")
+    batch_windows: int = Field(4, ge=1, description="Windows in one forward pass.")
+    num_bins: int = Field(15, ge=1, description="Bins of the calibration error (Guo et al. 2017).")
+    gpus: float = Field(0, ge=0, description="GPUs that the evaluation reserves; 0 runs on the CPU.")
+
+
+class TrackingConfig(Section):
+    uri: str | None = Field(None, description="MLflow tracking URI; sqlite under a local storage root by default.")
+    experiment: str = Field("rskd", description="MLflow experiment.")
+
+
+class RayConfig(Section):
+    address: str | None = Field(None, description="Address of a Ray cluster; a local Ray is started by default.")
+
+
+class StudentSpec(Section):
+    """One student; what it leaves out comes from the sections of the same name at the top level."""
+
+    sampling: str = Field("default", description="Name of the cache that it learns from.")
+    student: StudentConfig = Field(StudentConfig(), description="Architecture and initialisation.")
+    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="Loss.")
+    train: TrainConfig = Field(TrainConfig(), description="Optimisation.")
+
+
+class DistillConfig(Section):
+    """A whole distillation: corpus, teacher, caches, students, evaluation."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the folder under storage.root.")
+    storage: StorageConfig = Field(StorageConfig(), description="Where outputs go.")
+    corpus: CorpusConfig = Field(description="Documents and how they are packed into windows.")
+    teacher: TeacherConfig = Field(description="The model that is distilled.")
+    sampling: SamplingConfig = Field(SamplingConfig(), description="Short for one entry `default` of samplings.")
+    samplings: dict[str, SamplingConfig] | None = Field(None, description="Caches by name, all from one teacher pass.")
+    student: StudentConfig = Field(StudentConfig(), description="Default of every student.")
+    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="Default of every student.")
+    train: TrainConfig = Field(TrainConfig(), description="Default of every student.")
+    students: dict[str, StudentSpec] | None = Field(None, description="Students by name; one `default` if left out.")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="Evaluation on the held-out windows.")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow.")
+    ray: RayConfig = Field(RayConfig(), description="Ray.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, data: Any) -> Any:
+        """Fill each student's sections from the top-level ones, key by key."""
+        if not isinstance(data, dict) or not isinstance(data.get("students"), dict):
+            return data
+        inherited = {key: data[key] for key in ("student", "objective", "train") if key in data}
+        students = {
+            name: _merge(inherited, spec) if isinstance(spec, dict) else spec for name, spec in data["students"].items()
+        }
+        return {**data, "students": students}
+
+    @field_validator("samplings", "students")
+    @classmethod
+    def _check_names(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and not value:
+            raise ValueError("is empty: name at least one entry, or leave the section out")
+        for name in value or ():
+            if not name or name.startswith(".") or any(c in name for c in "/\\:"):
+                raise ValueError(f"{name!r} cannot be the name of a folder: use letters, digits, - and _")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.samplings is not None and self.sampling != SamplingConfig():
+            raise ValueError("sampling and samplings exclude each other: move sampling into samplings")
+        for name, spec in self.student_specs.items():
+            if spec.objective.kind == "sparse_kd" and spec.sampling not in self.cache_samplings:
+                known = ", ".join(self.cache_samplings)
+                raise ValueError(f"students.{name}.sampling={spec.sampling!r} is not in samplings ({known})")
+        return self
+
+    @property
+    def cache_samplings(self) -> dict[str, SamplingConfig]:
+        """Sampling of each cache, by name."""
+        return self.samplings or {"default": self.sampling}
+
+    @property
+    def student_specs(self) -> dict[str, StudentSpec]:
+        """Students by name, with everything inherited filled in."""
+        if self.students is not None:
+            return self.students
+        sampling = next(iter(self.cache_samplings))
+        return {
+            "default": StudentSpec(
+                sampling=sampling, student=self.student, objective=self.objective, train=self.train
+            )
+        }
+
+    @property
+    def home(self) -> str:
+        """The folder of this distillation."""
+        return f"{self.storage.root.rstrip('/')}/{self.name}"
+
+    @property
+    def teachers_uri(self) -> str:
+        return f"{self.storage.root.rstrip('/')}/teachers"
+
+    def corpus_uri(self, split: Literal["train", "eval"]) -> str:
+        return f"{self.home}/corpus/{split}"
+
+    def cache_uri(self, sampling: str) -> str:
+        return f"{self.home}/caches/{sampling}"
+
+    def student_uri(self, student: str) -> str:
+        return f"{self.home}/students/{student}"
+
+    def checkpoints_uri(self, student: str) -> str:
+        return f"{self.home}/checkpoints/{student}"
+
+    @property
+    def evaluation_uri(self) -> str:
+        return f"{self.home}/evaluation.json"
+
+    @property
+    def report_uri(self) -> str:
+        return f"{self.home}/report.html"
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DistillConfig:
+    """Read a YAML file, apply `section.key=value` overrides (values are YAML), and validate.
+
+    Raises ConfigError, with one line, for anything that is wrong with the file, an override or a value.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"config {path} cannot be read ({reason}): name an existing YAML file") from None
+    data = _parse_yaml(text, f"config {path}")
+    if not isinstance(data, dict):
+        raise ConfigError(f"config {path} is not a mapping of sections: see flows/configs for examples")
+    for override in overrides:
+        data = _override(data, override)
+    return validate_config(data, origin=str(path))
+
+
+def validate_config(data: dict[str, Any], *, origin: str = "config") -> DistillConfig:
+    """Validate a plain mapping; ConfigError names the first wrong value in one line."""
+    try:
+        return DistillConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {_first_line(error)}") from None
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown key, remove it or correct its spelling"
+    if first["type"] == "missing":
+        return f"{where}: missing, give it a value"
+    if first["type"] == "value_error":
+        message = str(first["ctx"]["error"])
+        return f"{where}: {message}" if where else message
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}"
+
+
+def _parse_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{origin} is not valid YAML{where}: {getattr(error, 'problem', error)}") from None
+
+
+def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
+    key, equals, value = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"--set {override}: write section.key=value")
+    nested: Any = _parse_yaml(value, f"--set {override}")
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return _merge(data, nested)
+
+
+def _merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `update` on top, mapping by mapping."""
+    merged = dict(base)
+    for key, value in update.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged

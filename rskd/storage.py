@@ -1,0 +1,153 @@
+"""A folder on a local disk or in an object store, behind one small interface (fsspec).
+
+Two ways to write, and both leave either the whole file or nothing: `write` replaces, `create` never does.
+`create` is the commit: of any number of writers exactly one gets True. Locally it is a hard link to a finished
+temporary file; on S3 a conditional put (If-None-Match).
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from rskd.errors import ConfigError, MissingOutputError, StoreAccessError
+
+
+class Store:
+    """The folder `uri`; names are relative to it and use `/`."""
+
+    def __init__(self, uri: str):
+        self.uri = uri.rstrip("/")
+        protocol = uri.split("://", 1)[0] if "://" in uri else "file"
+        if protocol not in ("file", "s3"):
+            raise ConfigError(f"storage {uri}: protocol {protocol} is not supported: use a local path or s3://bucket")
+        # Listings of an object store are never cached: another writer may have changed them.
+        options = {"use_listings_cache": False, "default_fill_cache": False} if protocol == "s3" else {}
+        self.fs, self.path = fsspec.core.url_to_fs(self.uri, **options)
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, LocalFileSystem)
+
+    def child(self, name: str) -> Store:
+        return Store(f"{self.uri}/{name}")
+
+    def full_path(self, name: str = "") -> str:
+        """Path of a file for `self.fs` (without the protocol)."""
+        return f"{self.path}/{name}" if name else self.path
+
+    def exists(self, name: str = "") -> bool:
+        with self._errors(name):
+            return self.fs.exists(self.full_path(name))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file; MissingOutputError where there is none."""
+        with self._errors(name):
+            return self.fs.size(self.full_path(name))
+
+    def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Bytes of a file, or of the range [start, end); MissingOutputError where there is none."""
+        with self._errors(name):
+            return self.fs.cat_file(self.full_path(name), start=start, end=end)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole, replacing an older one."""
+        path = self.full_path(name)
+        with self._errors(name):
+            if self.is_local:
+                with _temporary(Path(path), data) as temporary:
+                    temporary.replace(path)
+            else:
+                self.fs.pipe_file(path, data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file whole unless it exists; True for the one writer that made it."""
+        path = self.full_path(name)
+        with self._errors(name):
+            if self.is_local:
+                with _temporary(Path(path), data) as temporary:
+                    try:
+                        os.link(temporary, path)
+                    except FileExistsError:
+                        return False
+                return True
+            try:
+                self.fs.pipe_file(path, data, mode="create")
+            except OSError as error:
+                if isinstance(error, PermissionError) or not self.fs.exists(path):
+                    raise
+                return False
+            return True
+
+    def list(self, folder: str = "") -> list[str]:
+        """Names of the files directly in a folder, sorted; empty where there is no such folder."""
+        return sorted(self.sizes(folder))
+
+    def sizes(self, folder: str = "", *, recursive: bool = False) -> dict[str, int]:
+        """Bytes of each file of a folder by name (relative to `folder`), and of its subfolders if `recursive`."""
+        path = self.full_path(folder)
+        with self._errors(folder):
+            found = self.fs.find(path, detail=True, maxdepth=None if recursive else 1)
+        names = {entry["name"][len(path) :].lstrip("/"): entry["size"] for entry in found.values()}
+        return {name: size for name, size in names.items() if name and not Path(name).name.startswith(".tmp-")}
+
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there."""
+        with self._errors(name):
+            try:
+                self.fs.rm_file(self.full_path(name))
+            except FileNotFoundError:
+                pass
+
+    def check_writable(self) -> None:
+        """ConfigError if nothing can be written here (StoreAccessError if the store refuses the credentials)."""
+        probe = f".probe-{uuid.uuid4().hex}"
+        try:
+            self.write(probe, b"")
+            self.remove(probe)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ConfigError(f"storage root {self.uri} cannot be written ({reason}): choose another root") from None
+
+    @contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        """Say what is wrong with a store in its user's words; never with a key in the message."""
+        try:
+            yield
+        except FileNotFoundError:
+            if self.is_local or self.fs.exists(self.path.split("/", 1)[0]):
+                raise MissingOutputError(f"{self.uri}/{name} does not exist") from None
+            raise ConfigError(f"bucket of {self.uri} does not exist: create it, or correct storage.root") from None
+        except Exception as error:
+            if self.is_local or not _is_access_error(error):
+                raise
+            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+            bucket = self.path.split("/", 1)[0]
+            raise StoreAccessError(
+                f"object store {endpoint} refuses or does not answer for bucket {bucket} ({type(error).__name__}): "
+                "check AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            ) from None
+
+
+@contextmanager
+def _temporary(path: Path, data: bytes) -> Iterator[Path]:
+    """A finished temporary file beside `path`, removed afterwards unless it was moved."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
+    try:
+        temporary.write_bytes(data)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _is_access_error(error: Exception) -> bool:
+    import botocore.exceptions
+
+    return isinstance(error, PermissionError | ConnectionError | botocore.exceptions.BotoCoreError)
