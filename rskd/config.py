@@ -48,7 +48,9 @@ class SourceConfig(Section):
         if (self.uri is None) != (self.kind == "python_docs"):
             rule = "takes no uri" if self.kind == "python_docs" else "needs a uri"
             raise ValueError(f"source kind {self.kind} {rule}")
-        self._refuse_unused(f"source kind {self.kind}", {"field"} if self.kind in ("jsonl", "parquet", "hf") else set(), ["field"])
+        self._refuse_unused(
+            f"source kind {self.kind}", {"field"} if self.kind in ("jsonl", "parquet", "hf") else set(), ["field"]
+        )
         return self
 
 
@@ -67,7 +69,7 @@ class CorpusConfig(Section):
 class TeacherConfig(Section):
     engine: Literal["transformers"] = Field("transformers", description="What runs the teacher.")
     model: str = Field(
-        description="Hub id, directory, a .gguf file, or package:NAME/FILE for a file inside an installed Python package."
+        description="Hub id, directory, .gguf file, or package:NAME/FILE for a file of an installed Python package."
     )
     revision: str | None = Field(None, description="Hub revision; for a .gguf file sha256:HEX, which must match.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="Precision of the teacher.")
@@ -146,7 +148,10 @@ class ObjectiveConfig(Section):
         1.0, gt=0, description="Weight of hard tokens over that of easy ones, mean kept at 1 (paper 5.3)."
     )
     hard_percentile: float = Field(
-        50.0, gt=0, lt=100, description="Tokens below this percentile of the teacher's confidence in the label are hard."
+        50.0,
+        gt=0,
+        lt=100,
+        description="Tokens below this percentile of the teacher's confidence in the label are hard.",
     )
     impl: Literal["auto", "eager", "chunked"] = Field("auto", description="Implementation of the sparse loss.")
 
@@ -276,9 +281,7 @@ class DistillConfig(Section):
             return self.students
         sampling = next(iter(self.cache_samplings))
         return {
-            "default": StudentSpec(
-                sampling=sampling, student=self.student, objective=self.objective, train=self.train
-            )
+            "default": StudentSpec(sampling=sampling, student=self.student, objective=self.objective, train=self.train)
         }
 
     @property

@@ -33,3 +33,17 @@ class CorruptPartError(OutputError):
 
 class StoreAccessError(OutputError):
     """The object store refuses the credentials, or cannot be reached."""
+
+
+def explained_by(error: BaseException) -> RskdError | None:
+    """The innermost RskdError behind an error that Ray or Prefect wrapped on its way, or None."""
+    causes = [
+        getattr(error, "cause", None),  # ray.exceptions.RayTaskError
+        *getattr(error, "worker_failures", {}).values(),  # ray.train's failures, by rank
+        error.__cause__,
+    ]
+    for cause in causes:
+        known = explained_by(cause) if isinstance(cause, BaseException) and cause is not error else None
+        if known is not None:
+            return known
+    return error if isinstance(error, RskdError) else None

@@ -1,0 +1,56 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo demo-seeds serve ui test test-slow test-e2e lint bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## create .venv with everything that the other targets need
+
+# torch first: what comes after it is then satisfied by this build and pulls no other one.
+$(INSTALLED): pyproject.toml infra/constraints.txt infra/requirements-demo.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "rskd needs Python >= 3.11: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint infra/constraints.txt torch
+	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[dev,hf,dashboards]'
+	$(BIN)/pip install --quiet --no-deps --requirement infra/requirements-demo.txt
+	@touch $@
+
+demo: $(INSTALLED) ## distil SmolLM2-135M from CPython's documentation, end to end
+	$(BIN)/python -m flows.demo
+
+demo-seeds: $(INSTALLED) ## the demo's comparison of CE and sampled KD at three seeds
+	$(BIN)/python -m flows.demo --seeds
+
+serve: $(INSTALLED) ## Prefect server and UI on http://127.0.0.1:4200 with every flow as a deployment
+	$(BIN)/python -m flows.deployments
+
+ui: $(INSTALLED) ## MLflow UI on http://127.0.0.1:5000 over the runs in .rskd
+	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///.rskd/mlflow.db
+
+test: $(INSTALLED) ## the default tests (under 20 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED) ## tests that take minutes each
+	$(BIN)/python -m pytest -m slow
+
+test-e2e: $(INSTALLED) ## whole distillations
+	$(BIN)/python -m pytest -m e2e
+
+lint: $(INSTALLED) ## ruff, pyright, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED) ## benchmarks beside their peers
+	$(BIN)/python -m tests.bench
+
+clean: ## remove the environment, caches and outputs
+	rm -rf $(VENV) .rskd .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

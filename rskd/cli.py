@@ -1,0 +1,240 @@
+"""The command line: one verb a stage.
+
+    argv ─► run ─► a verb below ─► rskd.jobs, rskd.cache, … ─► Outcome ─► text, or one JSON object on stdout
+
+Errors are one line on stderr; exit codes are those of `rskd.errors` (0 done, 2 config or call, 3 outputs, 1 else).
+Heavy imports wait until a verb runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rskd.config import load_config
+from rskd.errors import OutputError, explained_by
+
+app = typer.Typer(
+    name="rskd",
+    help="Distil large language models from cached, sampled teacher logits.",
+    epilog="Every command takes --json (one JSON object on stdout and nothing else there) and --debug (tracebacks).",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The distillation's configuration.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a value; repeatable.")
+]
+UriArgument = Annotated[str, typer.Argument(metavar="URI", help="A cache: a local folder or s3://bucket/prefix.")]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command found: data for --json, a table for people, and the exit code."""
+
+    data: dict[str, Any]
+    title: str
+    rows: dict[str, Any] = field(default_factory=dict)
+    exit_code: int = 0
+
+
+def main() -> NoReturn:
+    """Entry point of the `rskd` command."""
+    args = sys.argv[1:]
+    flags = {"--json", "--debug"}
+    verbs = [arg for arg in args if arg not in flags]
+    sys.exit(run(lambda: app(verbs, standalone_mode=False), as_json="--json" in args, debug="--debug" in args))
+
+
+def run(command: Callable[[], Any], *, as_json: bool = False, debug: bool = False) -> int:
+    """Run a command that returns an Outcome (or None), print what it says, and return the exit code."""
+    with _stdout_for_json_alone() if as_json else _plain_stdout() as stdout:
+        try:
+            outcome = command()
+            if not isinstance(outcome, Outcome):  # --help
+                return outcome if isinstance(outcome, int) else 0
+            if as_json:
+                print(json.dumps(outcome.data, default=str), file=stdout)
+            else:
+                _print_table(outcome)
+            return outcome.exit_code
+        except (Exception, KeyboardInterrupt) as error:
+            if debug:
+                traceback.print_exc()
+            message, exit_code = _explain(error)
+            print(f"rskd: {message}", file=sys.stderr)
+            if as_json:
+                print(json.dumps({"ok": False, "error": message, "exit_code": exit_code}), file=stdout)
+            return exit_code
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    known = explained_by(error)
+    if known is not None:
+        return str(known), known.exit_code
+    if isinstance(error, typer.TyperException):
+        return f"{error.format_message()} (see rskd --help)", error.exit_code
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return "stopped; what was finished is kept, run again to go on", 1
+    first_line = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first_line} (--debug shows where)", 1
+
+
+@contextmanager
+def _stdout_for_json_alone() -> Iterator[Any]:
+    """Send everything that libraries print on stdout, from any process or C code, to stderr; yield the real stdout."""
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w") as stdout:
+        os.dup2(2, 1)
+        try:
+            yield stdout
+        finally:
+            sys.stdout.flush()
+            stdout.flush()
+            os.dup2(stdout.fileno(), 1)
+
+
+@contextmanager
+def _plain_stdout() -> Iterator[Any]:
+    yield sys.stdout
+
+
+def _print_table(outcome: Outcome) -> None:
+    table = Table(title=outcome.title, title_justify="left", show_header=False)
+    for key, value in (outcome.rows or outcome.data).items():
+        table.add_row(
+            key, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
+        )
+    Console().print(table)
+
+
+@app.command()
+def pack(config: ConfigArgument, overrides: SetOption = None) -> Outcome:
+    """Cut the corpus into packed windows, for training and held out."""
+    from rskd.jobs.pack import pack_corpus
+
+    settings = load_config(config, overrides or ())
+    return Outcome(pack_corpus(settings), f"corpus {settings.home}/corpus")
+
+
+@app.command()
+def cache(config: ConfigArgument, overrides: SetOption = None) -> Outcome:
+    """Run the teacher once over the corpus and write its sampled targets."""
+    from rskd.jobs.cache import cache_logits
+
+    settings = load_config(config, overrides or ())
+    summaries = cache_logits(settings)
+    return Outcome(summaries, f"caches {settings.home}/caches", _flat(summaries))
+
+
+@app.command()
+def train(
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    student: Annotated[str | None, typer.Option(metavar="NAME", help="One student; all by default.")] = None,
+) -> Outcome:
+    """Train the students from the caches."""
+    from rskd.jobs.train import train_student
+
+    settings = load_config(config, overrides or ())
+    names = list(settings.student_specs) if student is None else [student]
+    summaries = {name: train_student(settings, name) for name in names}
+    return Outcome(summaries, f"students {settings.home}/students", _flat(summaries))
+
+
+@app.command()
+def evaluate(config: ConfigArgument, overrides: SetOption = None) -> Outcome:
+    """Evaluate teacher and students on the held-out windows."""
+    from rskd.jobs.evaluate import evaluate_students
+
+    settings = load_config(config, overrides or ())
+    metrics = evaluate_students(settings)
+    return Outcome(metrics, f"evaluation {settings.evaluation_uri}", _flat(metrics))
+
+
+@app.command()
+def report(config: ConfigArgument, overrides: SetOption = None) -> Outcome:
+    """Write one self-contained HTML page about the distillation."""
+    from rskd.report import write_report
+
+    settings = load_config(config, overrides or ())
+    return Outcome({"report": write_report(settings)}, "report")
+
+
+@app.command()
+def estimate(
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to plan for; the packed corpus by default.")] = None,
+) -> Outcome:
+    """Estimate storage, teacher time and parts before anything is run."""
+    from rskd.estimate import estimate as estimate_costs
+
+    return Outcome(estimate_costs(load_config(config, overrides or ()), tokens=tokens), "estimate")
+
+
+@app.command()
+def inspect(uri: UriArgument) -> Outcome:
+    """Say what a cache holds, how large it is, and how far an unfinished one has come."""
+    from rskd.cache.verify import inspect as inspect_cache
+
+    return Outcome(inspect_cache(uri), f"cache {uri}")
+
+
+@app.command()
+def verify(
+    uri: UriArgument,
+    repair: Annotated[bool, typer.Option(help="Remove what is corrupt, so that a rerun makes it anew.")] = False,
+) -> Outcome:
+    """Check every file of a cache."""
+    from rskd.cache.verify import verify as verify_cache
+
+    found = verify_cache(uri, repair=repair)
+    return Outcome(found.to_dict(), f"cache {uri}", exit_code=0 if found.ok else OutputError.exit_code)
+
+
+@app.command()
+def audit(
+    uri: UriArgument,
+    teacher: Annotated[str, typer.Option(metavar="MODEL", help="The teacher that the cache should come from.")],
+    rows: Annotated[int, typer.Option(min=1, help="Windows to rerun the teacher on.")] = 16,
+    ignore_fingerprint: Annotated[bool, typer.Option(help="Do not fail for another fingerprint alone.")] = False,
+) -> Outcome:
+    """Rerun the teacher on random windows and test that the cache holds its unbiased, aligned samples."""
+    from rskd.evaluation.audit import audit_cache
+
+    found = audit_cache(uri, teacher, rows=rows, ignore_fingerprint=ignore_fingerprint)
+    return Outcome(found.to_dict(), f"audit {uri}", exit_code=0 if found.ok else OutputError.exit_code)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A training checkpoint or a student.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="New Hugging Face directory.")],
+) -> Outcome:
+    """Write a checkpoint as an ordinary Hugging Face directory."""
+    from rskd.student.checkpoint import export_checkpoint
+
+    return Outcome({"student": str(export_checkpoint(checkpoint, directory))}, "export")
+
+
+def _flat(summaries: dict[str, Any]) -> dict[str, Any]:
+    """One row for each inner value, named outer.inner."""
+    rows = {}
+    for name, summary in summaries.items():
+        inner = summary.items() if isinstance(summary, dict) else [("", summary)]
+        rows.update({f"{name}.{key}".rstrip("."): value for key, value in inner})
+    return rows
