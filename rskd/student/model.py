@@ -1,0 +1,172 @@
+"""The student model: which architecture, and where its weights come from.
+
+    preset | model | the teacher's config ─► architecture ─► random | teacher_layers | checkpoint ─► fp32 weights
+
+Weights are a pure function of (config, teacher, seed), so that every worker and every run starts from the same ones.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import is_flash_attn_2_available
+
+from rskd.config import StudentConfig
+from rskd.errors import ConfigError
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # SmolLM2-135M: 106M parameters without the embeddings.
+    "100m": {
+        "num_hidden_layers": 30,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "tie_word_embeddings": True,
+    },
+    # Paper, Table 17.
+    "300m": {
+        "num_hidden_layers": 24,
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+    },
+    # Llama 3.2 1B.
+    "1b": {
+        "num_hidden_layers": 16,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": True,
+    },
+    # Paper, Table 17; tied as in Llama 3.2 3B, which has the same shape.
+    "3b": {
+        "num_hidden_layers": 28,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": True,
+    },
+}
+
+
+def build_student(
+    config: StudentConfig, *, teacher_dir: str, vocab_size: int, seq_len: int, end_of_text_id: int, seed: int
+) -> PreTrainedModel:
+    """A causal LM on the CPU with fp32 master weights.
+
+    A preset has exactly `vocab_size` ids (the length of the tokenizer). Any other architecture keeps its own
+    vocabulary, which may be padded but not smaller; ids from `vocab_size` on are masked in the loss.
+
+    Raises ConfigError for a model that does not exist or does not fit, and for an attention that is not installed.
+    """
+    architecture = student_architecture(
+        config, teacher_dir=teacher_dir, vocab_size=vocab_size, seq_len=seq_len, end_of_text_id=end_of_text_id
+    )
+    if config.init == "checkpoint":
+        assert config.model is not None  # StudentConfig checks it
+        return load_model(config.model, attention=config.attention)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = AutoModelForCausalLM.from_config(
+            architecture, dtype=torch.float32, attn_implementation=config.attention
+        )
+    if config.init == "teacher_layers":
+        copy_layers(load_model(teacher_dir, attention=config.attention), student)
+    return student
+
+
+def student_architecture(
+    config: StudentConfig, *, teacher_dir: str, vocab_size: int, seq_len: int, end_of_text_id: int
+) -> PreTrainedConfig:
+    """The configuration of the student, checked against the tokenizer and the windows. Raises ConfigError."""
+    if config.attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ConfigError("student.attention=flash_attention_2 needs flash-attn on a GPU: pip install 'rskd[gpu]'")
+    if config.preset is not None:
+        return LlamaConfig(
+            **PRESETS[config.preset],
+            vocab_size=vocab_size,
+            max_position_embeddings=seq_len,
+            bos_token_id=end_of_text_id,
+            eos_token_id=end_of_text_id,
+        )
+    name = config.model or teacher_dir
+    architecture = _load_architecture(name)
+    if config.num_layers is not None:
+        architecture = _with_layers(architecture, config.num_layers)
+    text = architecture.get_text_config()
+    if text.vocab_size < vocab_size:
+        raise ConfigError(
+            f"student {name} has {text.vocab_size} ids but the tokenizer has {vocab_size}: choose a model with as many"
+        )
+    limit = getattr(text, "max_position_embeddings", None)
+    if limit is not None and limit < seq_len:
+        raise ConfigError(f"student {name} takes {limit} positions but corpus.seq_len={seq_len}: lower seq_len")
+    return architecture
+
+
+def load_model(directory: str, *, attention: str) -> PreTrainedModel:
+    """A pretrained causal LM (directory or hub id) in fp32 on the CPU; safetensors only. Raises ConfigError."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, attn_implementation=attention, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model {directory} cannot be loaded ({_first_line(error)}): name a causal LM") from None
+
+
+def kept_layers(num_teacher_layers: int, num_layers: int) -> list[int]:
+    """Indices of the teacher's layers that a student keeps: evenly spread, the first and the last among them.
+
+    Layer i of n is the teacher's round(i·(L-1)/(n-1)); a student of one layer keeps the first.
+    """
+    steps = max(num_layers - 1, 1)
+    return [(2 * i * (num_teacher_layers - 1) + steps) // (2 * steps) for i in range(num_layers)]
+
+
+def copy_layers(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
+    """Copy embeddings, final norm, head and the layers `kept_layers` of `teacher` into a shallower `student`."""
+    prefix = next(name for name, module in teacher.named_modules() if module is teacher.get_decoder().layers) + "."
+    kept = kept_layers(len(teacher.get_decoder().layers), len(student.get_decoder().layers))
+    renamed = {f"{prefix}{old}.": f"{prefix}{new}." for new, old in enumerate(kept)}
+    state = {}
+    for name, tensor in teacher.state_dict().items():
+        if not name.startswith(prefix):
+            state[name] = tensor
+            continue
+        layer = prefix + name[len(prefix) :].split(".", 1)[0] + "."
+        if layer in renamed:
+            state[renamed[layer] + name[len(layer) :]] = tensor
+    student.load_state_dict(state)
+
+
+def _with_layers(teacher: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
+    """The teacher's configuration with fewer layers; lists with one entry for each layer are thinned alike."""
+    config = copy.deepcopy(teacher)
+    text = config.get_text_config()
+    total = text.num_hidden_layers
+    if num_layers > total:
+        raise ConfigError(f"student.num_layers={num_layers} exceeds the teacher's {total} layers: lower it")
+    kept = kept_layers(total, num_layers)
+    for name, value in vars(text).items():
+        if isinstance(value, list) and len(value) == total:
+            setattr(text, name, [value[index] for index in kept])
+    text.num_hidden_layers = num_layers
+    return config
+
+
+def _load_architecture(name: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model {name} cannot be loaded ({_first_line(error)}): name a causal LM") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:160]
