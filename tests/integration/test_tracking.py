@@ -1,0 +1,141 @@
+"""Tracking against a real MLflow store in sqlite."""
+
+import logging
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+from mlflow import MlflowClient
+
+from rskd import tracking
+from rskd.config import DistillConfig, validate_config
+from rskd.errors import ConfigError
+
+
+def make_config(root: Path, **sections) -> DistillConfig:
+    return validate_config(
+        {
+            "name": "tiny",
+            "storage": {"root": str(root)},
+            "corpus": {"source": {"kind": "python_docs"}},
+            "teacher": {"model": "a-teacher"},
+            **sections,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for the module: creating its tables takes seconds."""
+    root = tmp_path_factory.mktemp("storage")
+    tracking.distillation(make_config(root))
+    return root
+
+
+@pytest.fixture
+def client(root: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{root}/mlflow.db")
+
+
+def test_stages_join_one_parent_run(root: Path, client: MlflowClient):
+    config = make_config(root, students={"a": {"objective": {"ce_weight": 0.25}}})
+    parent = tracking.distillation(config)
+    with tracking.stage(config, "train", "a") as run:
+        assert client.get_run(parent.run_id).info.status == "RUNNING"
+    assert tracking.distillation(config).run_id == parent.run_id
+    other = make_config(root / "elsewhere", tracking={"uri": parent.tracking_uri})
+    assert tracking.distillation(other).run_id != parent.run_id
+
+    logged = client.get_run(run.run_id)
+    assert logged.info.status == "FINISHED"
+    assert client.get_run(parent.run_id).info.status == "FINISHED"
+    assert logged.data.tags["mlflow.parentRunId"] == parent.run_id
+    assert (logged.data.tags["rskd.stage"], logged.data.tags["rskd.student"]) == ("train", "a")
+    assert logged.data.params["objective.ce_weight"] == "0.25"
+    assert logged.data.params["samplings.default.num_samples"] == "22"
+    assert "corpus.tokenizer" not in logged.data.params  # None
+
+
+@pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+def test_a_stage_that_stops_is_marked(root: Path, client: MlflowClient, error: type[BaseException], status: str):
+    runs = []
+
+    def stop() -> None:
+        with tracking.stage(make_config(root), "pack") as run:
+            runs.append(run)
+            run.metrics({"tokens": 7})
+            raise error
+
+    with pytest.raises(error):
+        stop()
+    logged = client.get_run(runs[0].run_id)
+    assert (logged.info.status, logged.data.metrics) == (status, {"tokens": 7.0})
+
+
+def test_metrics_of_every_step_arrive(root: Path, client: MlflowClient):
+    with tracking.stage(make_config(root), "train") as run:
+        for step in range(1, 1201):
+            run.metrics({"loss": 1 / step, "lr": 0.1}, step)
+        pickle.loads(pickle.dumps(run)).flush()  # a copy has nothing to send
+    history = client.get_metric_history(run.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(step, 1 / step) for step in range(1, 1201)]
+
+
+def test_inputs_figures_and_models_are_stored(root: Path, client: MlflowClient, tiny_teacher_dir: Path):
+    digest = "0123456789abcdef" * 4
+    with tracking.stage(make_config(root), "train") as run:
+        run.dataset(str(root / "cache"), {"digest": digest, "totals": {"tokens": 5}}, name="default")
+        run.figure(go.Figure(go.Scatter(y=[1, 2])), "reliability")
+        run.model(str(tiny_teacher_dir), name="student")
+    logged = client.get_run(run.run_id)
+    dataset = logged.inputs.dataset_inputs[0].dataset
+    assert digest.startswith(dataset.digest)
+    assert digest in dataset.profile
+    page = next(root.glob("mlartifacts/*/artifacts/figures/reliability.html")).read_text()
+    assert '<script src="http' not in page
+    model = client.get_logged_model(logged.outputs.model_outputs[0].model_id)
+    assert (model.name, model.status, model.source_run_id) == ("student", "READY", run.run_id)
+    stored = Path(model.artifact_location) / "model.safetensors"
+    assert stored.read_bytes() == (tiny_teacher_dir / "model.safetensors").read_bytes()
+
+
+def test_a_store_that_fails_during_work_is_warned_about_once(
+    root: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def refuse(*args, **kwargs):
+        raise ConnectionError("server is down")
+
+    with tracking.stage(make_config(root), "train") as run:
+        with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+            patch.setattr(MlflowClient, "log_batch", refuse)
+            run.metrics({"loss": 3.0}, 1)
+            run.flush()
+            run.flush()
+        assert len(caplog.records) == 1
+        assert "server is down" in caplog.text
+    assert client.get_run(run.run_id).data.metrics == {"loss": 3.0}  # sent when the store is back
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "nonsense://host"])
+def test_an_unusable_uri_is_a_config_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConfigError, match=r"tracking\.uri .* cannot be used") as caught:
+        tracking.distillation(make_config(tmp_path, tracking={"uri": uri}))
+    assert "\n" not in str(caught.value)
+
+
+def test_processes_may_create_the_store_together(tmp_path: Path):
+    code = f"""
+from rskd import tracking
+from rskd.config import validate_config
+config = validate_config({make_config(tmp_path).model_dump(mode="json", exclude_unset=True)!r})
+print(tracking.distillation(config).run_id)
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    run_ids = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert run_ids[0] == run_ids[1]  # and nothing else on stdout
+    assert len(run_ids[0].strip()) == 32
