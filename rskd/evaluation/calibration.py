@@ -1,0 +1,59 @@
+"""Does a model's confidence match how often it is right? Expected calibration error and its reliability diagram.
+
+Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", Eq. 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class ReliabilityBins:
+    """Sums over equal-width bins ((m-1)/M, m/M] of the confidence, M = `num_bins`, in float64; batches add up."""
+
+    def __init__(self, num_bins: int = 15):
+        self._edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64)
+        self._sums = torch.zeros(3, num_bins, dtype=torch.float64)  # count, Σ confidence, Σ correct
+
+    def add(self, confidence: Tensor, correct: Tensor) -> None:
+        """Add n predictions: `confidence` [n] in 0..1, the probability of the predicted class; `correct` [n] 0 or 1."""
+        if confidence.shape != correct.shape or confidence.ndim != 1:
+            raise ValueError(
+                f"confidence {tuple(confidence.shape)} and correct {tuple(correct.shape)} must both have shape [n]"
+            )
+        confidence, correct = confidence.double().cpu(), correct.double().cpu()
+        if not ((confidence >= 0) & (confidence <= 1 + 1e-6)).all():
+            raise ValueError("confidence must be in 0..1: give probabilities, not logits or percentages")
+        index = torch.bucketize(confidence, self._edges[1:-1])
+        self._sums.index_add_(1, index, torch.stack([torch.ones_like(confidence), confidence, correct]))
+
+    @property
+    def ece(self) -> float:
+        """Σ_m n_m/n · |accuracy_m - confidence_m|, in 0..1; 0 without predictions."""
+        count, confidence, correct = self._sums
+        return ((correct - confidence).abs().sum() / count.sum().clamp(min=1)).item()
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Count, mean confidence and accuracy of each bin (None where it is empty): the reliability diagram."""
+        count, confidence, correct = self._sums.tolist()
+        return {
+            "count": [int(n) for n in count],
+            "confidence": [total / n if n else None for total, n in zip(confidence, count, strict=True)],
+            "accuracy": [total / n if n else None for total, n in zip(correct, count, strict=True)],
+        }
+
+
+def expected_calibration_error(
+    confidence: Tensor | Sequence[float], correct: Tensor | Sequence[bool], num_bins: int = 15
+) -> float:
+    """Expected calibration error, in 0..1, of n predictions: `confidence` [n] in 0..1, `correct` [n] 0 or 1.
+
+    Raises ValueError for shapes that differ and confidences outside 0..1.
+    """
+    bins = ReliabilityBins(num_bins)
+    bins.add(torch.as_tensor(confidence), torch.as_tensor(correct))
+    return bins.ece

@@ -1,0 +1,113 @@
+"""Teacher and students on the same held-out windows, batch by batch.
+
+    input_ids [B, T+1] ─► hidden states of each model ─► logits of a few rows ─► values of each position ─► window means
+
+No [B·T, V] tensor exists: each model's head runs on a few rows at a time.
+
+Shapes: B windows, T positions, D hidden, V vocabulary, N = B·T rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rskd.causal_lm import OutputHead
+from rskd.evaluation.acceptance import acceptance, top1_agreement
+from rskd.evaluation.calibration import ReliabilityBins
+
+TEACHER = "teacher"
+METRICS = ("lm_loss", "ece", "top1_agreement", "acceptance", "kl_to_teacher")
+_MEANS = ("lm_loss", "top1_agreement", "acceptance", "kl_to_teacher")  # of METRICS those that are means over positions
+_LOGITS_PER_CHUNK = 2**24  # 64 MiB in float32, for each model
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model as evaluation sees it: `hidden` maps input ids [B, T] to [B, T, D], `head` that to logits."""
+
+    hidden: Callable[[Tensor], Tensor]
+    head: OutputHead
+
+
+class Comparison:
+    """Metrics of a teacher and of students against it, over batches of windows.
+
+    Token ids from `vocab_size` on (padded vocabulary) have no part in any distribution.
+    """
+
+    def __init__(
+        self, teacher: LanguageModel, students: Mapping[str, LanguageModel], *, vocab_size: int, num_bins: int = 15
+    ):
+        self._models = {TEACHER: teacher, **students}
+        self._vocab_size = vocab_size
+        self._window_means: dict[str, list[Tensor]] = {name: [] for name in self._models}
+        self._bins = {name: ReliabilityBins(num_bins) for name in self._models}
+
+    @torch.inference_mode()
+    def add(self, input_ids: Tensor) -> None:
+        """Add B windows, int64 [B, T+1]: positions 0..T-1 predict tokens 1..T."""
+        inputs_BT, labels_N = input_ids[:, :-1], input_ids[:, 1:].flatten()
+        hidden = {name: model.hidden(inputs_BT).flatten(0, 1) for name, model in self._models.items()}
+        num_rows = max(1, _LOGITS_PER_CHUNK // self._vocab_size)
+        chunks = {name: [] for name in self._models}
+        for start in range(0, len(labels_N), num_rows):
+            rows = slice(start, start + num_rows)
+            labels = labels_N[rows].to(hidden[TEACHER].device)
+            teacher_logits = self._logits(TEACHER, hidden[TEACHER][rows])
+            for name in self._models:
+                is_teacher = name == TEACHER
+                logits = teacher_logits if is_teacher else self._logits(name, hidden[name][rows])
+                values = _position_values(logits, teacher_logits, labels)
+                self._bins[name].add(values.pop("confidence"), values.pop("correct"))
+                chunks[name].append(torch.stack(list(values.values())))
+        for name, values in chunks.items():
+            per_window = torch.cat(values, dim=1).unflatten(1, inputs_BT.shape)
+            self._window_means[name].append(per_window.double().mean(2).cpu())
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """For the teacher and each student: METRICS, `standard_error` (clustered by window), `reliability` (bins)."""
+        return {name: self._result(name) for name in self._models}
+
+    def _result(self, name: str) -> dict[str, Any]:
+        means = torch.cat(self._window_means[name], dim=1)  # [metrics, windows]
+        metrics = dict(zip(_MEANS, means.mean(1).tolist(), strict=True)) | {"ece": self._bins[name].ece}
+        num_windows = means.shape[1]
+        errors = (means.std(1) / math.sqrt(num_windows)).tolist() if num_windows > 1 else [None] * len(_MEANS)
+        return {metric: metrics[metric] for metric in METRICS} | {
+            "standard_error": dict(zip(_MEANS, errors, strict=True)),
+            "reliability": self._bins[name].to_dict(),
+        }
+
+    def _logits(self, name: str, hidden: Tensor) -> Tensor:
+        return self._models[name].head.logits(hidden)[:, : self._vocab_size]
+
+
+def _position_values(logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Values [N] of each position: _MEANS in their order, then the top-1 `confidence` and whether it is `correct`."""
+    log_probs, teacher_log_probs = logits.log_softmax(-1), teacher_logits.log_softmax(-1)
+    top1 = log_probs.max(-1)
+    return {
+        "lm_loss": F.nll_loss(log_probs, labels, reduction="none"),
+        "top1_agreement": top1_agreement(logits, teacher_logits),
+        "acceptance": acceptance(logits, teacher_logits),
+        "kl_to_teacher": F.kl_div(log_probs, teacher_log_probs, reduction="none", log_target=True).sum(-1),
+        "confidence": top1.values.exp(),
+        "correct": top1.indices == labels,
+    }
+
+
+def pct_ce_to_fullkd(loss: float, *, ce: float, full_kd: float) -> float | None:
+    """How much of the way from cross-entropy to full distillation a student has gone, in percent (paper, Table 1).
+
+        100 · (L_CE - L) / (L_CE - L_FullKD)
+
+    None where the two ends are equal.
+    """
+    return 100 * (ce - loss) / (ce - full_kd) if ce != full_kd else None
