@@ -264,6 +264,8 @@ class DistillConfig(Section):
         if self.samplings is not None and self.sampling != SamplingConfig():
             raise ValueError("sampling and samplings exclude each other: move sampling into samplings")
         for name, spec in self.student_specs.items():
+            if name in ("teacher", "skipped"):
+                raise ValueError(f"students.{name}: the name stands for something else in the results, choose another")
             if spec.objective.kind == "sparse_kd" and spec.sampling not in self.cache_samplings:
                 known = ", ".join(self.cache_samplings)
                 raise ValueError(f"students.{name}.sampling={spec.sampling!r} is not in samplings ({known})")

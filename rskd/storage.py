@@ -8,6 +8,7 @@ temporary file; on S3 a conditional put (If-None-Match).
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,6 +105,18 @@ class Store:
                 self.fs.rm_file(self.full_path(name))
             except FileNotFoundError:
                 pass
+
+    @contextmanager
+    def local_copy(self) -> Iterator[str]:
+        """Path of a local directory with the files directly in the folder: the folder itself, or a download of it."""
+        if self.is_local:
+            yield self.path
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            for name in self.list():
+                with self._errors(name):
+                    self.fs.get_file(self.full_path(name), f"{directory}/{name}")
+            yield directory
 
     def check_writable(self) -> None:
         """ConfigError if nothing can be written here (StoreAccessError if the store refuses the credentials)."""

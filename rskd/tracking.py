@@ -12,7 +12,6 @@ import functools
 import json
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -120,7 +119,7 @@ class Run:
         """
         from mlflow.entities import LoggedModelOutput
 
-        with self._forgiving(f"model {name}"), _local_copy(Store(uri)) as directory:
+        with self._forgiving(f"model {name}"), Store(uri).local_copy() as directory:
             model = self._client.create_logged_model(
                 self.experiment_id, name=name, source_run_id=self.run_id, model_type="transformers", tags={"uri": uri}
             )
@@ -274,16 +273,6 @@ def _file_lock(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-@contextmanager
-def _local_copy(store: Store) -> Iterator[str]:
-    if store.is_local:
-        yield store.path
-        return
-    with tempfile.TemporaryDirectory() as directory:
-        store.fs.get(f"{store.path}/", directory, recursive=True)
-        yield directory
 
 
 def _absolute(store: Store) -> str:
