@@ -36,6 +36,11 @@ class Store:
     def is_local(self) -> bool:
         return isinstance(self.fs, LocalFileSystem)
 
+    @property
+    def absolute_uri(self) -> str:
+        """The URI as a process with another working directory must call it."""
+        return str(Path(self.path).resolve()) if self.is_local else self.uri
+
     def child(self, name: str) -> Store:
         return Store(f"{self.uri}/{name}")
 

@@ -104,7 +104,7 @@ class Run:
             name=name,
             digest=manifest["digest"][:_DIGEST_LENGTH],
             source_type="local" if store.is_local else "s3",
-            source=json.dumps({"uri": _absolute(store)}),
+            source=json.dumps({"uri": store.absolute_uri}),
             profile=json.dumps({"manifest_digest": manifest["digest"]} | manifest.get("totals", {})),
         )
         with self._forgiving(f"dataset {name}"):
@@ -155,7 +155,7 @@ def distillation(config: DistillConfig) -> Run:
     Raises ConfigError if MLflow cannot be reached.
     """
     tracking_uri = _tracking_uri(config)
-    home = _absolute(Store(config.home))
+    home = Store(config.home).absolute_uri
     with _explained(tracking_uri), _one_at_a_time(tracking_uri):
         client = _client(tracking_uri)
         experiment_id = _experiment(client, config)
@@ -231,7 +231,7 @@ def _experiment(client: MlflowClient, config: DistillConfig) -> str:
     if found is not None:
         return found.experiment_id
     store = Store(f"{config.storage.root.rstrip('/')}/mlartifacts")
-    location = _absolute(store) if config.tracking.uri is None else None  # else the server's own
+    location = store.absolute_uri if config.tracking.uri is None else None  # else the server's own
     return client.create_experiment(config.tracking.experiment, artifact_location=location)
 
 
@@ -273,7 +273,3 @@ def _file_lock(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _absolute(store: Store) -> str:
-    return str(Path(store.path).resolve()) if store.is_local else store.uri

@@ -103,11 +103,9 @@ def _position_values(logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> 
     }
 
 
-def pct_ce_to_fullkd(loss: float, *, ce: float, full_kd: float) -> float | None:
-    """How much of the way from cross-entropy to full distillation a student has gone, in percent (paper, Table 1).
+def pct_ce_to_fullkd(loss: float, *, ce: float, full_kd: float) -> float:
+    """How far a student's loss has come from that of cross-entropy to that of full KD, in percent (paper, Table 1).
 
-        100 · (L_CE - L) / (L_CE - L_FullKD)
-
-    None where the two ends are equal.
+    100 · (L_CE - L) / (L_CE - L_FullKD)
     """
-    return 100 * (ce - loss) / (ce - full_kd) if ce != full_kd else None
+    return 100 * (ce - loss) / (ce - full_kd)

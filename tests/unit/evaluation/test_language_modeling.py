@@ -108,4 +108,3 @@ def test_one_window_has_no_standard_error(teacher: PreTrainedModel, windows: tor
 def test_pct_ce_to_fullkd():
     assert pct_ce_to_fullkd(2.9, ce=3.0, full_kd=2.8) == pytest.approx(50)
     assert pct_ce_to_fullkd(3.1, ce=3.0, full_kd=2.8) == pytest.approx(-50)
-    assert pct_ce_to_fullkd(3.1, ce=3.0, full_kd=3.0) is None

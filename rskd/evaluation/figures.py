@@ -1,0 +1,105 @@
+"""Figures of a distillation, as plotly objects: for the report and for tracking."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe for the colour-blind
+_GREY, _GRID = "#6b7280", "#e5e7eb"
+_FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": "#1f2937"}
+
+
+def loss_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> go.Figure:
+    """Training loss by tokens for each student; `logs` are the records {tokens, loss, ...} of its steps.
+
+    The steps themselves are faint, a running mean over about a twentieth of them is drawn strongly.
+    """
+    figure = go.Figure()
+    for name, color in _colors(logs).items():
+        tokens = [record["tokens"] for record in logs[name]]
+        losses = [record["loss"] for record in logs[name]]
+        line = {"x": tokens, "mode": "lines", "name": name, "legendgroup": name}
+        figure.add_scatter(
+            **line, y=losses, line={"color": color, "width": 1}, opacity=0.3, hoverinfo="skip", showlegend=False
+        )
+        figure.add_scatter(
+            **line,
+            y=_running_mean(losses, decay=1 - 1 / max(1, len(losses) / 20)),
+            line={"color": color, "width": 2},
+            hovertemplate="%{y:.3f} nats/token after %{x:,} tokens",
+        )
+    figure.update_xaxes(title="training tokens", rangemode="tozero")
+    figure.update_yaxes(title="training loss, nats/token")
+    return _styled(figure, height=420, showlegend=True, hovermode="x unified")
+
+
+def reliability_diagrams(evaluated: Mapping[str, Mapping[str, Any]]) -> go.Figure:
+    """Accuracy by confidence, a panel for each model; `evaluated` holds its `ece` and `reliability` bins.
+
+    A bar below the diagonal is over-confidence. Darker bars hold more of the tokens.
+    """
+    num_columns = min(4, len(evaluated))
+    num_rows = math.ceil(len(evaluated) / num_columns)
+    titles = [f"{name}<br><sup>ECE {100 * model['ece']:.1f} %</sup>" for name, model in evaluated.items()]
+    figure = make_subplots(
+        num_rows, num_columns, subplot_titles=titles, shared_yaxes=True, vertical_spacing=0.32 / num_rows
+    )
+    for index, (name, color) in enumerate(_colors(evaluated).items()):
+        place = {"row": index // num_columns + 1, "col": index % num_columns + 1}
+        bins = evaluated[name]["reliability"]
+        num_bins, total = len(bins["count"]), max(1, sum(bins["count"]))
+        shares = [count / total for count in bins["count"]]
+        figure.add_bar(
+            x=[(bin + 0.5) / num_bins for bin in range(num_bins)],
+            y=bins["accuracy"],
+            width=0.92 / num_bins,
+            marker={"color": color, "opacity": [0.25 + 0.75 * (share / max(shares)) ** 0.5 for share in shares]},
+            customdata=[[confidence, share] for confidence, share in zip(bins["confidence"], shares, strict=True)],
+            hovertemplate="confidence %{customdata[0]:.3f}<br>accuracy %{y:.3f}<br>%{customdata[1]:.1%} of the tokens"
+            f"<extra>{name}</extra>",
+            **place,
+        )
+        figure.add_scatter(
+            x=[0, 1],
+            y=[0, 1],
+            mode="lines",
+            line={"color": _GREY, "dash": "dot", "width": 1},
+            hoverinfo="skip",
+            **place,
+        )
+        figure.update_xaxes(title="confidence", range=[0, 1], **place)
+    figure.update_yaxes(range=[0, 1])
+    figure.update_yaxes(title="accuracy", col=1)
+    return _styled(figure, height=90 + 260 * num_rows, showlegend=False)
+
+
+def _colors(names: Mapping[str, Any]) -> dict[str, str]:
+    """Color of each model; the teacher is grey, so that a student has one colour in every figure."""
+    students = [name for name in names if name != "teacher"]
+    colors = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(students)}
+    return {name: colors.get(name, _GREY) for name in names}
+
+
+def _running_mean(values: Sequence[float], decay: float) -> list[float]:
+    """Exponential running mean that starts at the first value."""
+    return list(accumulate(values, lambda mean, value: decay * mean + (1 - decay) * value))
+
+
+def _styled(figure: go.Figure, **layout: Any) -> go.Figure:
+    figure.update_layout(
+        template="plotly_white",
+        font=_FONT,
+        margin={"l": 60, "r": 20, "t": 56, "b": 56},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        **layout,
+    )
+    figure.update_xaxes(gridcolor=_GRID, zeroline=False)
+    return figure.update_yaxes(gridcolor=_GRID, zeroline=False)
