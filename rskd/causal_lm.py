@@ -9,38 +9,19 @@ Shapes: B batch, T positions, D hidden, V rows of the head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-
-@dataclass(frozen=True)
-class OutputHead:
-    """What turns hidden states into logits: `softcap·tanh((hidden·scale @ weight.T + bias) / softcap)`.
-
-    `scale` is folded into the hidden states by `hidden_states`, so that a plain linear head is left.
-    """
-
-    weight: Tensor  # [V, D]
-    bias: Tensor | None = None  # [V]
-    softcap: float | None = None
-
-    def logits(self, hidden: Tensor, vocab_size: int | None = None) -> Tensor:
-        """float32 logits [..., V] of `hidden` [..., D]; ids from `vocab_size` on are -inf (padded vocabulary)."""
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        if vocab_size is not None and vocab_size < logits.shape[-1]:
-            logits[..., vocab_size:] = -torch.inf
-        return logits
+from rskd.output_head import OutputHead
 
 
 def output_head(model: PreTrainedModel) -> OutputHead:
     """The output head of any causal LM of Transformers; tied weights are the embedding's own tensor."""
     head = model.get_output_embeddings()
-    return OutputHead(head.weight, getattr(head, "bias", None), getattr(_text_config(model), "final_logit_softcapping", None))
+    return OutputHead(
+        head.weight, getattr(head, "bias", None), getattr(_text_config(model), "final_logit_softcapping", None)
+    )
 
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:

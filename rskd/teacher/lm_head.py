@@ -1,0 +1,109 @@
+"""From hidden states to sparse targets, a few rows at a time: [R, V] logits never exist for all R rows at once.
+
+    hidden ─► chunk of rows ─► logits ─► Distribution ─┬─► draw, once a sampling
+                                                       └─► statistics
+
+A chunk's size depends on V and the samplings alone. Draws are the same for equal logits; a matrix product may round
+differently with another number of rows, so logits, and at their edges draws, repeat for equally cut batches.
+
+Shapes: ... any leading shape, R rows (all leading dimensions flattened), D hidden, V vocabulary, K unique tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rskd.output_head import OutputHead
+from rskd.sparse_targets import SparseTargets
+from rskd.teacher.sampling import Distribution, Drawn, Method, Sampling, concatenate, draw, flat_keys, rows_per_chunk
+
+STATISTICS = ("label_logprob", "entropy", "top1")
+
+
+@dataclass(frozen=True)
+class SampledRows:
+    """What one pass over the rows gave."""
+
+    drawn: dict[str, Drawn]  # by the name of the sampling
+    statistics: dict[str, Tensor]  # [R]: label_logprob, entropy float32 (nats), top1 int64
+
+
+def sample_from_hidden(
+    hidden: Tensor,
+    lm_head_weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    vocab_size: int | None = None,
+    method: Method = "systematic",
+    num_samples: int = 22,
+    temperature: float = 1.0,
+    k: int | None = None,
+    p: float | None = None,
+    seed: int = 0,
+    keys: Tensor | None = None,
+) -> SparseTargets:
+    """Sparse targets [..., K] of a teacher's hidden states.
+
+    `sample_targets(softcap * tanh((hidden @ lm_head_weight.T + bias) / softcap), ...)`, in chunks of rows.
+
+    `hidden` [..., D] and `lm_head_weight` [V, D] have one dtype; logits are float32 from there on. Ids from
+    `vocab_size` on are padding and never drawn. The other options, and the errors, are those of `sample_targets`.
+    """
+    sampling = Sampling(method, num_samples, temperature, k, p, seed)
+    head = OutputHead(lm_head_weight, bias, softcap)
+    rows = sample_rows(hidden, head, {"": sampling}, keys, vocab_size=vocab_size)
+    return rows.drawn[""].targets(sampling).reshape(*hidden.shape[:-1])
+
+
+@torch.no_grad()
+def sample_rows(
+    hidden: Tensor,
+    head: OutputHead,
+    samplings: Mapping[str, Sampling],
+    keys: Tensor | None = None,
+    *,
+    vocab_size: int | None = None,
+    labels: Tensor | None = None,
+    statistics: Iterable[str] = (),
+) -> SampledRows:
+    """Several samplings and statistics of `hidden` [..., D] from one pass over its logits.
+
+    `labels` int64 [...] are the next tokens, which label_logprob needs. `keys` as in `sample_targets`.
+    Raises ValueError for an unknown statistic, missing labels, a `vocab_size` beyond the head, non-finite logits.
+    """
+    names = tuple(statistics)
+    if unknown := set(names) - set(STATISTICS):
+        raise ValueError(f"statistics must be of {', '.join(STATISTICS)}, got {', '.join(sorted(unknown))}")
+    if "label_logprob" in names and labels is None:
+        raise ValueError("label_logprob needs labels: pass the next tokens")
+    head = head.narrow(vocab_size)
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    keys = flat_keys(keys, hidden.shape[:-1], hidden.device)
+    chunk = rows_per_chunk(len(head.weight), samplings.values(), hidden.device)
+    drawn: dict[str, list[Drawn]] = {name: [] for name in samplings}
+    measured: dict[str, list[Tensor]] = {name: [] for name in names}
+    for start in range(0, max(len(rows), 1), chunk):
+        part = slice(start, start + chunk)
+        distribution = Distribution.of(head.logits(rows[part]))
+        for name, sampling in samplings.items():
+            drawn[name].append(draw(distribution, sampling, keys[part]))
+        for name in names:
+            measured[name].append(_measure(name, distribution, None if labels is None else labels.reshape(-1)[part]))
+    return SampledRows(
+        {name: concatenate(parts) for name, parts in drawn.items()},
+        {name: torch.cat(parts) for name, parts in measured.items()},
+    )
+
+
+def _measure(statistic: str, distribution: Distribution, labels: Tensor | None) -> Tensor:
+    if statistic == "entropy":
+        return distribution.entropy().float()
+    if statistic == "top1":
+        return distribution.logits.argmax(-1)
+    assert labels is not None
+    return distribution.log_probabilities(labels[:, None])[:, 0].float()
