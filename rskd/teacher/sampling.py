@@ -26,8 +26,6 @@ from rskd.sparse_targets import SparseTargets
 
 BLOCK = 128  # ids that are summed before the running sum: part of what makes draws repeat
 CHUNK_BYTES_CPU = 32 * 2**20  # of the rows in work at once; malloc does not recycle more, which takes twice the time
-    32 * 2**20
-)  # what the rows in work at once may take: more is not recycled by malloc, and twice as slow
 CHUNK_BYTES_GPU = 512 * 2**20  # fewer rows would leave a GPU waiting for the weights of the head
 _FLOAT64_BYTES = 8
 
