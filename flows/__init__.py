@@ -1,0 +1,6 @@
+"""Prefect flows: the only place that imports prefect. Each composes stages of `rskd.jobs`.
+
+    distill ─► pack_corpus ─► cache_logits ─► train_student (each) ─► evaluate_students ─► report
+
+Start one with `python -m flows.distill CONFIG.yaml`, or from the Prefect UI after `make serve`.
+"""

@@ -53,9 +53,13 @@ class Outcome:
 
 def main() -> NoReturn:
     """Entry point of the `rskd` command."""
+    run_app(app)
+
+
+def run_app(app: typer.Typer) -> NoReturn:
+    """Run an app whose commands return an Outcome, on the process's arguments, and exit with its code."""
     args = sys.argv[1:]
-    flags = {"--json", "--debug"}
-    verbs = [arg for arg in args if arg not in flags]
+    verbs = [arg for arg in args if arg not in ("--json", "--debug")]
     sys.exit(run(lambda: app(verbs, standalone_mode=False), as_json="--json" in args, debug="--debug" in args))
 
 

@@ -1,0 +1,68 @@
+"""The whole way: pack ─► cache ─► train each student ─► evaluate ─► report.
+
+    python -m flows.distill CONFIG.yaml [--set section.key=value]...
+
+A stage whose output exists and matches is skipped, visibly.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from prefect import flow
+from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
+
+from flows.cache_logits import cache_logits
+from flows.evaluate_student import evaluate_student
+from flows.pack_corpus import pack_corpus
+from flows.stage import run_stage
+from flows.train_student import train_student
+from rskd.cli import Outcome, SetOption, run_app
+from rskd.config import DistillConfig, load_config
+
+
+@flow(name="distill", flow_run_name="distill-{config.name}")
+def distill(config: DistillConfig) -> dict[str, Any]:
+    """Distil the teacher into every student of the configuration, evaluate them, and write the report."""
+    from rskd.report import write_report
+    from rskd.tracking import distillation
+
+    students = list(config.student_specs)
+    num_stages = 4 + len(students)
+    progress = create_progress_artifact(progress=0.0, key="distill-progress", description=f"Stages of {config.name}")
+
+    def finished(stages: int) -> None:
+        update_progress_artifact(artifact_id=progress, progress=100.0 * stages / num_stages)
+
+    corpus = pack_corpus(config)
+    finished(1)
+    caches = cache_logits(config)
+    finished(2)
+    trained = {}
+    for index, student in enumerate(students):
+        trained[student] = train_student(config, student)
+        finished(3 + index)
+    metrics = evaluate_student(config)
+    finished(num_stages - 1)
+    report = run_stage("report", write_report, config)
+    finished(num_stages)
+
+    create_link_artifact(key="report", link=Path(report).absolute().as_uri() if "://" not in report else report)
+    create_link_artifact(key="mlflow", link=distillation(config).url, description="MLflow runs of this distillation")
+    return {"corpus": corpus, "caches": caches, "students": trained, "metrics": metrics, "report": report}
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def main(config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml")], overrides: SetOption = None) -> Outcome:
+    """Run the whole distillation of a configuration."""
+    result = distill(load_config(config, overrides or ()))
+    return Outcome(result, "held-out metrics", {"report": result["report"]})
+
+
+if __name__ == "__main__":
+    run_app(app)

@@ -1,0 +1,18 @@
+"""Evaluate: students and teacher on the held-out windows ─► metrics and reliability diagrams."""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.stage import publish, run_stage
+from rskd.config import DistillConfig
+
+
+@flow(name="evaluate-student", flow_run_name="evaluate-{config.name}")
+def evaluate_student(config: DistillConfig) -> dict[str, Any]:
+    """Evaluate every student of the configuration, and the teacher, in one pass of the teacher."""
+    from rskd.jobs.evaluate import evaluate_students as stage
+
+    metrics = run_stage("evaluate", stage, config)
+    publish("metrics", f"Held-out metrics of {config.name}", {k: v for k, v in metrics.items() if isinstance(v, dict)})
+    return metrics

@@ -1,0 +1,46 @@
+"""What every flow does around a stage: retry what may pass, and publish what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from rskd.errors import ConfigError, OutputError, explained_by
+
+
+def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
+    """Retry a lost worker or a store that went away; never a wrong config or a corrupt output."""
+    try:
+        state.result()
+    except Exception as error:
+        return not isinstance(explained_by(error), ConfigError | OutputError)
+    return False
+
+
+@task(
+    task_run_name="{name}",
+    retries=2,
+    retry_delay_seconds=[10, 60],
+    retry_condition_fn=_may_pass,
+    cache_policy=NO_CACHE,
+)
+def run_stage(name: str, stage: Callable[..., Any], *args: Any) -> Any:
+    """Run one stage of `rskd.jobs`; a stage resumes from what it committed, so a retry loses nothing."""
+    return stage(*args)
+
+
+def publish(key: str, description: str, summaries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Show summaries as a table artifact, one row for each, and say in the log which were skipped."""
+    logger = get_run_logger()
+    for name, summary in summaries.items():
+        if summary.get("skipped"):
+            logger.info("%s: already there and matching, skipped", name)
+    rows = [
+        {"name": name} | {column: value for column, value in summary.items() if not isinstance(value, dict | list)}
+        for name, summary in summaries.items()
+    ]
+    create_table_artifact(key=key, table=rows, description=description)

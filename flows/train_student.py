@@ -1,0 +1,18 @@
+"""Train students: cache ─► loader ─► loss and DDP ─► Hugging Face directories."""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.stage import publish, run_stage
+from rskd.config import DistillConfig
+
+
+@flow(name="train-student", flow_run_name="train-{config.name}-{student}")
+def train_student(config: DistillConfig, student: str = "default") -> dict[str, Any]:
+    """Train one student of the configuration with Ray Train."""
+    from rskd.jobs.train import train_student as stage
+
+    summary = run_stage(f"train {student}", stage, config, student)
+    publish("student", f"Training of {student} of {config.name}", {student: summary})
+    return summary
