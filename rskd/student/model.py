@@ -71,14 +71,14 @@ def build_student(
     )
     if config.init == "checkpoint":
         assert config.model is not None  # StudentConfig checks it
-        return load_model(config.model, attention=config.attention)
+        return load_model(config.model, config.attention)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student = AutoModelForCausalLM.from_config(
             architecture, dtype=torch.float32, attn_implementation=config.attention
         )
     if config.init == "teacher_layers":
-        copy_layers(load_model(teacher_dir, attention=config.attention), student)
+        copy_layers(load_model(teacher_dir, config.attention), student)
     return student
 
 
@@ -111,7 +111,7 @@ def student_architecture(
     return architecture
 
 
-def load_model(directory: str, *, attention: str) -> PreTrainedModel:
+def load_model(directory: str, attention: str) -> PreTrainedModel:
     """A pretrained causal LM (directory or hub id) in fp32 on the CPU; safetensors only. Raises ConfigError."""
     try:
         return AutoModelForCausalLM.from_pretrained(
@@ -133,7 +133,8 @@ def kept_layers(num_teacher_layers: int, num_layers: int) -> list[int]:
 def copy_layers(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
     """Copy embeddings, final norm, head and the layers `kept_layers` of `teacher` into a shallower `student`."""
     prefix = next(name for name, module in teacher.named_modules() if module is teacher.get_decoder().layers) + "."
-    kept = kept_layers(len(teacher.get_decoder().layers), len(student.get_decoder().layers))
+    depth, kept_depth = (model.config.get_text_config().num_hidden_layers for model in (teacher, student))
+    kept = kept_layers(depth, kept_depth)
     renamed = {f"{prefix}{old}.": f"{prefix}{new}." for new, old in enumerate(kept)}
     state = {}
     for name, tensor in teacher.state_dict().items():

@@ -1,0 +1,19 @@
+"""When Ray Train should not restart. Light on purpose: its controller process imports this and nothing else of rskd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.train import UserCallback
+
+from rskd.errors import RskdError
+
+
+class GiveUpOnExplainedErrors(UserCallback):
+    """A restart mends a lost worker, not a corrupt part or a loss that diverged: those end the run at once."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raised here, in the controller, an error is not retried."""
+        for error in worker_exceptions.values():
+            if isinstance(error, RskdError):
+                raise error

@@ -1,0 +1,272 @@
+"""Train a student: cache ─► Ray Train workers (DDP) ─► checkpoints ─► Hugging Face directory.
+
+    driver: check inputs ─► TorchTrainer ─► export the last checkpoint ─► training_log.jsonl, rskd.json (last)
+               ▲                │
+               └── queue of the metrics of every step: progress bar and tracking
+
+A run is named by the digest of all that its result depends on. So Ray Train finds the newest checkpoint of the same run
+by itself, after a lost worker as after a lost driver, and a changed configuration starts anew.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.train import (
+    CheckpointConfig,
+    ControllerError,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+)
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Queue
+
+from rskd import records, tracking
+from rskd.cache.reader import LogitCache
+from rskd.config import DistillConfig, StudentSpec, TrainConfig
+from rskd.corpus.packed_corpus import PackedCorpus
+from rskd.corpus.tokenizer import end_of_text_id, load_tokenizer, tokenizer_fingerprint
+from rskd.errors import CacheMismatchError, ConfigError, RskdError
+from rskd.jobs.failures import GiveUpOnExplainedErrors
+from rskd.jobs.ray_session import ensure_ray
+from rskd.jobs.train_worker import TrainingRun, train_worker
+from rskd.progress import progress_bar
+from rskd.storage import Store
+from rskd.student.checkpoint import LOG_FILE, export_checkpoint
+from rskd.student.model import student_architecture
+from rskd.teacher.model_files import resolve_model, weights_fingerprint
+
+RESULT_FILE = "rskd.json"
+# How a run is executed: its result does not depend on that, but for the order of floating-point sums.
+_EXECUTION = {"micro_batch", "workers", "gpus_per_worker", "threads_per_worker", "checkpoint_every", "max_failures"}
+
+
+def train_student(config: DistillConfig, student: str = "default") -> dict[str, Any]:
+    """Train one student of `config` and write it to `config.student_uri(student)`; skipped if it is there and matches.
+
+    Returns uri, steps, tokens, loss (of the last step, nats/token), tokens_per_s, seconds, and `skipped`.
+
+    Raises ConfigError for a wrong config or path, MissingOutputError and CacheMismatchError for the corpus or cache,
+    NonFiniteError for a loss that diverged. None of them is retried; a lost worker is, from the newest checkpoint.
+    """
+    run, source = _prepare(config, student)
+    recipe = _recipe(config.student_specs[student], run, source)
+    target = Store(config.student_uri(student))
+    done = records.read(target, RESULT_FILE)
+    if done is not None and done["recipe"] == recipe:
+        return done["summary"] | {"skipped": True}
+
+    ensure_ray(config.ray)
+    started = time.monotonic()
+    with tracking.stage(config, "train", student) as tracked:
+        tracked.dataset(source.uri, source.manifest.to_dict(), name=source.uri.rsplit("/", 1)[-1])
+        with _followed(f"train {student}", run.spec.train.steps, tracked) as updates:
+            checkpoint = _fit(
+                run,
+                updates,
+                Store(config.checkpoints_uri(student)),
+                name=records.digest(recipe)[:16],
+                on_cluster=config.ray.address is not None,
+            )
+        summary = _publish(checkpoint, target) | {"seconds": time.monotonic() - started}
+        records.write(target, RESULT_FILE, {"recipe": recipe, "summary": summary})
+        tracked.model(target.uri, name=student)
+    return summary | {"skipped": False}
+
+
+def _prepare(config: DistillConfig, student: str) -> tuple[TrainingRun, LogitCache | PackedCorpus]:
+    """Check the config and the paths it names, then the outputs of earlier stages."""
+    if student not in config.student_specs:
+        raise ConfigError(f"student {student} is not in students ({', '.join(config.student_specs)}): name one of them")
+    spec = config.student_specs[student]
+    Store(config.storage.root).check_writable()
+    teacher_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
+    tokenizer_name = _absolute(config.corpus.tokenizer or teacher_dir)
+    tokenizer = load_tokenizer(tokenizer_name)
+    if spec.student.model is not None:
+        located = spec.student.model_copy(update={"model": _absolute(spec.student.model)})
+        spec = spec.model_copy(update={"student": located})
+    fit = {"vocab_size": len(tokenizer), "seq_len": config.corpus.seq_len, "end_of_text_id": end_of_text_id(tokenizer)}
+    student_architecture(spec.student, teacher_dir=teacher_dir, **fit)
+    source = _open_source(config, spec, tokenizer_fingerprint(tokenizer))
+    run = TrainingRun(
+        spec=spec,
+        teacher=config.teacher,
+        teacher_dir=teacher_dir,
+        tokenizer=tokenizer_name,
+        source_uri=Store(source.uri).absolute_uri,
+        isolate_documents=config.corpus.isolate_documents,
+        hard_threshold=_hard_threshold(source, spec),
+        **fit,
+    )
+    return run, source
+
+
+def _open_source(config: DistillConfig, spec: StudentSpec, tokenizer: str) -> LogitCache | PackedCorpus:
+    """The cache (sparse_kd) or the packed corpus, checked against `config` and the tokenizer's fingerprint.
+
+    Both give the same windows in the same order, so students that differ in their objective alone are paired.
+    """
+    expected = {
+        "corpus.seq_len": config.corpus.seq_len,
+        "corpus.seed": config.corpus.seed,
+        "corpus.isolate_documents": config.corpus.isolate_documents,
+        "tokenizer fingerprint": tokenizer,
+    }
+    corpus_store = Store(config.corpus_uri("train"))
+    if spec.objective.kind == "sparse_kd":
+        source = LogitCache.open(config.cache_uri(spec.sampling))
+        corpus = source.manifest.corpus
+        if corpus_store.exists("manifest.json"):  # a cache is enough to train from
+            expected["corpus fingerprint"] = PackedCorpus.open(corpus_store.uri).manifest.fingerprint
+    else:
+        source = PackedCorpus.open(corpus_store.uri)
+        corpus = asdict(source.manifest)
+    found = {
+        "corpus.seq_len": corpus["seq_len"],
+        "corpus.seed": corpus["seed"],
+        "corpus.isolate_documents": corpus["isolate_documents"],
+        "tokenizer fingerprint": source.manifest.tokenizer["fingerprint"],
+        "corpus fingerprint": corpus["fingerprint"],
+    }
+    for name, value in expected.items():
+        if found[name] != value:
+            raise CacheMismatchError(
+                f"{source.uri} was made with {name} {found[name]}, not {value}: undo the change, or choose another name"
+            )
+    batch = spec.train.global_batch
+    if source.num_rows < batch:
+        raise ConfigError(f"train.global_batch={batch} exceeds the {source.num_rows} windows of {source.uri}: lower it")
+    return source
+
+
+def _hard_threshold(source: LogitCache | PackedCorpus, spec: StudentSpec) -> float | None:
+    """Log-probability of the label at `hard_percentile` of the cache; None where all tokens weigh the same."""
+    if spec.objective.hard_easy_ratio == 1.0:
+        return None
+    histogram = source.manifest.histograms.get("label_logprob")
+    if histogram is None:
+        raise CacheMismatchError(
+            f"{source.uri} has no label_logprob, which hard_easy_ratio needs: add it to sampling.statistics under "
+            "another name, or set hard_easy_ratio=1"
+        )
+    return percentile(histogram, spec.objective.hard_percentile)
+
+
+def _fit(run: TrainingRun, updates: Queue, checkpoints: Store, *, name: str, on_cluster: bool) -> Store:
+    """Run the workers to the last step, from the newest checkpoint of the run `name`; the last two are kept.
+
+    Returns the last checkpoint.
+    """
+    config = run.spec.train
+    trainer = TorchTrainer(
+        partial(train_worker, run, updates),
+        scaling_config=_scaling(config, on_cluster=on_cluster),
+        run_config=RunConfig(
+            name=name,
+            storage_path=checkpoints.path,
+            storage_filesystem=None if checkpoints.is_local else PyFileSystem(FSSpecHandler(checkpoints.fs)),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=[GiveUpOnExplainedErrors()],
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        last = trainer.fit().checkpoint
+    except ControllerError as error:
+        if isinstance(error.controller_failure, RskdError):
+            raise error.controller_failure from None
+        raise
+    assert last is not None  # the last step saves one
+    return checkpoints.child(f"{name}/{Path(last.path).name}")
+
+
+def _scaling(config: TrainConfig, *, on_cluster: bool) -> ScalingConfig:
+    """On a cluster a worker reserves its threads; on one machine, which its workers share, one logical CPU."""
+    per_worker = {"CPU": float(config.threads_per_worker if on_cluster else 1), "GPU": config.gpus_per_worker}
+    if not on_cluster:
+        there = ray.cluster_resources()
+        for resource, amount in per_worker.items():
+            if amount * config.workers > there.get(resource, 0):
+                raise ConfigError(
+                    f"train.workers={config.workers} need {amount * config.workers:g} {resource} but this machine has "
+                    f"{there.get(resource, 0):g}: lower train.workers"
+                )
+    return ScalingConfig(
+        num_workers=config.workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=per_worker
+    )
+
+
+@contextmanager
+def _followed(description: str, steps: int, tracked: tracking.Run) -> Iterator[Queue]:
+    """A queue for the record of each step, which a thread shows and tracks as it comes.
+
+    A step that a restart repeats is shown once: it is the same, bit for bit.
+    """
+    updates = Queue(actor_options={"num_cpus": 0})
+
+    def follow(advance: Callable[..., None]) -> None:
+        last = 0
+        while (record := updates.get()) is not None:
+            step = record.pop("step")
+            if step > last:
+                advance(step - last, f"loss {record['loss']:.3f}")
+                tracked.metrics(record, step)
+                last = step
+
+    with progress_bar(description, steps) as advance, ThreadPoolExecutor(1, "metrics") as pool:
+        following = pool.submit(follow, advance)
+        try:
+            yield updates
+        finally:
+            updates.put(None)
+            following.result()
+            updates.shutdown()
+
+
+def _publish(checkpoint: Store, target: Store) -> dict[str, Any]:
+    """Replace the student in `target` by the one of `checkpoint`, with its log; what the log says of the training."""
+    target.remove(RESULT_FILE)  # first, so that a half-replaced student never counts as done
+    for name in target.list():
+        target.remove(name)
+    export_checkpoint(checkpoint.uri, target.uri)
+    log = checkpoint.read(LOG_FILE)
+    target.write(LOG_FILE, log)
+    steps = [json.loads(line) for line in log.splitlines()]
+    return {
+        "uri": target.uri,
+        "steps": len(steps),
+        "tokens": steps[-1]["tokens"],
+        "loss": steps[-1]["loss"],
+        "tokens_per_s": statistics.median(step["tokens_per_s"] for step in steps),
+    }
+
+
+def _recipe(spec: StudentSpec, run: TrainingRun, source: LogitCache | PackedCorpus) -> dict[str, Any]:
+    """All that the result depends on: what the config says, and digests of what it reads."""
+    inputs = {"source": source.manifest.digest}
+    if spec.student.init == "teacher_layers" or spec.objective.kind == "full_kd":
+        inputs["teacher"] = weights_fingerprint(run.teacher_dir)
+    model = run.spec.student.model
+    if spec.student.init == "checkpoint" and model is not None and Path(model).is_dir():
+        inputs["checkpoint"] = weights_fingerprint(model)
+    return {"spec": spec.model_dump(mode="json", exclude={"sampling": True, "train": _EXECUTION}), "inputs": inputs}
+
+
+def _absolute(name: str) -> str:
+    """A local path made absolute; anything else (hub id, s3://) as it is."""
+    return str(Path(name).resolve()) if "://" not in name and Path(name).exists() else name

@@ -1,0 +1,260 @@
+"""The training loop: plain functions over a student, an optimizer and the batches of a loader.
+
+    loader ─► batch of this rank ─► micro-batches ─► StudentLoss (summed) ─► gradients, averaged by DDP
+           ─► non-finite guard ─► clip ─► AdamW ─► log(step, metrics), save(step)
+
+Losses are summed over tokens and scaled by world_size / global number of tokens, since DDP averages gradients: the
+step does not depend on the number of workers or the size of a micro-batch. The model runs without dropout (paper,
+Table 14), so a step uses no random state and (weights, moments, step) are all that a checkpoint needs.
+
+Shapes: B windows of this rank, T positions, N = B·T tokens, D hidden, V vocabulary, K unique tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW, Optimizer
+from transformers import PreTrainedModel
+
+from rskd.cache.loader import CacheBatch, CacheLoader
+from rskd.causal_lm import document_positions, hidden_states, output_head
+from rskd.config import ObjectiveConfig, TrainConfig
+from rskd.errors import RskdError
+from rskd.sparse_targets import SparseTargets
+from rskd.student.objective import cross_entropy_loss, full_kd_loss, hard_easy_weights, sparse_kd_loss
+
+Log = Callable[[int, dict[str, float]], None]
+Save = Callable[[int], None]
+TeacherLogits = Callable[[Tensor], Tensor]
+
+
+class NonFiniteError(RskdError):
+    """A loss or a gradient is NaN or infinite; the weights are those of before the step."""
+
+
+class StudentLoss(nn.Module):
+    """A student and its objective as one module, so that DDP sees the backbone and the output head in one forward.
+
+    `end_of_text_id` isolates documents (None: it does not). `hard_threshold` is the log-probability of the label
+    under the teacher below which a token is hard. `teacher_logits` maps ids [B, T] to logits [B, T, V] (full_kd).
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        objective: ObjectiveConfig,
+        *,
+        vocab_size: int,
+        end_of_text_id: int | None = None,
+        hard_threshold: float | None = None,
+        teacher_logits: TeacherLogits | None = None,
+    ):
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self.vocab_size = vocab_size
+        self.end_of_text_id = end_of_text_id
+        self.hard_threshold = hard_threshold
+        self.teacher_logits = teacher_logits
+
+    def forward(
+        self, input_ids: Tensor, labels: Tensor, targets: SparseTargets | None, label_logprob: Tensor | None
+    ) -> Tensor:
+        """Summed loss in nats of ids and labels int64 [B, T], targets [B, T, K], label_logprob [B, T]."""
+        positions = None if self.end_of_text_id is None else document_positions(input_ids, self.end_of_text_id)
+        hidden_ND = hidden_states(self.student, input_ids, positions).flatten(0, 1)
+        labels_N = labels.flatten()
+        head = output_head(self.student)
+        shared: dict[str, Any] = {
+            "bias": head.bias,
+            "softcap": head.softcap,
+            "vocab_size": self.vocab_size,
+            "reduction": "sum",
+        }
+        objective = self.objective
+        if objective.kind == "ce":
+            return cross_entropy_loss(hidden_ND, head.weight, labels_N, **shared)
+        if objective.kind == "full_kd":
+            assert self.teacher_logits is not None
+            logits_NV = self.teacher_logits(input_ids).flatten(0, 1)
+            return full_kd_loss(hidden_ND, head.weight, logits_NV, labels_N, ce_weight=objective.ce_weight, **shared)
+        assert targets is not None
+        return sparse_kd_loss(
+            hidden_ND,
+            head.weight,
+            targets.reshape(len(labels_N)),
+            labels_N,
+            ce_weight=objective.ce_weight,
+            token_weights=self._token_weights(label_logprob),
+            impl=objective.impl,
+            **shared,
+        )
+
+    def _token_weights(self, label_logprob: Tensor | None) -> Tensor | None:
+        if self.objective.hard_easy_ratio == 1.0:
+            return None
+        assert label_logprob is not None
+        assert self.hard_threshold is not None
+        return hard_easy_weights(
+            label_logprob.flatten(),
+            threshold=self.hard_threshold,
+            ratio=self.objective.hard_easy_ratio,
+            hard_fraction=self.objective.hard_percentile / 100,
+        )
+
+
+def distribute(loss: StudentLoss, device: torch.device) -> nn.Module:
+    """Move the student to `device` and, with more than one worker, wrap it in DDP."""
+    loss.to(device).eval()  # eval: no dropout
+    if _world_size() == 1:
+        return loss
+    return DistributedDataParallel(loss, device_ids=[device] if device.type == "cuda" else None)
+
+
+def make_optimizer(student: nn.Module, config: TrainConfig) -> AdamW:
+    """AdamW whose decay touches matrices only: norms and biases have none."""
+    named = [(name, parameter) for name, parameter in student.named_parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [(n, p) for n, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [(n, p) for n, p in named if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=True)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Learning rate of `step`, counted from 0: linear warm-up, then a cosine to `min_lr` (paper, Table 14).
+
+    The peak is reached at the last step of the warm-up, `min_lr` at the last step of all.
+    """
+    warmup = round(config.warmup_fraction * config.steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step + 1 - warmup) / (config.steps - warmup)
+    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def train(
+    loss: nn.Module,
+    optimizer: Optimizer,
+    loader: CacheLoader,
+    config: TrainConfig,
+    *,
+    start_step: int,
+    device: torch.device,
+    log: Log,
+    save: Save,
+) -> None:
+    """Run steps `start_step` to `config.steps`; `loader` stands at `start_step`.
+
+    `log` and `save` are called on every rank with the number of steps done: `log` after each, `save` after every
+    `checkpoint_every` and after the last. The logged `loss` is the mean over the tokens of the global batch, nats;
+    `data_wait` is the share of the step's time that went on waiting for its batch.
+    """
+    batches = iter(loader)
+    for step in range(start_step, config.steps):
+        started = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - started
+        metrics = train_step(loss, optimizer, batch, config, step=step, device=device)
+        seconds = time.perf_counter() - started
+        tokens = _global_tokens(batch, config)
+        done = step + 1
+        log(
+            done,
+            metrics | {"tokens": done * tokens, "tokens_per_s": tokens / seconds, "data_wait": waited / seconds},
+        )
+        if done % config.checkpoint_every == 0 or done == config.steps:
+            save(done)
+
+
+def train_step(
+    loss: nn.Module, optimizer: Optimizer, batch: CacheBatch, config: TrainConfig, *, step: int, device: torch.device
+) -> dict[str, float]:
+    """One optimizer step on this rank's slice of the global batch; returns loss, lr and grad_norm (before clipping).
+
+    Packed windows have no padding, so every label counts. Raises NonFiniteError, on all ranks, before the weights
+    change.
+    """
+    lr = learning_rate(step, config)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.zero_grad(set_to_none=True)
+    losses = _accumulate_gradients(loss, batch, config, device)
+    loss_sum = losses.sum()
+    if _world_size() > 1:
+        dist.all_reduce(loss_sum)
+    grad_norm = nn.utils.clip_grad_norm_(loss.parameters(), config.grad_clip)
+    if not (loss_sum.isfinite() and grad_norm.isfinite()):
+        raise _non_finite_error(losses, batch, config, step)
+    optimizer.step()
+    return {"loss": loss_sum.item() / _global_tokens(batch, config), "lr": lr, "grad_norm": grad_norm.item()}
+
+
+def _accumulate_gradients(loss: nn.Module, batch: CacheBatch, config: TrainConfig, device: torch.device) -> Tensor:
+    """Add up the gradients of the micro-batches, synchronised with the last; summed loss of each, float64 [M]."""
+    scale = _world_size() / _global_tokens(batch, config)
+    slices = list(_micro_batches(len(batch.row_ids), config.micro_batch))
+    losses = []
+    for index, rows in enumerate(slices):
+        with _gradients_synchronised(loss, last=index == len(slices) - 1):
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                summed = loss(*_to_device(batch, rows, device))
+            (summed * scale).backward()
+        losses.append(summed.detach().double())
+    return torch.stack(losses)
+
+
+def _micro_batches(num_rows: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, num_rows, size))
+
+
+def _to_device(
+    batch: CacheBatch, rows: slice, device: torch.device
+) -> tuple[Tensor, Tensor, SparseTargets | None, Tensor | None]:
+    targets = batch.targets and SparseTargets(batch.targets.ids[rows], batch.targets.weights[rows]).to(device)
+    label_logprob = batch.statistics.get("label_logprob")
+    return (
+        batch.input_ids[rows].to(device),
+        batch.labels[rows].to(device),
+        targets,
+        None if label_logprob is None else label_logprob[rows].to(device),
+    )
+
+
+def _gradients_synchronised(loss: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    return loss.no_sync() if isinstance(loss, DistributedDataParallel) and not last else nullcontext()
+
+
+def _non_finite_error(losses: Tensor, batch: CacheBatch, config: TrainConfig, step: int) -> NonFiniteError:
+    """Name the rows, over all ranks, whose micro-batch has a non-finite loss; all rows if only a gradient is."""
+    slices = _micro_batches(len(batch.row_ids), config.micro_batch)
+    finite = losses.isfinite().tolist()
+    bad = [row for rows, ok in zip(slices, finite) if not ok for row in batch.row_ids[rows].tolist()]
+    mine = (bad, batch.row_ids.tolist())
+    ranks = [mine]
+    if _world_size() > 1:
+        ranks = [mine] * _world_size()
+        dist.all_gather_object(ranks, mine)
+    culprits = [row for bad, _ in ranks for row in bad]
+    what, rows = ("loss", culprits) if culprits else ("gradient", [row for _, every in ranks for row in every])
+    return NonFiniteError(
+        f"{what} is not finite at step {step + 1}, rows {sorted(rows)}; the step was not taken: "
+        "lower train.lr, or use precision float32"
+    )
+
+
+def _global_tokens(batch: CacheBatch, config: TrainConfig) -> int:
+    return config.global_batch * batch.input_ids.shape[1]
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1

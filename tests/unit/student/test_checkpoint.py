@@ -1,0 +1,79 @@
+"""A checkpoint is an ordinary Hugging Face directory, and holds what a bit-identical continuation needs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rskd.config import TrainConfig
+from rskd.errors import ConfigError
+from rskd.student.checkpoint import Progress, export_checkpoint, load_optimizer, load_progress, save_checkpoint
+from rskd.student.model import load_model
+from rskd.student.trainer import make_optimizer
+
+PROGRESS = Progress(2, {"epoch": 0, "step": 2})
+LOG = [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 0.1 + 0.2}]
+
+
+@pytest.fixture
+def student(tiny_teacher_dir: Path):
+    return load_model(str(tiny_teacher_dir), "sdpa").eval()
+
+
+def _steps(student, optimizer, count: int) -> None:
+    for step in range(count):
+        ids = torch.arange(step, step + 8)[None]
+        student(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _save(directory: Path, student, optimizer, tokenizer_dir: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    save_checkpoint(directory, student, tokenizer, optimizer, PROGRESS, LOG)
+
+
+def test_training_goes_on_bit_identically(student, tiny_tokenizer_dir: Path, tmp_path: Path):
+    config = TrainConfig()
+    optimizer = make_optimizer(student, config)
+    _steps(student, optimizer, 2)
+    _save(tmp_path, student, optimizer, tiny_tokenizer_dir)
+    _steps(student, optimizer, 2)
+
+    restored = load_model(str(tmp_path), "sdpa").eval()
+    restored_optimizer = make_optimizer(restored, config)
+    load_optimizer(tmp_path, restored_optimizer)
+    _steps(restored, restored_optimizer, 2)
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), restored.parameters()))
+    assert load_progress(tmp_path) == (PROGRESS, LOG)
+
+
+def test_nothing_is_pickled(student, tiny_tokenizer_dir: Path, tmp_path: Path):
+    optimizer = make_optimizer(student, TrainConfig())
+    _steps(student, optimizer, 1)
+    _save(tmp_path, student, optimizer, tiny_tokenizer_dir)
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".jsonl", ".safetensors"}
+
+
+def test_export_is_a_directory_that_transformers_loads(student, tiny_tokenizer_dir: Path, tmp_path: Path):
+    _save(tmp_path / "checkpoint", student, make_optimizer(student, TrainConfig()), tiny_tokenizer_dir)
+    exported = tmp_path / "deep" / "student"
+    assert export_checkpoint(tmp_path / "checkpoint", exported) == str(exported)
+    assert not {"optimizer.safetensors", "trainer.json", "training_log.jsonl"} & {
+        path.name for path in exported.iterdir()
+    }
+
+    model = AutoModelForCausalLM.from_pretrained(exported)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    ids = torch.arange(8)[None]
+    assert torch.equal(model(ids).logits, student(ids).logits)
+    assert len(AutoTokenizer.from_pretrained(exported)) == 384
+
+
+def test_export_refuses_what_it_cannot_do(student, tiny_tokenizer_dir: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="holds no student"):
+        export_checkpoint(tmp_path / "nowhere", tmp_path / "out")
+    _save(tmp_path / "checkpoint", student, make_optimizer(student, TrainConfig()), tiny_tokenizer_dir)
+    with pytest.raises(ConfigError, match="is not empty"):
+        export_checkpoint(tmp_path / "checkpoint", tmp_path / "checkpoint")
