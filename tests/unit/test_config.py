@@ -1,0 +1,113 @@
+"""The configuration: what is inherited, what is refused, and that each refusal is one line."""
+
+from pathlib import Path
+
+import pytest
+
+from rskd.config import DistillConfig, SamplingConfig, load_config, validate_config
+from rskd.errors import ConfigError
+
+MINIMAL = {"name": "n", "corpus": {"source": {"kind": "python_docs"}}, "teacher": {"model": "m"}}
+
+
+def test_only_name_source_and_teacher_have_no_default() -> None:
+    config = validate_config(MINIMAL)
+    assert config.cache_samplings == {"default": SamplingConfig(method="systematic", num_samples=22)}
+    assert list(config.student_specs) == ["default"]
+    for key in MINIMAL:
+        with pytest.raises(ConfigError, match=rf"{key}.*missing"):
+            validate_config({k: v for k, v in MINIMAL.items() if k != key})
+
+
+def test_students_inherit_the_top_level_sections_key_by_key() -> None:
+    config = validate_config(
+        MINIMAL
+        | {
+            "train": {"steps": 7, "lr": 1e-3, "min_lr": 0.0},
+            "objective": {"ce_weight": 0.1},
+            "students": {"a": {"train": {"lr": 2e-3}}, "b": {"objective": {"ce_weight": 0.3}}},
+        }
+    )
+    a, b = config.student_specs["a"], config.student_specs["b"]
+    assert (a.train.steps, a.train.lr, a.objective.ce_weight) == (7, 2e-3, 0.1)
+    assert (b.train.steps, b.train.lr, b.objective.ce_weight) == (7, 1e-3, 0.3)
+
+
+def test_the_only_sampling_is_the_default_students() -> None:
+    config = validate_config(MINIMAL | {"samplings": {"many": {"num_samples": 50}}})
+    assert config.student_specs["default"].sampling == "many"
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{}, {"samplings": {"a": {}, "b": {"method": "top_k", "k": 5}}, "students": {"s": {"sampling": "b"}}}],
+)
+def test_survives_the_round_trip_of_a_prefect_form(extra: dict) -> None:
+    config = validate_config(MINIMAL | extra)
+    assert DistillConfig.model_validate(config.model_dump()) == config
+    assert DistillConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"train": {"stepz": 1}}, "train.stepz: unknown key"),
+        ({"sampling": {"temperature": 0.8}}, "temperature=0.8 is not used by systematic"),
+        ({"sampling": {"method": "top_k"}}, "top_k needs k"),
+        ({"sampling": {"method": "top_p", "k": 5}}, "top_p needs p"),
+        ({"sampling": {"method": "top_k", "k": 5, "num_samples": 50}}, "num_samples=50 is not used by top_k"),
+        ({"sampling": {"num_samples": 5}, "samplings": {"a": {}}}, "exclude each other"),
+        ({"samplings": {"a/b": {}}}, "'a/b' cannot be the name of a folder"),
+        ({"students": {"s": {"sampling": "absent"}}}, "'absent' is not in samplings"),
+        ({"students": {}}, "is empty"),
+        ({"objective": {"kind": "ce", "ce_weight": 0.5}}, "ce_weight=0.5 is not used by objective ce"),
+        ({"student": {"preset": "1b", "model": "x"}}, "exclude each other"),
+        ({"student": {"init": "teacher_layers"}}, "needs num_layers"),
+        ({"train": {"workers": 9, "global_batch": 8}}, "workers=9 exceed global_batch=8"),
+        ({"name": "../escape"}, "name"),
+        ({"corpus": {"source": {"kind": "text"}}}, "text needs a uri"),
+    ],
+)
+def test_refusals_are_one_line_that_names_the_rule_and_the_value(extra: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        validate_config(MINIMAL | extra)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_default_may_be_written_out_where_the_method_does_not_use_it() -> None:
+    validate_config(MINIMAL | {"sampling": {"method": "top_k", "k": 5, "num_samples": 22, "temperature": 1.0}})
+
+
+def test_overrides_are_yaml_and_reach_any_depth(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("name: n\ncorpus: {source: {kind: python_docs}}\nteacher: {model: m}\n")
+    config = load_config(path, ["train.steps=5", "samplings.x.num_samples=9", "corpus.isolate_documents=true"])
+    assert config.train.steps == 5
+    assert config.cache_samplings["x"].num_samples == 9
+    assert config.corpus.isolate_documents
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
+        load_config(path, ["train.steps"])
+
+
+@pytest.mark.parametrize("text", ["- a list", "name: [unclosed", ""])
+def test_files_that_are_no_configuration(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError):
+        load_config(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_every_field_is_documented() -> None:
+    schema = DistillConfig.model_json_schema()
+    for definition in [schema, *schema["$defs"].values()]:
+        for name, field in definition["properties"].items():
+            assert field.get("description"), f"{definition['title']}.{name}"
+
+
+def test_the_shipped_configurations_are_valid() -> None:
+    configs = Path(__file__).parents[2] / "flows" / "configs"
+    names = [load_config(path).name for path in sorted(configs.glob("*.yaml"))]
+    assert "demo" in names

@@ -1,0 +1,33 @@
+"""The RskdError behind what a framework wrapped around it."""
+
+from rskd.errors import ConfigError, CorruptPartError, explained_by
+
+
+def test_finds_the_innermost() -> None:
+    original = CorruptPartError("part-00003 is truncated")
+    wrapped = RuntimeError("task failed")
+    wrapped.__cause__ = original
+    assert explained_by(wrapped) is original
+    assert explained_by(RuntimeError("other")) is None
+
+
+def test_looks_into_ray_task_errors_and_failures_of_workers() -> None:
+    original = ConfigError("no such teacher")
+
+    class RayTaskError(Exception):
+        cause = original
+
+    class WorkerGroupError(Exception):
+        worker_failures = {1: RayTaskError()}  # noqa: RUF012
+
+    assert explained_by(WorkerGroupError()) is original
+
+
+def test_an_explained_error_with_another_cause_is_itself() -> None:
+    try:
+        try:
+            raise OSError("disk")
+        except OSError as error:
+            raise ConfigError("root cannot be written") from error
+    except ConfigError as error:
+        assert explained_by(error) is error
