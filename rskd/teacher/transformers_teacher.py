@@ -1,0 +1,81 @@
+"""A teacher run by Transformers: any causal language model, frozen, giving hidden states and its output head.
+
+Shapes: B batch, T positions, D hidden, V rows of the head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rskd.causal_lm import OutputHead, document_positions, hidden_states, output_head
+from rskd.config import TeacherConfig
+from rskd.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TransformersTeacher:
+    """A model in evaluation mode on one device."""
+
+    model: PreTrainedModel
+
+    @classmethod
+    def load(cls, config: TeacherConfig, *, model_dir: str, device: torch.device | str = "cpu") -> Self:
+        """Load the safetensors of `model_dir` (`resolve_model`) in `config.dtype` onto `device`.
+
+        Raises ConfigError for a model that Transformers cannot load.
+        """
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                model_dir,
+                dtype=getattr(torch, config.dtype),
+                device_map={"": device},
+                attn_implementation=config.attention,
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"teacher {config.model} cannot be loaded ({reason}): correct teacher.model") from None
+        return cls(model.eval().requires_grad_(False))
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def head(self) -> OutputHead:
+        """What turns the hidden states into logits."""
+        return output_head(self.model)
+
+    @torch.inference_mode()
+    def hidden(self, input_ids: Tensor, end_of_text_id: int | None = None) -> Tensor:
+        """Final hidden states [B, T, D] of `input_ids` int64 [B, T], for `head`, in the teacher's dtype.
+
+        `end_of_text_id` isolates documents: attention stays within each, and positions restart.
+        """
+        input_ids = input_ids.to(self.device)
+        positions = None if end_of_text_id is None else document_positions(input_ids, end_of_text_id)
+        return hidden_states(self.model, input_ids, positions)
+
+    @torch.inference_mode()
+    def logits(self, input_ids: Tensor, *, vocab_size: int, end_of_text_id: int | None = None) -> Tensor:
+        """float32 logits [B, T, V]; ids from `vocab_size` on are -inf (padded vocabulary)."""
+        return self.head.logits(self.hidden(input_ids, end_of_text_id), vocab_size)
+
+
+def describe_teacher(config: TeacherConfig, fingerprint: str) -> dict[str, str | None]:
+    """What a cache's manifest says of its teacher; `fingerprint` is `model_files.weights_fingerprint`."""
+    return {
+        "model": config.model,
+        "revision": config.revision,
+        "fingerprint": fingerprint,
+        "dtype": config.dtype,
+        "engine": config.engine,
+        "engine_version": transformers.__version__,
+    }
