@@ -1,0 +1,57 @@
+"""Sealed JSON: the small files that say what rskd wrote. Each carries `digest`, the sha256 of the rest of it.
+
+    content ─► canonical JSON ─► sha256 ─► `digest` ─► canonical JSON with it ─► file
+
+The file is canonical too (sorted keys, no spaces, ASCII), so a changed byte anywhere in it is seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rskd.errors import CorruptPartError, MissingOutputError
+from rskd.storage import Store
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """sha256, in hex, of the canonical form of `content` without its field `digest`."""
+    return hashlib.sha256(_canonical({key: content[key] for key in content if key != "digest"})).hexdigest()
+
+
+def seal(content: Mapping[str, Any]) -> bytes:
+    """The canonical form of `content` with its digest."""
+    return _canonical({**content, "digest": digest(content)})
+
+
+def unseal(data: bytes, origin: str) -> dict[str, Any]:
+    """What was sealed, without the digest; CorruptPartError, naming `origin`, if a byte differs."""
+    try:
+        content = json.loads(data)
+        sealed = isinstance(content, dict) and seal(content) == data
+    except ValueError:
+        sealed = False
+    if not sealed:
+        raise CorruptPartError(f"{origin} is not what was written (its digest does not match): remove it and rerun")
+    del content["digest"]
+    return content
+
+
+def read(store: Store, name: str) -> dict[str, Any] | None:
+    """Content of a sealed file; None where there is no file, CorruptPartError if it was changed."""
+    try:
+        data = store.read(name)
+    except MissingOutputError:
+        return None
+    return unseal(data, f"{store.uri}/{name}")
+
+
+def write(store: Store, name: str, content: Mapping[str, Any]) -> None:
+    """Write a sealed file, replacing an older one."""
+    store.write(name, seal(content))
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
