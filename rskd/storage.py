@@ -11,13 +11,27 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from rskd.errors import ConfigError, MissingOutputError, StoreAccessError
+from rskd.errors import ConfigError, MissingOutputError, RskdError, StoreAccessError
+
+_S3_OPTIONS = {
+    # Listings are never cached, since another writer may have changed them; nor is what was read of a file.
+    "use_listings_cache": False,
+    "default_fill_cache": False,
+    "default_cache_type": "none",
+    # A store that is not there is reported within seconds; one that is slow is waited for.
+    "config_kwargs": {
+        "connect_timeout": 3,
+        "read_timeout": 60,
+        "retries": {"mode": "standard", "total_max_attempts": 3},
+    },
+}
 
 
 class Store:
@@ -28,9 +42,7 @@ class Store:
         protocol = uri.split("://", 1)[0] if "://" in uri else "file"
         if protocol not in ("file", "s3"):
             raise ConfigError(f"storage {uri}: protocol {protocol} is not supported: use a local path or s3://bucket")
-        # Listings of an object store are never cached: another writer may have changed them.
-        options = {"use_listings_cache": False, "default_fill_cache": False} if protocol == "s3" else {}
-        self.fs, self.path = fsspec.core.url_to_fs(self.uri, **options)
+        self.fs, self.path = fsspec.core.url_to_fs(self.uri, **(_S3_OPTIONS if protocol == "s3" else {}))
 
     @property
     def is_local(self) -> bool:
@@ -62,10 +74,15 @@ class Store:
         with self._errors(name):
             return self.fs.cat_file(self.full_path(name), start=start, end=end)
 
+    def open(self, name: str) -> BinaryIO:
+        """A file to read ranges of; on an object store each is a request."""
+        with self._errors(name):
+            return cast(BinaryIO, self.fs.open(self.full_path(name), "rb"))
+
     def write(self, name: str, data: bytes) -> None:
         """Write a file whole, replacing an older one."""
         path = self.full_path(name)
-        with self._errors(name):
+        with self._errors(name, writing=True):
             if self.is_local:
                 with _temporary(Path(path), data) as temporary:
                     temporary.replace(path)
@@ -75,7 +92,7 @@ class Store:
     def create(self, name: str, data: bytes) -> bool:
         """Write a file whole unless it exists; True for the one writer that made it."""
         path = self.full_path(name)
-        with self._errors(name):
+        with self._errors(name, writing=True):
             if self.is_local:
                 with _temporary(Path(path), data) as temporary:
                     try:
@@ -105,11 +122,8 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
-        with self._errors(name):
-            try:
-                self.fs.rm_file(self.full_path(name))
-            except FileNotFoundError:
-                pass
+        with self._errors(name), suppress(FileNotFoundError):
+            self.fs.rm_file(self.full_path(name))
 
     @contextmanager
     def local_copy(self) -> Iterator[str]:
@@ -124,42 +138,57 @@ class Store:
             yield directory
 
     def check_writable(self) -> None:
-        """ConfigError if nothing can be written here (StoreAccessError if the store refuses the credentials)."""
+        """ConfigError if nothing can be written here (StoreAccessError if an object store refuses it)."""
         probe = f".probe-{uuid.uuid4().hex}"
         try:
             self.write(probe, b"")
             self.remove(probe)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise ConfigError(f"storage root {self.uri} cannot be written ({reason}): choose another root") from None
+        except StoreAccessError as error:
+            if not self.is_local:
+                raise
+            raise ConfigError(f"storage.root: {error}, or choose another root") from None
 
     @contextmanager
-    def _errors(self, name: str) -> Iterator[None]:
-        """Say what is wrong with a store in its user's words; never with a key in the message."""
+    def _errors(self, name: str, *, writing: bool = False) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
-            if self.is_local or self.fs.exists(self.path.split("/", 1)[0]):
-                raise MissingOutputError(f"{self.uri}/{name} does not exist") from None
-            raise ConfigError(f"bucket of {self.uri} does not exist: create it, or correct storage.root") from None
         except Exception as error:
-            if self.is_local or not _is_access_error(error):
+            explained = self._explain(error, name, writing)
+            if explained is None:
                 raise
-            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
-            bucket = self.path.split("/", 1)[0]
-            raise StoreAccessError(
-                f"object store {endpoint} refuses or does not answer for bucket {bucket} ({type(error).__name__}): "
-                "check AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            ) from None
+            raise explained from None
+
+    def _explain(self, error: Exception, name: str, writing: bool) -> RskdError | None:
+        """What is wrong with the store in its user's words, never with a key; None for anything else."""
+        if not writing and isinstance(error, FileNotFoundError | NotADirectoryError):
+            return MissingOutputError(f"{self.uri}/{name} does not exist")
+        if self.is_local:
+            if not isinstance(error, OSError):
+                return None
+            verb, reason = "written" if writing else "read", error.strerror or error
+            return StoreAccessError(f"{self.uri}/{name} cannot be {verb} ({reason}): free or permit it")
+        if isinstance(error, FileNotFoundError):
+            return ConfigError(f"bucket of {self.uri} does not exist: create it, or correct storage.root")
+        if not _is_access_error(error):
+            return None
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+        bucket = self.path.split("/", 1)[0]
+        return StoreAccessError(
+            f"object store {endpoint} refuses or does not answer for bucket {bucket} ({type(error).__name__}): "
+            "check AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
 
 
 @contextmanager
 def _temporary(path: Path, data: bytes) -> Iterator[Path]:
-    """A finished temporary file beside `path`, removed afterwards unless it was moved."""
+    """A finished temporary file beside `path`, on the disk itself; removed afterwards unless it was moved."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)

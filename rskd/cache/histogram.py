@@ -1,0 +1,50 @@
+"""Histograms of fixed bins, as plain JSON, so that those of the parts add up to that of the cache.
+
+A histogram is {"low", "width", "counts"}: bin i counts values in [low + i·width, low + (i+1)·width); values beyond the
+ends are in the outer bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+Histogram = dict[str, Any]
+
+# low, width, most bins; trailing empty bins are left out. Unique tokens have a bin for each number.
+_BINS = {"num_unique": (0.0, 1.0, 2**16), "label_logprob": (-32.0, 1 / 16, 512), "entropy": (0.0, 1 / 16, 256)}
+
+
+def histogram(name: str, values: np.ndarray) -> Histogram | None:
+    """Histogram of num_unique or of a statistic; None for one that has no order (top1)."""
+    if name not in _BINS:
+        return None
+    low, width, bins = _BINS[name]
+    index = np.clip((values.astype(np.float32) - low) / width, 0, bins - 1).astype(np.int64)
+    return {"low": low, "width": width, "counts": np.bincount(index.ravel()).tolist()}
+
+
+def add_up(parts: Iterable[dict[str, Histogram]]) -> dict[str, Histogram]:
+    """Sum over parts, name by name."""
+    by_name: dict[str, list[Histogram]] = {}
+    for part in parts:
+        for name, one in part.items():
+            by_name.setdefault(name, []).append(one)
+    return {name: ones[0] | {"counts": _sum([one["counts"] for one in ones])} for name, ones in by_name.items()}
+
+
+def percentile(histogram: Histogram, percent: float) -> float:
+    """The value below which `percent` of 100 values lie, linear within a bin."""
+    counts = np.asarray(histogram["counts"], np.float64)
+    edges = histogram["low"] + histogram["width"] * np.arange(len(counts) + 1)
+    below = np.concatenate([[0.0], np.cumsum(counts)])
+    return float(np.interp(percent / 100 * below[-1], below, edges))
+
+
+def _sum(lists: list[list[int]]) -> list[int]:
+    total = np.zeros(max(map(len, lists)), np.int64)
+    for counts in lists:
+        total[: len(counts)] += counts
+    return total.tolist()

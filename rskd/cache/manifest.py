@@ -1,0 +1,217 @@
+"""What a cache says of itself: its head, a commit record for each part, and the manifest that lists them all.
+
+    head.json (first writer) ─► parts/part-00000.json … (each created once) ─► manifest.json, manifest-1.json, …
+
+All are sealed JSON (`rskd.records`). A part is committed when its record exists; the cache is finished when a manifest
+exists, and readers take the newest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from hashlib import sha256
+from itertools import count
+from typing import Any
+
+from rskd import records
+from rskd.cache.histogram import Histogram, add_up
+from rskd.errors import CacheMismatchError, CorruptPartError, MissingOutputError
+from rskd.storage import Store
+
+FORMAT_VERSION = 1
+HEAD_FILE = "head.json"
+PARTS_FOLDER = "parts"
+_HEAD_SECTIONS = ("sampling", "teacher", "tokenizer", "corpus")
+# A corpus grows (its parts are compared one by one), and a fingerprint tells a teacher's weights wherever they lie.
+_FREE_FIELDS = {
+    "corpus": {"fingerprint", "parts"},
+    "teacher": {"model", "revision", "engine_version"},
+}
+_READERS = 16  # small files read at once: an object store answers each in milliseconds
+
+Head = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PartRecord:
+    """A committed part: rows [first_row, first_row + rows), `samples` entries in all."""
+
+    index: int
+    file: str  # name under the cache's URI
+    first_row: int
+    rows: int
+    tokens: int
+    samples: int
+    bytes: int
+    sha256: str
+    corpus_sha256: str  # of the part of the corpus that it was made from
+    record_sha256: str  # of the commit record
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A commit record: the part, the identity of the head that it was made under, and its histograms."""
+
+    part: PartRecord
+    head: str
+    histograms: dict[str, Histogram]
+
+
+@dataclass(frozen=True)
+class CacheManifest:
+    """Everything that a reader has to know about a cache."""
+
+    format_version: int
+    generation: int
+    sampling: dict[str, Any]
+    teacher: dict[str, Any]
+    tokenizer: dict[str, Any]
+    corpus: dict[str, Any]
+    parts: tuple[PartRecord, ...]
+    histograms: dict[str, Histogram]
+    totals: dict[str, int]  # rows, tokens, samples, bytes (of the part files)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is sealed."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain | {"parts": [asdict(part) for part in self.parts]}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> CacheManifest:
+        """Inverse of `to_dict`."""
+        return cls(**{**content, "parts": tuple(PartRecord(**part) for part in content["parts"])})
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON."""
+        return records.digest(self.to_dict())
+
+
+def fold(
+    head: Head, parts: Iterable[PartRecord], histograms: Iterable[dict[str, Histogram]], *, generation: int
+) -> CacheManifest:
+    """The manifest of these parts, whose histograms add up."""
+    in_order = tuple(sorted(parts, key=lambda part: part.index))
+    return CacheManifest(
+        format_version=FORMAT_VERSION,
+        generation=generation,
+        **{section: dict(head[section]) for section in _HEAD_SECTIONS},
+        parts=in_order,
+        histograms=add_up(histograms),
+        totals={key: sum(getattr(part, key) for part in in_order) for key in ("rows", "tokens", "samples", "bytes")},
+    )
+
+
+def part_name(index: int) -> str:
+    """How messages and files call a part: part-00003."""
+    return f"part-{index:05d}"
+
+
+def record_name(index: int) -> str:
+    """Name of a commit record under the cache's URI."""
+    return f"{PARTS_FOLDER}/{part_name(index)}.json"
+
+
+def manifest_name(generation: int) -> str:
+    """Name of a manifest under the cache's URI."""
+    return "manifest.json" if generation == 0 else f"manifest-{generation}.json"
+
+
+def corrupt_part(uri: str, index: int, problem: str) -> CorruptPartError:
+    """The error that names a part, what is wrong with it, and the mend."""
+    return CorruptPartError(
+        f"{part_name(index)} of cache {uri} {problem}: run rskd verify --repair on it, then rskd cache"
+    )
+
+
+def newest_manifest(store: Store) -> CacheManifest | None:
+    """The manifest of the last generation, found by probing and not by listing; None for an unfinished cache."""
+    generation = next(g for g in count() if not store.exists(manifest_name(g))) - 1
+    if generation < 0:
+        return None
+    content = records.read(store, manifest_name(generation))
+    if content is None:
+        raise MissingOutputError(f"{store.uri}/{manifest_name(generation)} was removed while it was read: try again")
+    return _checked_version(CacheManifest.from_dict, content, f"{store.uri}/{manifest_name(generation)}")
+
+
+def read_head(store: Store) -> dict[str, Any]:
+    """The head of a cache that was begun; MissingOutputError where there is none."""
+    head = records.read(store, HEAD_FILE)
+    if head is None:
+        raise MissingOutputError(f"cache {store.uri} does not exist: run rskd cache")
+    return _checked_version(dict, head, f"{store.uri}/{HEAD_FILE}")
+
+
+def committed_indices(listing: Iterable[str]) -> set[int]:
+    """Parts that have a commit record, from the names in the folder of the parts."""
+    names = (name for name in listing if name.startswith("part-") and name.endswith(".json"))
+    return {int(stem) for name in names if (stem := name[len("part-") : -len(".json")]).isdecimal()}
+
+
+def seal_commit(commit: Commit) -> bytes:
+    """The bytes of a commit record; `record_sha256`, which is their hash, is left out."""
+    part = asdict(commit.part)
+    del part["record_sha256"]
+    return records.seal(
+        {**part, "format_version": FORMAT_VERSION, "head": commit.head, "histograms": commit.histograms}
+    )
+
+
+def read_commit(store: Store, index: int) -> Commit:
+    """A commit record; CorruptPartError if it is missing, changed, or another part's."""
+    try:
+        data = store.read(record_name(index))
+        content = records.unseal(data, record_name(index))
+    except (MissingOutputError, CorruptPartError):
+        raise corrupt_part(store.uri, index, "has no whole commit record") from None
+    names = {field.name for field in fields(PartRecord)} - {"record_sha256"}
+    part = PartRecord(**{name: content[name] for name in names}, record_sha256=sha256(data).hexdigest())
+    if part.index != index:
+        raise corrupt_part(store.uri, index, f"has the commit record of {part_name(part.index)}")
+    return Commit(part, content["head"], content["histograms"])
+
+
+def read_commits(store: Store, indices: Iterable[int]) -> list[Commit]:
+    """Commit records of many parts, in their order."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(lambda index: read_commit(store, index), sorted(indices)))
+
+
+def head_identity(head: Head) -> str:
+    """What all parts of a cache must share, as a hash: two heads with one identity may write one cache."""
+    return records.digest(_fixed_fields(head))
+
+
+def check_same_head(stored: Head, wanted: Head, uri: str) -> None:
+    """CacheMismatchError, naming the first field that differs, if `wanted` cannot go on with a cache of `stored`."""
+    if head_identity(stored) == head_identity(wanted):
+        return
+    for section in _HEAD_SECTIONS:
+        for key in sorted({*stored[section], *wanted[section]}, key=lambda key: (key != "model", key)):
+            old, new = stored[section].get(key), wanted[section].get(key)
+            fixed = key not in _FREE_FIELDS.get(section, ()) or (section, key) == ("teacher", "model")
+            if fixed and old != new:
+                raise CacheMismatchError(
+                    f"cache {uri} was made with {section}.{key}={old!r}, not {new!r}: undo the change, or choose "
+                    "another name for the run or the sampling"
+                )
+
+
+def _fixed_fields(head: Head) -> dict[str, Any]:
+    return {
+        section: {key: value for key, value in head[section].items() if key not in _FREE_FIELDS.get(section, ())}
+        for section in _HEAD_SECTIONS
+    }
+
+
+def _checked_version(build: Any, content: dict[str, Any], origin: str) -> Any:
+    if content["format_version"] != FORMAT_VERSION:
+        raise CacheMismatchError(
+            f"{origin} has format_version {content['format_version']}, this rskd reads {FORMAT_VERSION}: "
+            "use the rskd that made it"
+        )
+    return build(content)

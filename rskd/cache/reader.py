@@ -1,0 +1,190 @@
+"""Reading a cache: rows in any order, each checked before it is handed on.
+
+    row ids or row groups ─► part and place in it ─► Parquet row groups ─► check ─► CacheRows
+
+A part's sha256 is checked when a process first opens it, the checksums of its pages whenever they are read, and the
+row ids and window hashes of all rows that come out. So a part is read whole once, then only the groups asked for.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from hashlib import sha256
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from rskd.cache.codec import CacheRows, Layout, window_hash
+from rskd.cache.manifest import (
+    PARTS_FOLDER,
+    CacheManifest,
+    PartRecord,
+    committed_indices,
+    corrupt_part,
+    fold,
+    newest_manifest,
+    read_commits,
+    read_head,
+)
+from rskd.errors import ConfigError, MissingOutputError
+from rskd.storage import Store
+
+_OPEN_PARTS = 64  # files kept open
+
+
+class LogitCache:
+    """A cache at a URI, open for reading; `LogitCache.open` makes one."""
+
+    def __init__(self, store: Store, manifest: CacheManifest):
+        self.uri = store.uri
+        self.manifest = manifest
+        self._store = store
+        self._layout = Layout.of(manifest.sampling)
+        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._checked: set[int] = set()
+
+    @classmethod
+    def open(cls, uri: str, *, allow_partial: bool = False) -> LogitCache:
+        """The newest generation of a cache; with `allow_partial` the committed parts of an unfinished one.
+
+        Raises MissingOutputError if there is no cache or it is unfinished, CorruptPartError for a changed manifest.
+        """
+        store = Store(uri)
+        manifest = newest_manifest(store)
+        if manifest is None:
+            manifest = committed_so_far(store)
+            if not allow_partial:
+                raise MissingOutputError(f"cache {uri} is unfinished ({len(manifest.parts)} parts): run rskd cache")
+        return cls(store, manifest)
+
+    @property
+    def num_rows(self) -> int:
+        """Windows."""
+        return self.manifest.totals["rows"]
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions: rows · S."""
+        return self.manifest.totals["tokens"]
+
+    @property
+    def seq_len(self) -> int:
+        """Positions S in a window."""
+        return self.manifest.corpus["seq_len"]
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below it."""
+        return self.manifest.tokenizer["vocab_size"]
+
+    @cached_property
+    def group_rows(self) -> np.ndarray:
+        """First row id and number of rows of each Parquet row group, in order of row ids; int64 [G, 2]."""
+        part = np.repeat(np.arange(len(self._part_rows)), self._part_groups)
+        start = (np.arange(len(part)) - self._first_group[part]) * self._rows_per_group
+        rows = np.minimum(self._rows_per_group, self._part_rows[part, 1] - start)
+        return np.stack([self._part_rows[part, 0] + start, rows], axis=1)
+
+    def read_rows(self, row_ids: Sequence[int] | np.ndarray | torch.Tensor) -> CacheRows:
+        """Rows by row id, in the order asked for; ConfigError for a row that is not in the cache."""
+        wanted = np.asarray(row_ids, dtype=np.int64).reshape(-1)
+        part = np.searchsorted(self._part_rows[:, 0], wanted, side="right") - 1
+        place = wanted - self._part_rows[part, 0]
+        absent = wanted[(part < 0) | (place >= self._part_rows[part, 1])]
+        if not len(wanted) or len(absent):
+            asked = f"row {absent[0]}" if len(absent) else "no rows"
+            raise ConfigError(f"{asked} asked of cache {self.uri}: ask for rows that it has, it has {self.num_rows}")
+        groups, inverse = np.unique(self._first_group[part] + place // self._rows_per_group, return_inverse=True)
+        found = self.read_groups(groups)
+        starts = np.concatenate([[0], np.cumsum(self.group_rows[groups, 1])])
+        places = starts[inverse] + place % self._rows_per_group
+        return CacheRows.concat([found.slice(int(row)) for row in places])
+
+    def read_groups(self, groups: Sequence[int] | np.ndarray) -> CacheRows:
+        """Rows of whole row groups, by their index in `group_rows`, one after the other as asked for.
+
+        Raises CorruptPartError, naming the part, if anything about them is not as it was written.
+        """
+        wanted = np.asarray(groups, dtype=np.int64)
+        parts = np.searchsorted(self._first_group, wanted, side="right") - 1
+        pieces: list[CacheRows | None] = [None] * len(wanted)
+        for part in np.unique(parts).tolist():
+            places = np.flatnonzero(parts == part)
+            table = self._read(part, (wanted[places] - self._first_group[part]).tolist())
+            start = 0
+            for place in places.tolist():
+                rows = int(self.group_rows[wanted[place], 1])
+                pieces[place] = CacheRows(table.slice(start, rows), self._layout)
+                start += rows
+        rows = CacheRows.concat([piece for piece in pieces if piece is not None])
+        self._check_rows(rows, wanted, parts)
+        return rows
+
+    def _read(self, part: int, groups: list[int]) -> pa.Table:
+        record = self.manifest.parts[part]
+        try:
+            return self._file(part, record).read_row_groups(groups, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            problem = str(error).splitlines()[0]
+            raise corrupt_part(self.uri, record.index, f"cannot be read ({problem})") from None
+
+    def _file(self, part: int, record: PartRecord) -> pq.ParquetFile:
+        """An open part, its sha256 checked if this process opens it for the first time."""
+        if part not in self._checked:
+            self._check_content(record)
+            self._checked.add(part)
+        if part not in self._files:
+            if len(self._files) == _OPEN_PARTS:
+                self._files.popitem(last=False)[1].close(force=True)
+            self._files[part] = pq.ParquetFile(
+                self._store.open(record.file), pre_buffer=True, page_checksum_verification=True
+            )
+        self._files.move_to_end(part)
+        return self._files[part]
+
+    def _check_content(self, record: PartRecord) -> None:
+        try:
+            data = self._store.read(record.file)
+        except MissingOutputError:
+            raise corrupt_part(self.uri, record.index, f"is missing ({record.file})") from None
+        if sha256(data).hexdigest() != record.sha256:
+            raise corrupt_part(self.uri, record.index, "is not what was written (its sha256 differs)")
+
+    def _check_rows(self, rows: CacheRows, groups: np.ndarray, parts: np.ndarray) -> None:
+        first, num_rows = self.group_rows[groups].T
+        part = np.repeat(parts, num_rows)
+        place = np.arange(len(part)) - np.repeat(np.cumsum(num_rows) - num_rows, num_rows)
+        same_row = rows.table["row_id"].to_numpy() == np.repeat(first, num_rows) + place
+        same_window = rows.table["window_hash"].to_numpy() == window_hash(rows.windows())
+        bad = part[~(same_row & same_window)]
+        if len(bad):
+            index = self.manifest.parts[bad[0]].index
+            raise corrupt_part(self.uri, index, "holds other windows than its row ids and window hashes say")
+
+    @cached_property
+    def _part_rows(self) -> np.ndarray:
+        """First row and rows of each part, int64 [P, 2]."""
+        return np.array([(part.first_row, part.rows) for part in self.manifest.parts], np.int64).reshape(-1, 2)
+
+    @property
+    def _rows_per_group(self) -> int:
+        return self.manifest.corpus["rows_per_group"]
+
+    @cached_property
+    def _part_groups(self) -> np.ndarray:
+        return -(-self._part_rows[:, 1] // self._rows_per_group)
+
+    @cached_property
+    def _first_group(self) -> np.ndarray:
+        return np.cumsum(self._part_groups) - self._part_groups
+
+
+def committed_so_far(store: Store) -> CacheManifest:
+    """What a manifest of the parts that are committed would say, for an unfinished cache."""
+    head = read_head(store)
+    commits = read_commits(store, committed_indices(store.sizes(PARTS_FOLDER)))
+    return fold(head, (c.part for c in commits), (c.histograms for c in commits), generation=0)

@@ -1,0 +1,166 @@
+"""Writing a cache: any number of writers, any number of times, one winner for each part.
+
+    PartData ─► Parquet bytes ─► parts/part-00000-<hash>.parquet ─► commit record (conditional create) ─► manifest
+
+The data file comes first and is named by its content, so a record never names half a file, and what a writer leaves
+behind when it dies is a file that no record names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any, Protocol
+
+from rskd import records
+from rskd.cache.codec import Layout, PartData, encode, flat, to_table
+from rskd.cache.histogram import Histogram, histogram
+from rskd.cache.manifest import (
+    FORMAT_VERSION,
+    HEAD_FILE,
+    PARTS_FOLDER,
+    CacheManifest,
+    Commit,
+    PartRecord,
+    check_same_head,
+    committed_indices,
+    corrupt_part,
+    fold,
+    head_identity,
+    manifest_name,
+    newest_manifest,
+    part_name,
+    read_commit,
+    read_commits,
+    read_head,
+    record_name,
+    seal_commit,
+)
+from rskd.errors import CacheMismatchError, MissingOutputError
+from rskd.storage import Store
+
+
+class CorpusPart(Protocol):
+    """What the writer has to know of a part of the packed corpus."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def first_row(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+
+
+class CacheWriter:
+    """Writes the cache at `uri`; may be made in any number of processes at once.
+
+    `manifest_head` has `sampling`, `teacher`, `tokenizer` and `corpus` of the manifest. The first writer stores it.
+    Raises CacheMismatchError if the cache was begun with another one, naming the field.
+    """
+
+    def __init__(self, uri: str, *, manifest_head: Mapping[str, Any]):
+        self.uri = uri
+        self._store = Store(uri)
+        self._head = manifest_head
+        self._identity = head_identity(manifest_head)
+        self._layout = Layout.of(manifest_head["sampling"])
+        if not self._store.create(HEAD_FILE, records.seal({**manifest_head, "format_version": FORMAT_VERSION})):
+            check_same_head(read_head(self._store), manifest_head, uri)
+
+    def committed_parts(self, corpus_parts: Sequence[CorpusPart]) -> set[int]:
+        """Those of `corpus_parts` that need no teacher any more.
+
+        Raises CacheMismatchError if one was made from other windows, CorruptPartError if a data file is not there.
+        """
+        committed, _ = self._committed()
+        for part in corpus_parts:
+            if part.index in committed:
+                self._check_same_windows(committed[part.index], part)
+        return {part.index for part in corpus_parts if part.index in committed}
+
+    def commit_part(self, index: int, data: PartData, *, corpus_sha256: str) -> PartRecord:
+        """Encode and write one part; where another writer was first, its part counts and is returned."""
+        table = to_table(data, self._layout)
+        encoded = encode(table, self._head["corpus"]["rows_per_group"])
+        content_hash = sha256(encoded).hexdigest()
+        num_unique = flat(table, "num_unique")
+        part = PartRecord(
+            index=index,
+            file=f"{PARTS_FOLDER}/{part_name(index)}-{content_hash[:12]}.parquet",
+            first_row=int(data.row_ids[0]),
+            rows=len(data.row_ids),
+            tokens=len(num_unique),
+            samples=int(num_unique.sum()),
+            bytes=len(encoded),
+            sha256=content_hash,
+            corpus_sha256=corpus_sha256,
+            record_sha256="",
+        )
+        values = {"num_unique": num_unique, **{name: flat(table, name) for name in self._layout.statistics}}
+        drawn = {name: histogram(name, column) for name, column in values.items()}
+        commit = Commit(part, self._identity, {name: one for name, one in drawn.items() if one is not None})
+        self._store.write(part.file, encoded)
+        sealed = seal_commit(commit)
+        if self._store.create(record_name(index), sealed):
+            return replace(part, record_sha256=sha256(sealed).hexdigest())
+        return self._checked(read_commit(self._store, index)).part
+
+    def finish(self, corpus_parts: Sequence[CorpusPart]) -> CacheManifest:
+        """Write the manifest, of the next generation if parts were added; the newest one if there is nothing new.
+
+        Raises MissingOutputError while parts are missing, CacheMismatchError where rows in are not rows out.
+        """
+        committed, histograms = self._committed()
+        missing = sorted({part.index for part in corpus_parts} - committed.keys())
+        if missing:
+            raise MissingOutputError(
+                f"cache {self.uri} is unfinished: {len(missing)} of {len(corpus_parts)} parts are missing, "
+                f"{part_name(missing[0])} first: run rskd cache"
+            )
+        surplus = sorted(committed.keys() - {part.index for part in corpus_parts})
+        if surplus:
+            raise CacheMismatchError(
+                f"cache {self.uri} has {part_name(surplus[0])}, which its corpus has not: choose another name"
+            )
+        for part in corpus_parts:
+            self._check_same_windows(committed[part.index], part)
+        newest = newest_manifest(self._store)
+        if newest is not None and newest.parts == tuple(committed[index] for index in sorted(committed)):
+            return newest
+        generation = 0 if newest is None else newest.generation + 1
+        manifest = fold(self._head, committed.values(), histograms, generation=generation)
+        if not self._store.create(manifest_name(generation), records.seal(manifest.to_dict())):
+            return self.finish(corpus_parts)  # another writer was first: its manifest is the newest now
+        return manifest
+
+    def _committed(self) -> tuple[dict[int, PartRecord], list[dict[str, Histogram]]]:
+        """Committed parts by index, and histograms that add up to all of theirs. Costs one listing and the records
+        that no manifest holds yet."""
+        newest = newest_manifest(self._store)
+        listed = self._store.sizes(PARTS_FOLDER)
+        parts = {part.index: part for part in (newest.parts if newest else ())}
+        commits = [
+            self._checked(commit) for commit in read_commits(self._store, committed_indices(listed) - parts.keys())
+        ]
+        parts |= {commit.part.index: commit.part for commit in commits}
+        for part in parts.values():
+            if listed.get(part.file.removeprefix(f"{PARTS_FOLDER}/")) != part.bytes:
+                raise corrupt_part(self.uri, part.index, f"is committed, but {part.file} is missing or truncated")
+        return parts, [*([newest.histograms] if newest else []), *(commit.histograms for commit in commits)]
+
+    def _checked(self, commit: Commit) -> Commit:
+        if commit.head != self._identity:
+            raise corrupt_part(self.uri, commit.part.index, "belongs to another cache")
+        return commit
+
+    def _check_same_windows(self, cached: PartRecord, corpus: CorpusPart) -> None:
+        made_from = (cached.first_row, cached.rows, cached.corpus_sha256)
+        if made_from != (corpus.first_row, corpus.rows, corpus.sha256):
+            raise CacheMismatchError(
+                f"{part_name(cached.index)} of cache {self.uri} was made from other windows than the corpus has "
+                f"({cached.rows} rows from {cached.first_row}, not {corpus.rows} from {corpus.first_row}; sha256 "
+                f"{cached.corpus_sha256[:12]}, not {corpus.sha256[:12]}): choose another name for the run"
+            )
