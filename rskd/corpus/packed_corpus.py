@@ -1,0 +1,227 @@
+"""A packed corpus on disk or in an object store: Parquet parts of windows, and the manifest that lists them.
+
+    <uri>/manifest.json               sealed JSON, written last: a corpus without it does not exist
+    <uri>/parts/part-00000.parquet    row_id int64, input_ids list<int32> (S+1); zstd; row groups of 16 rows
+
+Shapes: R rows, S = seq_len positions (a window stores S+1 tokens), G row groups.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rskd import records
+from rskd.errors import CacheMismatchError, CorruptPartError, MissingOutputError
+from rskd.storage import Store
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+PARTS_FOLDER = "parts"
+ROWS_PER_GROUP = 16  # what a loader shuffles by and reads at once
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Packed training sequences: `row_ids` int64 [R] and `input_ids` int32 [R, S+1]."""
+
+    row_ids: np.ndarray
+    input_ids: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class PartInfo:
+    """One Parquet file: rows [first_row, first_row + rows)."""
+
+    index: int
+    file: str  # name under the corpus's URI
+    first_row: int
+    rows: int
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class CorpusManifest:
+    """Everything that a reader, or a later pack, has to know about one split of a corpus."""
+
+    format_version: int
+    source: dict[str, Any]  # kind, uri, field of the config
+    tokenizer: dict[str, Any]  # name, fingerprint, vocab_size, end_of_text_id
+    seq_len: int
+    seed: int
+    isolate_documents: bool
+    windows_per_part: int
+    rows_per_group: int
+    groups: tuple[dict[str, Any], ...]  # each: files (see rskd.corpus.sources) and its share of the totals
+    parts: tuple[PartInfo, ...]
+    totals: dict[str, int]  # documents, tokens, dropped_tail_tokens, windows
+    eval_threshold: int  # a document whose content hash is below it is held out
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is sealed, with the fingerprint."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain | {"parts": [asdict(part) for part in self.parts], "fingerprint": self.fingerprint}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> CorpusManifest:
+        """Inverse of `to_dict`."""
+        given = {field.name: content[field.name] for field in fields(cls)}
+        parts = tuple(PartInfo(**part) for part in content["parts"])
+        return cls(**{**given, "parts": parts, "groups": tuple(content["groups"])})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the ordered contents: sha256 over the sha256 of each part."""
+        return hashlib.sha256("\n".join(part.sha256 for part in self.parts).encode()).hexdigest()
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON."""
+        return records.digest(self.to_dict())
+
+
+class PackedCorpus:
+    """Reads one split of a packed corpus. Safe to use from several threads.
+
+    A part is checked against its sha256 when it is first read; after that only the row groups asked for are read.
+    """
+
+    def __init__(self, uri: str, manifest: CorpusManifest):
+        self.uri = uri
+        self.manifest = manifest
+        self._store = Store(uri)
+        self._checked: dict[int, pq.FileMetaData] = {}
+
+    @classmethod
+    def open(cls, uri: str) -> PackedCorpus:
+        """Raises MissingOutputError where nothing was packed, CorruptPartError for a changed manifest."""
+        manifest = read_manifest(Store(uri))
+        if manifest is None:
+            raise MissingOutputError(f"corpus {uri} does not exist: run rskd pack")
+        return cls(uri, manifest)
+
+    @property
+    def num_rows(self) -> int:
+        return self.manifest.totals["windows"]
+
+    @property
+    def seq_len(self) -> int:
+        return self.manifest.seq_len
+
+    @cached_property
+    def group_rows(self) -> np.ndarray:
+        """int64 [G, 2]: first row id and number of rows of each Parquet row group, in order of row ids."""
+        size = self.manifest.rows_per_group
+        firsts, ends = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for part in self.manifest.parts:
+            first = np.arange(part.first_row, part.first_row + part.rows, size)
+            firsts.append(first)
+            ends.append(np.minimum(first + size, part.first_row + part.rows))
+        first = np.concatenate(firsts)
+        return np.stack([first, np.concatenate(ends) - first], axis=1)
+
+    def read_part(self, index: int) -> Windows:
+        """All windows of one part."""
+        part = self.manifest.parts[index]
+        return self.read_rows(np.arange(part.first_row, part.first_row + part.rows))
+
+    def read_groups(self, group_indices: Iterable[int]) -> Windows:
+        """The windows of these row groups, in the order asked for."""
+        groups = self.group_rows[np.asarray(list(group_indices), np.int64)]
+        ranges = [np.arange(first, first + rows) for first, rows in groups]
+        return self.read_rows(np.concatenate([np.empty(0, np.int64), *ranges]))
+
+    def read_rows(self, row_ids: Iterable[int] | np.ndarray) -> Windows:
+        """These windows, in the order asked for; each row group is read once.
+
+        Raises IndexError for a row that does not exist, CorruptPartError for a part that changed.
+        """
+        wanted = np.asarray(row_ids, np.int64)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.num_rows):
+            raise IndexError(f"row ids must be in [0, {self.num_rows}), got {wanted.min()}..{wanted.max()}")
+        input_ids = np.empty((len(wanted), self.seq_len + 1), np.int32)
+        part_of = np.searchsorted([part.first_row for part in self.manifest.parts], wanted, side="right") - 1
+        for index in np.unique(part_of):
+            here = part_of == index
+            input_ids[here] = self._read_from_part(self.manifest.parts[index], wanted[here])
+        return Windows(wanted, input_ids)
+
+    def _read_from_part(self, part: PartInfo, row_ids: np.ndarray) -> np.ndarray:
+        group_of, offset = np.divmod(row_ids - part.first_row, self.manifest.rows_per_group)
+        groups = np.unique(group_of)
+        if part.index in self._checked:
+            with self._store.open(part.file) as file:
+                table = pq.ParquetFile(file, metadata=self._checked[part.index]).read_row_groups(groups.tolist())
+        else:
+            parquet = self._checked_part(part)
+            table = parquet.read_row_groups(groups.tolist())
+            self._checked[part.index] = parquet.metadata
+        # Every group but a part's last one is full, so a row's place in the table follows from its group's.
+        place = np.searchsorted(groups, group_of) * self.manifest.rows_per_group + offset
+        if not np.array_equal(table["row_id"].to_numpy()[place], row_ids):
+            raise self._corrupt(part, "has other row ids than the manifest says")
+        flat = table["input_ids"].combine_chunks().flatten().to_numpy()
+        return flat.reshape(-1, self.seq_len + 1)[place]
+
+    def _checked_part(self, part: PartInfo) -> pq.ParquetFile:
+        try:
+            data = self._store.read(part.file)
+        except MissingOutputError:
+            raise self._corrupt(part, "has no data file") from None
+        if hashlib.sha256(data).hexdigest() != part.sha256:
+            raise self._corrupt(part, f"is not what was written ({len(data)} bytes, {part.bytes} were)")
+        return pq.ParquetFile(pa.BufferReader(data))
+
+    def _corrupt(self, part: PartInfo, problem: str) -> CorruptPartError:
+        return CorruptPartError(
+            f"part-{part.index:05d} of corpus {self.uri} {problem}: remove the corpus folder and run rskd pack"
+        )
+
+
+def read_manifest(store: Store) -> CorpusManifest | None:
+    """The manifest of a corpus, None where nothing was packed; CorruptPartError if it was changed."""
+    content = records.read(store, MANIFEST_FILE)
+    if content is None:
+        return None
+    if content["format_version"] != FORMAT_VERSION:
+        raise CacheMismatchError(
+            f"corpus {store.uri} has format_version {content['format_version']}, this rskd reads {FORMAT_VERSION}: "
+            "use the rskd that made it"
+        )
+    return CorpusManifest.from_dict(content)
+
+
+def write_manifest(store: Store, manifest: CorpusManifest) -> None:
+    """Make a corpus, with all its parts, visible."""
+    records.write(store, MANIFEST_FILE, manifest.to_dict())
+
+
+def write_part(store: Store, index: int, first_row: int, input_ids: np.ndarray) -> PartInfo:
+    """Write the windows `input_ids` int32 [R, S+1] as one part; equal windows give equal bytes."""
+    data = _encode(first_row, input_ids)
+    file = f"{PARTS_FOLDER}/part-{index:05d}.parquet"
+    store.write(file, data)
+    return PartInfo(index, file, first_row, len(input_ids), hashlib.sha256(data).hexdigest(), len(data))
+
+
+def _encode(first_row: int, input_ids: np.ndarray) -> bytes:
+    rows, width = input_ids.shape
+    table = pa.table(
+        {
+            "row_id": pa.array(np.arange(first_row, first_row + rows)),
+            "input_ids": pa.ListArray.from_arrays(
+                pa.array(np.arange(rows + 1, dtype=np.int32) * np.int32(width)), pa.array(input_ids.reshape(-1))
+            ),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_PER_GROUP)
+    return sink.getvalue().to_pybytes()
