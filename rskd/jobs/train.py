@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
 from rskd import records, tracking
+from rskd.cache.histogram import percentile
 from rskd.cache.reader import LogitCache
 from rskd.config import DistillConfig, StudentSpec, TrainConfig
 from rskd.corpus.packed_corpus import PackedCorpus
@@ -72,7 +72,8 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
     ensure_ray(config.ray)
     started = time.monotonic()
     with tracking.stage(config, "train", student) as tracked:
-        tracked.dataset(source.uri, source.manifest.to_dict(), name=source.uri.rsplit("/", 1)[-1])
+        manifest = {"digest": source.manifest.digest, "totals": source.manifest.totals}
+        tracked.dataset(source.uri, manifest, name=source.uri.rsplit("/", 1)[-1])
         with _followed(f"train {student}", run.spec.train.steps, tracked) as updates:
             checkpoint = _fit(
                 run,
@@ -120,32 +121,26 @@ def _open_source(config: DistillConfig, spec: StudentSpec, tokenizer: str) -> Lo
 
     Both give the same windows in the same order, so students that differ in their objective alone are paired.
     """
-    expected = {
-        "corpus.seq_len": config.corpus.seq_len,
-        "corpus.seed": config.corpus.seed,
-        "corpus.isolate_documents": config.corpus.isolate_documents,
-        "tokenizer fingerprint": tokenizer,
-    }
-    corpus_store = Store(config.corpus_uri("train"))
+    packed = Store(config.corpus_uri("train"))
     if spec.objective.kind == "sparse_kd":
         source = LogitCache.open(config.cache_uri(spec.sampling))
         corpus = source.manifest.corpus
-        if corpus_store.exists("manifest.json"):  # a cache is enough to train from
-            expected["corpus fingerprint"] = PackedCorpus.open(corpus_store.uri).manifest.fingerprint
+        if packed.exists("manifest.json"):  # a cache alone is enough to train from
+            _check_covers(source, PackedCorpus.open(packed.uri))
     else:
-        source = PackedCorpus.open(corpus_store.uri)
-        corpus = asdict(source.manifest)
-    found = {
-        "corpus.seq_len": corpus["seq_len"],
-        "corpus.seed": corpus["seed"],
-        "corpus.isolate_documents": corpus["isolate_documents"],
-        "tokenizer fingerprint": source.manifest.tokenizer["fingerprint"],
-        "corpus fingerprint": corpus["fingerprint"],
+        source = PackedCorpus.open(packed.uri)
+        corpus = source.manifest.to_dict()
+    wanted = config.corpus
+    found_and_wanted = {
+        "corpus.seq_len": (corpus["seq_len"], wanted.seq_len),
+        "corpus.seed": (corpus["seed"], wanted.seed),
+        "corpus.isolate_documents": (corpus["isolate_documents"], wanted.isolate_documents),
+        "tokenizer fingerprint": (source.manifest.tokenizer["fingerprint"], tokenizer),
     }
-    for name, value in expected.items():
-        if found[name] != value:
+    for name, (found, value) in found_and_wanted.items():
+        if found != value:
             raise CacheMismatchError(
-                f"{source.uri} was made with {name} {found[name]}, not {value}: undo the change, or choose another name"
+                f"{source.uri} was made with {name} {found}, not {value}: undo the change, or choose another name"
             )
     batch = spec.train.global_batch
     if source.num_rows < batch:
@@ -153,10 +148,18 @@ def _open_source(config: DistillConfig, spec: StudentSpec, tokenizer: str) -> Lo
     return source
 
 
+def _check_covers(cache: LogitCache, corpus: PackedCorpus) -> None:
+    if cache.manifest.corpus["fingerprint"] != corpus.manifest.fingerprint:
+        raise CacheMismatchError(
+            f"cache {cache.uri} was not made from all of {corpus.uri} as it is now: run rskd cache"
+        )
+
+
 def _hard_threshold(source: LogitCache | PackedCorpus, spec: StudentSpec) -> float | None:
     """Log-probability of the label at `hard_percentile` of the cache; None where all tokens weigh the same."""
     if spec.objective.hard_easy_ratio == 1.0:
         return None
+    assert isinstance(source, LogitCache)  # ObjectiveConfig allows a ratio for sparse_kd alone
     histogram = source.manifest.histograms.get("label_logprob")
     if histogram is None:
         raise CacheMismatchError(

@@ -62,7 +62,7 @@ def train_worker(run: TrainingRun, updates: Queue) -> None:
             progress, log = load_progress(directory)
     open_source = LogitCache.open if run.spec.objective.kind == "sparse_kd" else PackedCorpus.open
     loader = CacheLoader(
-        open_source(run.source_uri),
+        open_source(run.source_uri),  # pyright: ignore[reportArgumentType] (a cached_property is no attribute to it)
         global_batch=config.global_batch,
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
