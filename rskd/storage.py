@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from rskd.errors import ConfigError, MissingOutputError, RskdError, StoreAccessError
 
+_TEMPORARY_PREFIX = ".tmp-"
 _S3_OPTIONS = {
     # Listings are never cached, since another writer may have changed them; nor is what was read of a file.
     "use_listings_cache": False,
@@ -61,28 +62,28 @@ class Store:
         return f"{self.path}/{name}" if name else self.path
 
     def exists(self, name: str = "") -> bool:
-        with self._errors(name):
+        with self.explained(name):
             return self.fs.exists(self.full_path(name))
 
     def size(self, name: str) -> int:
         """Bytes of a file; MissingOutputError where there is none."""
-        with self._errors(name):
+        with self.explained(name):
             return self.fs.size(self.full_path(name))
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """Bytes of a file, or of the range [start, end); MissingOutputError where there is none."""
-        with self._errors(name):
+        with self.explained(name):
             return self.fs.cat_file(self.full_path(name), start=start, end=end)
 
     def open(self, name: str) -> BinaryIO:
         """A file to read ranges of; on an object store each is a request."""
-        with self._errors(name):
+        with self.explained(name):
             return cast(BinaryIO, self.fs.open(self.full_path(name), "rb"))
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file whole, replacing an older one."""
         path = self.full_path(name)
-        with self._errors(name, writing=True):
+        with self.explained(name, writing=True):
             if self.is_local:
                 with _temporary(Path(path), data) as temporary:
                     temporary.replace(path)
@@ -92,7 +93,7 @@ class Store:
     def create(self, name: str, data: bytes) -> bool:
         """Write a file whole unless it exists; True for the one writer that made it."""
         path = self.full_path(name)
-        with self._errors(name, writing=True):
+        with self.explained(name, writing=True):
             if self.is_local:
                 with _temporary(Path(path), data) as temporary:
                     try:
@@ -112,17 +113,24 @@ class Store:
         """Names of the files directly in a folder, sorted; empty where there is no such folder."""
         return sorted(self.sizes(folder))
 
-    def sizes(self, folder: str = "", *, recursive: bool = False) -> dict[str, int]:
-        """Bytes of each file of a folder by name (relative to `folder`), and of its subfolders if `recursive`."""
+    def sizes(self, folder: str = "", *, recursive: bool = False, temporary: bool = False) -> dict[str, int]:
+        """Bytes of each file of a folder by name (relative to `folder`), and of its subfolders if `recursive`.
+
+        `temporary` includes the unfinished files of local writers, of which some may have died.
+        """
         path = self.full_path(folder)
-        with self._errors(folder):
+        with self.explained(folder):
             found = self.fs.find(path, detail=True, maxdepth=None if recursive else 1)
         names = {entry["name"][len(path) :].lstrip("/"): entry["size"] for entry in found.values()}
-        return {name: size for name, size in names.items() if name and not Path(name).name.startswith(".tmp-")}
+        return {
+            name: size
+            for name, size in names.items()
+            if name and (temporary or not Path(name).name.startswith(_TEMPORARY_PREFIX))
+        }
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
-        with self._errors(name), suppress(FileNotFoundError):
+        with self.explained(name), suppress(FileNotFoundError):
             self.fs.rm_file(self.full_path(name))
 
     @contextmanager
@@ -133,7 +141,7 @@ class Store:
             return
         with tempfile.TemporaryDirectory() as directory:
             for name in self.list():
-                with self._errors(name):
+                with self.explained(name):
                     self.fs.get_file(self.full_path(name), f"{directory}/{name}")
             yield directory
 
@@ -149,7 +157,8 @@ class Store:
             raise ConfigError(f"storage.root: {error}, or choose another root") from None
 
     @contextmanager
-    def _errors(self, name: str, *, writing: bool = False) -> Iterator[None]:
+    def explained(self, name: str, *, writing: bool = False) -> Iterator[None]:
+        """Within it, errors of the store are raised as RskdError; those of what reads its files pass."""
         try:
             yield
         except Exception as error:
@@ -163,7 +172,7 @@ class Store:
         if not writing and isinstance(error, FileNotFoundError | NotADirectoryError):
             return MissingOutputError(f"{self.uri}/{name} does not exist")
         if self.is_local:
-            if not isinstance(error, OSError):
+            if not isinstance(error, OSError) or error.errno is None:  # pyarrow raises OSError for corrupt data
                 return None
             verb, reason = "written" if writing else "read", error.strerror or error
             return StoreAccessError(f"{self.uri}/{name} cannot be {verb} ({reason}): free or permit it")
@@ -183,7 +192,7 @@ class Store:
 def _temporary(path: Path, data: bytes) -> Iterator[Path]:
     """A finished temporary file beside `path`, on the disk itself; removed afterwards unless it was moved."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
+    temporary = path.parent / f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
         with temporary.open("wb") as file:
             file.write(data)

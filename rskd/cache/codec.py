@@ -137,6 +137,11 @@ def flat(table: pa.Table, column: str) -> np.ndarray:
     return table[column].combine_chunks().flatten().to_numpy()
 
 
+def list_lengths(table: pa.Table, column: str) -> np.ndarray:
+    """Elements in each row of a list column, int64 [R]."""
+    return np.diff(table[column].combine_chunks().offsets.to_numpy())
+
+
 def window_hash(input_ids: np.ndarray) -> np.ndarray:
     """int64 [R] of int32 [R, S+1]: the sum, mod 2^64, of splitmix64(position · 2^32 + id).
 

@@ -32,7 +32,7 @@ _FREE_FIELDS = {
 }
 _READERS = 16  # small files read at once: an object store answers each in milliseconds
 
-Head = Mapping[str, Any]
+Head = Mapping[str, Any]  # sampling, teacher, tokenizer, corpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,11 @@ class CacheManifest:
         """Inverse of `to_dict`."""
         return cls(**{**content, "parts": tuple(PartRecord(**part) for part in content["parts"])})
 
+    @property
+    def head(self) -> Head:
+        """What was known before the first part."""
+        return {section: getattr(self, section) for section in _HEAD_SECTIONS}
+
     @cached_property
     def digest(self) -> str:
         """sha256 of the canonical JSON."""
@@ -130,12 +135,16 @@ def corrupt_part(uri: str, index: int, problem: str) -> CorruptPartError:
 def newest_manifest(store: Store) -> CacheManifest | None:
     """The manifest of the last generation, found by probing and not by listing; None for an unfinished cache."""
     generation = next(g for g in count() if not store.exists(manifest_name(g))) - 1
-    if generation < 0:
-        return None
-    content = records.read(store, manifest_name(generation))
-    if content is None:
-        raise MissingOutputError(f"{store.uri}/{manifest_name(generation)} was removed while it was read: try again")
-    return _checked_version(CacheManifest.from_dict, content, f"{store.uri}/{manifest_name(generation)}")
+    return None if generation < 0 else read_manifest(store, generation)
+
+
+def read_manifest(store: Store, generation: int) -> CacheManifest:
+    """The manifest of one generation; CorruptPartError if it was changed or is another's."""
+    origin = f"{store.uri}/{manifest_name(generation)}"
+    content = _checked_version(records.unseal(store.read(manifest_name(generation)), origin), origin)
+    if content["generation"] != generation:
+        raise CorruptPartError(f"{origin} is of generation {content['generation']}: run rskd verify --repair on it")
+    return CacheManifest.from_dict(content)
 
 
 def read_head(store: Store) -> dict[str, Any]:
@@ -143,7 +152,7 @@ def read_head(store: Store) -> dict[str, Any]:
     head = records.read(store, HEAD_FILE)
     if head is None:
         raise MissingOutputError(f"cache {store.uri} does not exist: run rskd cache")
-    return _checked_version(dict, head, f"{store.uri}/{HEAD_FILE}")
+    return _checked_version(head, f"{store.uri}/{HEAD_FILE}")
 
 
 def committed_indices(listing: Iterable[str]) -> set[int]:
@@ -208,10 +217,10 @@ def _fixed_fields(head: Head) -> dict[str, Any]:
     }
 
 
-def _checked_version(build: Any, content: dict[str, Any], origin: str) -> Any:
+def _checked_version(content: dict[str, Any], origin: str) -> dict[str, Any]:
     if content["format_version"] != FORMAT_VERSION:
         raise CacheMismatchError(
             f"{origin} has format_version {content['format_version']}, this rskd reads {FORMAT_VERSION}: "
             "use the rskd that made it"
         )
-    return build(content)
+    return content

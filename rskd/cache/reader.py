@@ -55,11 +55,11 @@ class LogitCache:
         """
         store = Store(uri)
         manifest = newest_manifest(store)
-        if manifest is None:
-            manifest = committed_so_far(store)
-            if not allow_partial:
-                raise MissingOutputError(f"cache {uri} is unfinished ({len(manifest.parts)} parts): run rskd cache")
-        return cls(store, manifest)
+        if manifest is None and not allow_partial:
+            expected = read_head(store)["corpus"].get("parts", "an unknown number of")
+            done = len(committed_indices(store.list(PARTS_FOLDER)))
+            raise MissingOutputError(f"cache {uri} is unfinished ({done} of {expected} parts): run rskd cache")
+        return cls(store, manifest or committed_so_far(store))
 
     @property
     def num_rows(self) -> int:
@@ -127,7 +127,8 @@ class LogitCache:
     def _read(self, part: int, groups: list[int]) -> pa.Table:
         record = self.manifest.parts[part]
         try:
-            return self._file(part, record).read_row_groups(groups, use_threads=False)
+            with self._store.explained(record.file):
+                return self._file(part, record).read_row_groups(groups, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             problem = str(error).splitlines()[0]
             raise corrupt_part(self.uri, record.index, f"cannot be read ({problem})") from None
@@ -135,7 +136,7 @@ class LogitCache:
     def _file(self, part: int, record: PartRecord) -> pq.ParquetFile:
         """An open part, its sha256 checked if this process opens it for the first time."""
         if part not in self._checked:
-            self._check_content(record)
+            read_part_file(self._store, record)
             self._checked.add(part)
         if part not in self._files:
             if len(self._files) == _OPEN_PARTS:
@@ -145,14 +146,6 @@ class LogitCache:
             )
         self._files.move_to_end(part)
         return self._files[part]
-
-    def _check_content(self, record: PartRecord) -> None:
-        try:
-            data = self._store.read(record.file)
-        except MissingOutputError:
-            raise corrupt_part(self.uri, record.index, f"is missing ({record.file})") from None
-        if sha256(data).hexdigest() != record.sha256:
-            raise corrupt_part(self.uri, record.index, "is not what was written (its sha256 differs)")
 
     def _check_rows(self, rows: CacheRows, groups: np.ndarray, parts: np.ndarray) -> None:
         first, num_rows = self.group_rows[groups].T
@@ -188,3 +181,14 @@ def committed_so_far(store: Store) -> CacheManifest:
     head = read_head(store)
     commits = read_commits(store, committed_indices(store.sizes(PARTS_FOLDER)))
     return fold(head, (c.part for c in commits), (c.histograms for c in commits), generation=0)
+
+
+def read_part_file(store: Store, part: PartRecord) -> bytes:
+    """A whole part as Parquet; CorruptPartError if it is missing or changed."""
+    try:
+        data = store.read(part.file)
+    except MissingOutputError:
+        raise corrupt_part(store.uri, part.index, f"is missing ({part.file})") from None
+    if sha256(data).hexdigest() != part.sha256:
+        raise corrupt_part(store.uri, part.index, "is not what was written (its sha256 differs)")
+    return data

@@ -1,8 +1,8 @@
 """Small caches of made-up samples: 5 parts of 12 windows in row groups of 4."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -96,12 +96,19 @@ def write_cache(uri: str, *, head: dict[str, Any] | None = None, seed: int = 0) 
 
 
 @dataclass(frozen=True)
-class Made:
+class Cache:
     uri: str
-    data: list[PartData]
+    data: list[PartData]  # by part
 
 
 @pytest.fixture
-def cache(tmp_path) -> Made:
+def cache(tmp_path) -> Cache:
+    """A finished cache of `made.corpus()`."""
     uri = str(tmp_path / "cache")
-    return Made(uri, write_cache(uri))
+    return Cache(uri, write_cache(uri))
+
+
+@pytest.fixture
+def made() -> SimpleNamespace:
+    """What caches are made of here."""
+    return SimpleNamespace(head=make_head, corpus=make_corpus, part=make_part, cache=write_cache)

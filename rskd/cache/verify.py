@@ -1,0 +1,217 @@
+"""Checks of a whole cache, and what it holds.
+
+    manifests, commit records, part files ─► problems by part ─► (repair) removed, so that a rerun makes them anew
+
+A repair that removes anything a reader needs removes the manifests first: the cache is unfinished until `rskd cache`
+has recomputed what is missing, and readers refuse it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rskd.cache.codec import CacheRows, Layout, flat, list_lengths, window_hash
+from rskd.cache.manifest import (
+    HEAD_FILE,
+    PARTS_FOLDER,
+    CacheManifest,
+    Head,
+    PartRecord,
+    committed_indices,
+    corrupt_part,
+    head_identity,
+    manifest_name,
+    newest_manifest,
+    part_name,
+    read_commit,
+    read_head,
+    read_manifest,
+    record_name,
+)
+from rskd.cache.reader import committed_so_far, read_part_file
+from rskd.errors import CorruptPartError, MissingOutputError, OutputError
+from rskd.progress import progress_bar
+from rskd.storage import Store
+
+
+@dataclass
+class VerifyReport:
+    """Outcome of `verify`. `part` of a problem is part-00000, or manifest or head."""
+
+    parts_checked: int = 0
+    rows_checked: int = 0
+    problems: list[dict[str, str]] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)  # files that no reader looks at
+    removed: list[str] = field(default_factory=list)  # by the repair
+
+    def add(self, part: str, error: Exception) -> None:
+        """Note a problem."""
+        self.problems.append({"part": part, "problem": str(error)})
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `rskd verify --json` prints it."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def verify(uri: str, *, repair: bool = False) -> VerifyReport:
+    """Check every file of a cache: digests and hashes, and that rows and entries are what they must be.
+
+    `repair` removes what is bad, so that a rerun makes it anew, and orphans; not while a job writes the cache.
+    Raises MissingOutputError if there is no cache.
+    """
+    store = Store(uri)
+    files = store.sizes(recursive=True, temporary=True)
+    if not files:
+        raise MissingOutputError(f"cache {uri} does not exist: run rskd cache")
+    report = VerifyReport()
+    head = _check_head(store, report)
+    manifest = _check_manifests(store, files, head, report)
+    head = head or (manifest and manifest.head)
+    listed = {part.index: part for part in (manifest.parts if manifest else ())}
+    recorded = committed_indices(name.removeprefix(f"{PARTS_FOLDER}/") for name in files)
+    known = {HEAD_FILE, *_manifests(files), *map(record_name, recorded)}
+    bad: set[int] = set()
+    with progress_bar("verify", len(recorded | listed.keys())) as advance:
+        for index in sorted(recorded | listed.keys()):
+            try:
+                part = _check_record(store, index, listed.get(index), head)
+                known.add(part.file)
+                _check_part(store, part, head)
+                report.rows_checked += part.rows
+            except CorruptPartError as error:
+                report.add(part_name(index), error)
+                bad.add(index)
+            report.parts_checked += 1
+            advance()
+    report.orphans = sorted(files.keys() - known)
+    if repair:
+        _repair(store, files, bad, report)
+    return report
+
+
+def inspect(uri: str) -> dict[str, Any]:
+    """What a cache holds and how large it is; of an unfinished one, how far it has come.
+
+    `bytes` counts all files under the URI; the two ratios are None while there is no token. Raises MissingOutputError
+    if there is no cache, CorruptPartError for a changed manifest or record.
+    """
+    store = Store(uri)
+    newest = newest_manifest(store)
+    manifest = newest or committed_so_far(store)
+    totals = manifest.totals
+    size = sum(store.sizes(recursive=True).values())
+    return {
+        "complete": newest is not None,
+        "generation": manifest.generation if newest else None,
+        "tokens": totals["tokens"],
+        "rows": totals["rows"],
+        "parts": len(manifest.parts),
+        "parts_expected": manifest.corpus.get("parts"),
+        "bytes": size,
+        "bytes_per_token": size / totals["tokens"] if totals["tokens"] else None,
+        "unique_per_token": totals["samples"] / totals["tokens"] if totals["tokens"] else None,
+        "seq_len": manifest.corpus["seq_len"],
+        "vocab_size": manifest.tokenizer["vocab_size"],
+        "sampling": manifest.sampling,
+        "teacher": manifest.teacher,
+    }
+
+
+def _check_head(store: Store, report: VerifyReport) -> Head | None:
+    try:
+        return read_head(store)
+    except OutputError as error:
+        report.add("head", error)
+        return None
+
+
+def _manifests(files: Iterable[str]) -> list[str]:
+    return sorted(name for name in files if re.fullmatch(r"manifest(-[0-9]+)?\.json", name))
+
+
+def _check_manifests(
+    store: Store, files: Iterable[str], head: Head | None, report: VerifyReport
+) -> CacheManifest | None:
+    """Check all generations; the newest, or None if there is no whole one."""
+    newest = None
+    for generation in range(len(_manifests(files))):
+        try:
+            newest = read_manifest(store, generation)
+            if head is not None and head_identity(newest.head) != head_identity(head):
+                raise CorruptPartError(f"{manifest_name(generation)} of cache {store.uri} is that of another cache")
+        except OutputError as error:
+            report.add("manifest", error)
+            newest = None
+    if not _manifests(files):
+        report.add("manifest", MissingOutputError(f"cache {store.uri} is unfinished: run rskd cache"))
+    return newest
+
+
+def _check_record(store: Store, index: int, listed: PartRecord | None, head: Head | None) -> PartRecord:
+    commit = read_commit(store, index)
+    if head is not None and commit.head != head_identity(head):
+        raise corrupt_part(store.uri, index, "belongs to another cache")
+    if listed is not None and commit.part != listed:
+        raise corrupt_part(store.uri, index, "has another commit record than the manifest says")
+    return commit.part
+
+
+def _check_part(store: Store, part: PartRecord, head: Head | None) -> None:
+    data = read_part_file(store, part)
+    if head is None:
+        return  # nothing says what must be in it
+    table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    wrong = next(_inconsistencies(table, part, head), None)
+    if wrong is not None:
+        raise corrupt_part(store.uri, part.index, wrong)
+
+
+def _inconsistencies(table: pa.Table, part: PartRecord, head: Head) -> Iterator[str]:
+    """What a writer got wrong in a part that is otherwise as it was written."""
+    layout = Layout.of(head["sampling"])
+    seq_len, vocab_size = head["corpus"]["seq_len"], head["tokenizer"]["vocab_size"]
+    rows, windows = CacheRows(table, layout), flat(table, "input_ids")
+    num_unique, ids = flat(table, "num_unique").astype(np.int64), flat(table, "token_ids")
+    values = flat(table, layout.column)
+    if not np.array_equal(rows.row_ids, np.arange(part.first_row, part.first_row + part.rows)):
+        yield "has other row ids than its record says"
+    lengths = dict.fromkeys(("num_unique", *layout.statistics), (seq_len, part.tokens))
+    for name, (each, total) in (lengths | {"input_ids": (seq_len + 1, part.rows * (seq_len + 1))}).items():
+        if not (list_lengths(table, name) == each).all() or part.rows * each != total:
+            yield f"has rows whose {name} are not {each} long"
+    per_row = num_unique.reshape(part.rows, -1).sum(1)
+    for name in ("token_ids", layout.column):
+        if not np.array_equal(list_lengths(table, name), per_row) or len(ids) != part.samples:
+            yield f"has {name} that num_unique does not count"
+    for name, column in (("token_ids", ids), ("input_ids", windows)):
+        if len(column) and not (column.min() >= 0 and column.max() < vocab_size):
+            yield f"has {name} outside the vocabulary of {vocab_size}"
+    if layout.column == "counts":
+        position = np.repeat(np.arange(len(num_unique)), num_unique)
+        if not (np.bincount(position, weights=values, minlength=len(num_unique)) == layout.rounds).all():
+            yield f"has counts that do not sum to {layout.rounds}"
+    if not np.array_equal(table["window_hash"].to_numpy(), window_hash(rows.windows())):
+        yield "has window hashes that are not those of its windows"
+
+
+def _repair(store: Store, files: Iterable[str], bad: set[int], report: VerifyReport) -> None:
+    """Remove in an order that never leaves a manifest without its parts, or a record without its file."""
+    doomed = _manifests(files) if report.problems else []
+    doomed += [HEAD_FILE] if any(problem["part"] == "head" for problem in report.problems) else []
+    doomed += [record_name(index) for index in sorted(bad)]
+    stems = tuple(f"{PARTS_FOLDER}/{part_name(index)}-" for index in bad)
+    doomed += [name for name in sorted(files) if name in report.orphans or name.startswith(stems)]
+    report.removed = [name for name in doomed if name in files]
+    for name in report.removed:
+        store.remove(name)
