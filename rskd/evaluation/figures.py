@@ -18,7 +18,7 @@ _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "
 def loss_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> go.Figure:
     """Training loss by tokens for each student; `logs` are the records {tokens, loss, ...} of its steps.
 
-    The steps themselves are faint, a running mean over about a twentieth of them is drawn strongly.
+    The steps themselves are faint, a running mean over about a fiftieth of them is drawn strongly.
     """
     figure = go.Figure()
     for name, color in _colors(logs).items():
@@ -30,7 +30,7 @@ def loss_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> go.Figure:
         )
         figure.add_scatter(
             **line,
-            y=_running_mean(losses, decay=1 - 1 / max(1, len(losses) / 20)),
+            y=_running_mean(losses, decay=1 - 1 / max(1, len(losses) / 50)),
             line={"color": color, "width": 2},
             hovertemplate="%{y:.3f} nats/token after %{x:,} tokens",
         )
@@ -44,26 +44,26 @@ def reliability_diagrams(evaluated: Mapping[str, Mapping[str, Any]]) -> go.Figur
 
     A bar below the diagonal is over-confidence. Darker bars hold more of the tokens.
     """
-    num_columns = min(4, len(evaluated))
-    num_rows = math.ceil(len(evaluated) / num_columns)
+    num_rows = math.ceil(len(evaluated) / 4)
+    num_columns = math.ceil(len(evaluated) / num_rows)
+    spacing = 0.5 / num_rows if num_rows > 1 else 0
     titles = [f"{name}<br><sup>ECE {100 * model['ece']:.1f} %</sup>" for name, model in evaluated.items()]
-    figure = make_subplots(
-        num_rows, num_columns, subplot_titles=titles, shared_yaxes=True, vertical_spacing=0.32 / num_rows
-    )
-    for index, (name, color) in enumerate(_colors(evaluated).items()):
-        place = {"row": index // num_columns + 1, "col": index % num_columns + 1}
+    figure = make_subplots(num_rows, num_columns, subplot_titles=titles, shared_yaxes=True, vertical_spacing=spacing)
+    for panel, (name, color) in enumerate(_colors(evaluated).items()):
+        row, col = panel // num_columns + 1, panel % num_columns + 1
         bins = evaluated[name]["reliability"]
         num_bins, total = len(bins["count"]), max(1, sum(bins["count"]))
         shares = [count / total for count in bins["count"]]
         figure.add_bar(
-            x=[(bin + 0.5) / num_bins for bin in range(num_bins)],
+            x=[(index + 0.5) / num_bins for index in range(num_bins)],
             y=bins["accuracy"],
             width=0.92 / num_bins,
             marker={"color": color, "opacity": [0.25 + 0.75 * (share / max(shares)) ** 0.5 for share in shares]},
             customdata=[[confidence, share] for confidence, share in zip(bins["confidence"], shares, strict=True)],
             hovertemplate="confidence %{customdata[0]:.3f}<br>accuracy %{y:.3f}<br>%{customdata[1]:.1%} of the tokens"
             f"<extra>{name}</extra>",
-            **place,
+            row=row,
+            col=col,
         )
         figure.add_scatter(
             x=[0, 1],
@@ -71,12 +71,25 @@ def reliability_diagrams(evaluated: Mapping[str, Mapping[str, Any]]) -> go.Figur
             mode="lines",
             line={"color": _GREY, "dash": "dot", "width": 1},
             hoverinfo="skip",
-            **place,
+            row=row,
+            col=col,
         )
-        figure.update_xaxes(title="confidence", range=[0, 1], **place)
+        figure.update_xaxes(title="confidence", range=[0, 1], row=row, col=col)
     figure.update_yaxes(range=[0, 1])
     figure.update_yaxes(title="accuracy", col=1)
-    return _styled(figure, height=90 + 260 * num_rows, showlegend=False)
+    return _styled(figure, height=90 + 290 * num_rows, showlegend=False)
+
+
+def unique_token_histograms(histograms: Mapping[str, Mapping[str, Any]]) -> go.Figure:
+    """Share of the positions by their number of unique tokens; `histograms` are those of caches, a bin a number."""
+    figure = go.Figure()
+    for name, color in _colors(histograms).items():
+        counts = histograms[name]["counts"]
+        shares = [count / max(1, sum(counts)) for count in counts]
+        figure.add_bar(y=shares, name=name, marker={"color": color}, hovertemplate="%{y:.1%} have %{x} unique tokens")
+    figure.update_xaxes(title="unique tokens at a position")
+    figure.update_yaxes(title="share of positions", tickformat=".0%")
+    return _styled(figure, height=320, showlegend=True)
 
 
 def _colors(names: Mapping[str, Any]) -> dict[str, str]:

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rskd.causal_lm import OutputHead
 from rskd.evaluation.acceptance import acceptance, top1_agreement
 from rskd.evaluation.calibration import ReliabilityBins
+from rskd.output_head import OutputHead
 
 TEACHER = "teacher"
 METRICS = ("lm_loss", "ece", "top1_agreement", "acceptance", "kl_to_teacher")
@@ -46,7 +46,8 @@ class Comparison:
         self, teacher: LanguageModel, students: Mapping[str, LanguageModel], *, vocab_size: int, num_bins: int = 15
     ):
         self._models = {TEACHER: teacher, **students}
-        self._vocab_size = vocab_size
+        self._heads = {name: model.head.narrow(vocab_size) for name, model in self._models.items()}
+        self._rows_per_chunk = max(1, _LOGITS_PER_CHUNK // vocab_size)
         self._window_means: dict[str, list[Tensor]] = {name: [] for name in self._models}
         self._bins = {name: ReliabilityBins(num_bins) for name in self._models}
 
@@ -55,15 +56,13 @@ class Comparison:
         """Add B windows, int64 [B, T+1]: positions 0..T-1 predict tokens 1..T."""
         inputs_BT, labels_N = input_ids[:, :-1], input_ids[:, 1:].flatten()
         hidden = {name: model.hidden(inputs_BT).flatten(0, 1) for name, model in self._models.items()}
-        num_rows = max(1, _LOGITS_PER_CHUNK // self._vocab_size)
         chunks = {name: [] for name in self._models}
-        for start in range(0, len(labels_N), num_rows):
-            rows = slice(start, start + num_rows)
+        for start in range(0, len(labels_N), self._rows_per_chunk):
+            rows = slice(start, start + self._rows_per_chunk)
             labels = labels_N[rows].to(hidden[TEACHER].device)
-            teacher_logits = self._logits(TEACHER, hidden[TEACHER][rows])
-            for name in self._models:
-                is_teacher = name == TEACHER
-                logits = teacher_logits if is_teacher else self._logits(name, hidden[name][rows])
+            teacher_logits = self._heads[TEACHER].logits(hidden[TEACHER][rows])
+            for name, head in self._heads.items():
+                logits = teacher_logits if name == TEACHER else head.logits(hidden[name][rows])
                 values = _position_values(logits, teacher_logits, labels)
                 self._bins[name].add(values.pop("confidence"), values.pop("correct"))
                 chunks[name].append(torch.stack(list(values.values())))
@@ -84,9 +83,6 @@ class Comparison:
             "standard_error": dict(zip(_MEANS, errors, strict=True)),
             "reliability": self._bins[name].to_dict(),
         }
-
-    def _logits(self, name: str, hidden: Tensor) -> Tensor:
-        return self._models[name].head.logits(hidden)[:, : self._vocab_size]
 
 
 def _position_values(logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -45,11 +45,10 @@ from rskd.jobs.ray_session import ensure_ray
 from rskd.jobs.train_worker import TrainingRun, train_worker
 from rskd.progress import progress_bar
 from rskd.storage import Store
-from rskd.student.checkpoint import LOG_FILE, export_checkpoint
+from rskd.student.checkpoint import LOG_FILE, RESULT_FILE, export_checkpoint
 from rskd.student.model import student_architecture
 from rskd.teacher.model_files import resolve_model, weights_fingerprint
 
-RESULT_FILE = "rskd.json"
 # How a run is executed: its result does not depend on that, but for the order of floating-point sums.
 _EXECUTION = {"micro_batch", "workers", "gpus_per_worker", "threads_per_worker", "checkpoint_every", "max_failures"}
 

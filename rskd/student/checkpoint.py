@@ -24,9 +24,10 @@ from rskd.errors import ConfigError
 from rskd.storage import Store
 
 LOG_FILE = "training_log.jsonl"
+RESULT_FILE = "rskd.json"  # what a finished student was made from; written last
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _TRAINER_FILE = "trainer.json"
-_NOT_THE_STUDENT = {LOG_FILE, _OPTIMIZER_FILE, _TRAINER_FILE, "rskd.json"}
+_NOT_THE_STUDENT = {LOG_FILE, _OPTIMIZER_FILE, _TRAINER_FILE, RESULT_FILE}
 
 
 @dataclass(frozen=True)

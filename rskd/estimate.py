@@ -1,0 +1,82 @@
+"""What a distillation will cost: storage, teacher time, parts and epochs, for a number of tokens.
+
+Measured where a cache of this configuration exists, else from the defaults below; `source` says which.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rskd.cache.verify import inspect
+from rskd.config import DistillConfig, SamplingConfig, TeacherConfig
+from rskd.corpus.packed_corpus import PackedCorpus
+from rskd.storage import Store
+from rskd.teacher.model_files import resolve_model
+
+# Mean unique tokens follow a power law in the rounds (paper, Appendix C): U·(N/50)^e. U and e from SmolLM2-135M on
+# technical prose, where 50 random rounds give 17.2 unique tokens, 50 systematic ones 19.1, and 20 systematic ones 9.7.
+UNIQUE_AT_50_ROUNDS = {"random": 17.2, "systematic": 19.1}
+UNIQUE_EXPONENT = 0.74
+# Bytes for each unique token on the same data, the windows' own ids included: 33.9 / 17.2 and 18.2 / 9.7.
+BYTES_PER_COUNT = 1.92
+BYTES_PER_PROBABILITY = 6.0  # int32 id and float16 probability; an upper bound, for they compress little
+# Sustained floating-point operations per second in a forward pass.
+CPU_THREAD_FLOPS = 27e9
+GPU_FLOPS = 150e12
+
+
+def estimate(config: DistillConfig, *, tokens: int | None = None) -> dict[str, Any]:
+    """Costs of distilling `tokens` training tokens (those of the packed corpus by default).
+
+    Returns corpus {tokens, windows, parts}, teacher {tokens_per_s, seconds, source}, caches {<name>: bytes,
+    bytes_per_token, unique_per_token, source}, students {<name>: tokens, epochs}.
+
+    Raises ConfigError for a teacher that does not exist, MissingOutputError without `tokens` and a packed corpus.
+    """
+    teacher_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
+    seq_len = config.corpus.seq_len
+    tokens = tokens or PackedCorpus.open(config.corpus_uri("train")).num_rows * seq_len
+    windows = math.ceil(tokens / seq_len)
+    speed = teacher_tokens_per_s(config.teacher, num_parameters(teacher_dir))
+    caches = {name: _cache(config, name, sampling) for name, sampling in config.cache_samplings.items()}
+    seen = {name: spec.train.steps * spec.train.global_batch * seq_len for name, spec in config.student_specs.items()}
+    return {
+        "corpus": {"tokens": tokens, "windows": windows, "parts": math.ceil(windows / config.corpus.windows_per_part)},
+        "teacher": {"tokens_per_s": speed, "seconds": tokens / speed, "source": "default"},
+        "caches": {name: cache | {"bytes": round(tokens * cache["bytes_per_token"])} for name, cache in caches.items()},
+        "students": {name: {"tokens": trained, "epochs": trained / tokens} for name, trained in seen.items()},
+    }
+
+
+def num_parameters(model_dir: str) -> int:
+    """Parameters of a model, from its configuration alone; tied weights count once."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_dir)).num_parameters()
+
+
+def teacher_tokens_per_s(config: TeacherConfig, num_parameters: int) -> float:
+    """Tokens per second of all teacher workers, at 2 floating-point operations for each parameter and token."""
+    device_flops = config.gpus_per_worker * GPU_FLOPS or config.threads_per_worker * CPU_THREAD_FLOPS
+    return config.workers * device_flops / (2 * num_parameters)
+
+
+def default_costs(sampling: SamplingConfig) -> tuple[float, float]:
+    """Unique tokens and bytes for each position of a cache that does not exist yet; for top_p, at most."""
+    if sampling.method in ("top_k", "top_p"):
+        assert sampling.k is not None  # SamplingConfig checks it
+        return float(sampling.k), sampling.k * BYTES_PER_PROBABILITY
+    unique = UNIQUE_AT_50_ROUNDS[sampling.method] * (sampling.num_samples / 50) ** UNIQUE_EXPONENT
+    return unique, unique * BYTES_PER_COUNT
+
+
+def _cache(config: DistillConfig, name: str, sampling: SamplingConfig) -> dict[str, Any]:
+    uri = config.cache_uri(name)
+    if Store(uri).exists("manifest.json"):
+        found = inspect(uri)
+        return {key: found[key] for key in ("unique_per_token", "bytes_per_token")} | {"source": "measured"}
+    unique, num_bytes = default_costs(sampling)
+    return {"unique_per_token": unique, "bytes_per_token": num_bytes, "source": "default"}

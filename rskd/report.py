@@ -1,0 +1,271 @@
+"""The report of a distillation: one HTML page that needs no network.
+
+evaluation.json, caches, students' logs ─► Findings ─► page ─► <home>/report.html
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import plotly.graph_objects as go
+import yaml
+from plotly.offline import get_plotlyjs
+
+from rskd import records
+from rskd.cache.reader import LogitCache
+from rskd.cache.verify import inspect
+from rskd.config import DistillConfig, StudentSpec
+from rskd.errors import MissingOutputError
+from rskd.evaluation.figures import loss_curves, reliability_diagrams, unique_token_histograms
+from rskd.storage import Store
+from rskd.student.checkpoint import LOG_FILE
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the table of models: `sign` is +1 where more is better, -1 where less is."""
+
+    key: str
+    label: str
+    unit: str
+    sign: int
+    format: str
+    scale: float = 1.0
+
+
+TABLE = (
+    Metric("lm_loss", "LM loss", "nats/token", -1, ".3f"),
+    Metric("ece", "ECE", "%", -1, ".1f", 100),
+    Metric("top1_agreement", "Top-1 agreement", "%", +1, ".1f", 100),
+    Metric("acceptance", "Acceptance", "%", +1, ".1f", 100),
+    Metric("kl_to_teacher", "KL to teacher", "nats/token", -1, ".3f"),
+    Metric("pct_ce_to_fullkd", "CE to full KD", "%", +1, ".0f"),
+)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that the page shows."""
+
+    config: DistillConfig
+    evaluation: dict[str, Any]
+    caches: dict[str, dict[str, Any]]
+    logs: dict[str, list[dict[str, float]]]
+
+
+def write_report(config: DistillConfig) -> str:
+    """Write the report to `config.report_uri` and return that.
+
+    Raises MissingOutputError where the evaluation does not exist or lacks a student.
+    """
+    page = render(gather(config))
+    home, _, name = config.report_uri.rpartition("/")
+    Store(home).write(name, page.encode())
+    return config.report_uri
+
+
+def gather(config: DistillConfig) -> Findings:
+    """Read what earlier stages left behind."""
+    home, _, name = config.evaluation_uri.rpartition("/")
+    evaluation = records.read(Store(home), name)
+    lacking = [student for student in config.student_specs if student not in (evaluation or {}).get("models", {})]
+    if evaluation is None or lacking:
+        of = f" of {', '.join(lacking)}" if evaluation else ""
+        raise MissingOutputError(f"{config.evaluation_uri}: no evaluation{of}: run rskd evaluate")
+    used = {spec.sampling for spec in config.student_specs.values() if spec.objective.kind == "sparse_kd"}
+    return Findings(
+        config=config,
+        evaluation=evaluation,
+        caches={name: _cache(config.cache_uri(name)) for name in config.cache_samplings if name in used},
+        logs={student: _training_log(config.student_uri(student)) for student in config.student_specs},
+    )
+
+
+def render(findings: Findings) -> str:
+    """The page."""
+    config, models = findings.config, findings.evaluation["models"]
+    scope = f"{findings.evaluation['windows']:,} held-out windows, {findings.evaluation['tokens']:,} tokens"
+    sections = [
+        _section("Setting", _facts(config)),
+        _section("Teacher and students", _models_table(config, models), f"On {scope}. {_LEGEND}"),
+        _section("Training loss", _figure(loss_curves(findings.logs)), _LOSS_NOTE),
+        _section("Reliability", _figure(reliability_diagrams(models)), _RELIABILITY_NOTE),
+    ]
+    if findings.caches:
+        histograms = {name: cache["num_unique"] for name, cache in findings.caches.items()}
+        body = _caches_table(findings.caches) + _figure(unique_token_histograms(histograms))
+        sections.insert(2, _section("Logit caches", body, _CACHE_NOTE))
+    settings = escape(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False))
+    sections.append(f"<details><summary>Configuration</summary><pre>{settings}</pre></details>")
+    title = escape(config.name)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title} · rskd</title>
+<style>{_STYLE}</style>
+<script>{get_plotlyjs()}</script>
+</head>
+<body>
+<main>
+<header><p class="kind">rskd distillation report</p><h1>{title}</h1></header>
+{"".join(sections)}
+</main>
+</body>
+</html>
+"""
+
+
+def _facts(config: DistillConfig) -> str:
+    source = config.corpus.source
+    isolated = ", documents isolated" if config.corpus.isolate_documents else ""
+    facts = {
+        "Teacher": f"{config.teacher.model} ({config.teacher.dtype})",
+        "Corpus": source.kind + (f" {source.uri}" if source.uri else ""),
+        "Windows": f"{config.corpus.seq_len:,} positions{isolated}",
+        "Students": ", ".join(config.student_specs),
+    }
+    return "<dl>" + "".join(f"<div><dt>{k}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items()) + "</dl>"
+
+
+def _models_table(config: DistillConfig, models: dict[str, dict[str, Any]]) -> str:
+    columns = [metric for metric in TABLE if any(metric.key in model for model in models.values())]
+    students = [models[name] for name in config.student_specs]
+    best = {
+        metric.key: max(metric.sign * model[metric.key] for model in students if metric.key in model)
+        for metric in columns
+    }
+    head = ["Model", "Objective", "Targets"] + [
+        f"{metric.label} {'↑' if metric.sign > 0 else '↓'}<small>{metric.unit}</small>" for metric in columns
+    ]
+    rows = [["teacher", "", ""] + [_value(models["teacher"], metric, None) for metric in columns]]
+    for name, spec in config.student_specs.items():
+        chosen = best if len(students) > 1 else {}
+        values = [_value(models[name], metric, chosen.get(metric.key)) for metric in columns]
+        rows.append([escape(name), *_objective(config, spec), *values])
+    return _table(head, rows, num_text=3)
+
+
+def _value(model: dict[str, Any], metric: Metric, best: float | None) -> str:
+    if metric.key not in model:
+        return "–"
+    text = format(metric.scale * model[metric.key], metric.format)
+    error = model["standard_error"].get(metric.key)
+    if error:
+        text += f"<small>± {format(metric.scale * error, metric.format)}</small>"
+    return f"<b>{text}</b>" if best == metric.sign * model[metric.key] else text
+
+
+def _objective(config: DistillConfig, spec: StudentSpec) -> tuple[str, str]:
+    """What a student learned from: its loss, and its targets."""
+    objective = spec.objective
+    if objective.kind == "ce":
+        return "cross-entropy", "labels"
+    mixture = f"{objective.ce_weight:g}·CE + {1 - objective.ce_weight:g}·KD" if objective.ce_weight else "KD"
+    if objective.kind == "full_kd":
+        return mixture, "teacher online"
+    return mixture, f"{_sampling(config.cache_samplings[spec.sampling].model_dump())}"
+
+
+def _caches_table(caches: dict[str, dict[str, Any]]) -> str:
+    head = ["Cache", "Sampling", "Tokens", "Size<small>MiB</small>", "Bytes<small>per token</small>"]
+    head.append("Unique tokens<small>per position</small>")
+    rows = [
+        [
+            escape(name),
+            _sampling(cache["sampling"]),
+            f"{cache['tokens']:,}",
+            f"{cache['bytes'] / 2**20:,.1f}",
+            f"{cache['bytes_per_token']:.1f}",
+            f"{cache['unique_per_token']:.2f}",
+        ]
+        for name, cache in caches.items()
+    ]
+    return _table(head, rows, num_text=2)
+
+
+def _sampling(sampling: dict[str, Any]) -> str:
+    if sampling["method"] in ("top_k", "top_p"):
+        mass = f", p = {sampling['p']:g}" if sampling["method"] == "top_p" else ""
+        return f"{sampling['method']}, k = {sampling['k']}{mass}"
+    temperature = f", t = {sampling['temperature']:g}" if sampling["temperature"] != 1 else ""
+    return f"{sampling['method']}, N = {sampling['num_samples']}{temperature}"
+
+
+def _cache(uri: str) -> dict[str, Any]:
+    """What `inspect` says of a cache, and the histogram of its unique tokens."""
+    return inspect(uri) | {"num_unique": LogitCache.open(uri).manifest.histograms["num_unique"]}
+
+
+def _training_log(student_uri: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in Store(student_uri).read(LOG_FILE).splitlines()]
+
+
+def _section(title: str, body: str, note: str = "") -> str:
+    explained = f'<p class="note">{note}</p>' if note else ""
+    return f"<section><h2>{title}</h2>{body}{explained}</section>\n"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, num_text: int) -> str:
+    """A table whose first `num_text` columns are text; the others are numbers, aligned to the right."""
+
+    def row(tag: str, cells: Sequence[str]) -> str:
+        return "<tr>" + "".join(
+            f"<{tag}{'' if index < num_text else ' class=number'}>{cell}</{tag}>" for index, cell in enumerate(cells)
+        )
+
+    body = "".join(row("td", cells) for cells in rows)
+    return f'<div class="wide"><table><thead>{row("th", head)}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _figure(figure: go.Figure) -> str:
+    return figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True, "displayModeBar": False})
+
+
+_LEGEND = (
+    "↓ less is better, ↑ more is better; the best student in bold; ± one standard error, clustered by window. "
+    "ECE: expected calibration error of the top-1 prediction. Acceptance: expected acceptance rate in speculative "
+    "sampling with the student as draft. CE to full KD: how far the loss has come from plain cross-entropy (0 %) to "
+    "distillation from the whole teacher distribution (100 %)."
+)
+_LOSS_NOTE = (
+    "Faint: each step. Strong: running mean. Losses of different objectives are not comparable: "
+    "a KD loss contains the entropy of its targets, a top-k one only the mass that it keeps."
+)
+_RELIABILITY_NOTE = (
+    "Accuracy of the top-1 prediction by its confidence. On the dotted line a model is calibrated; "
+    "bars below it are over-confident. Darker bars hold more tokens."
+)
+_CACHE_NOTE = "Size counts every file of the cache. Unique tokens: distinct ids kept at a position."
+_STYLE = """
+:root { color-scheme: light; --ink: #1f2937; --soft: #6b7280; --line: #e5e7eb; --accent: #0072b2; }
+body { margin: 0; background: #f6f7f9; color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 64px; }
+header { border-left: 4px solid var(--accent); padding-left: 16px; margin-bottom: 24px; }
+h1 { margin: 0; font-size: 30px; line-height: 1.2; overflow-wrap: anywhere; }
+.kind { margin: 0; color: var(--soft); font-size: 13px; letter-spacing: .04em; text-transform: uppercase; }
+section, details { background: #fff; border: 1px solid var(--line); border-radius: 10px;
+  padding: 18px 22px; margin: 0 0 18px; }
+h2 { margin: 0 0 10px; font-size: 18px; }
+dl { display: flex; flex-wrap: wrap; gap: 10px 36px; margin: 0; }
+dt { color: var(--soft); font-size: 13px; }
+dd { margin: 0; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; }
+th, td { padding: 8px 12px 8px 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top;
+  white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; font-size: 13px; }
+tbody tr:last-child td { border-bottom: 0; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+small { display: block; color: var(--soft); font-size: 12px; font-weight: 400; }
+b { color: var(--accent); }
+.note { margin: 10px 0 0; color: var(--soft); font-size: 13px; max-width: 80ch; }
+summary { cursor: pointer; font-weight: 600; }
+pre { overflow-x: auto; font-size: 13px; }
+"""

@@ -1,0 +1,166 @@
+"""Students and teacher evaluated in one Ray task on held-out windows, from what is on disk to evaluation.json."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from mlflow import MlflowClient
+from transformers import AutoModelForCausalLM
+
+from rskd import records
+from rskd.config import DistillConfig, validate_config
+from rskd.corpus.packed_corpus import CorpusManifest, write_manifest, write_part
+from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError
+from rskd.evaluation.language_modeling import METRICS
+from rskd.jobs.evaluate import evaluate_students
+from rskd.report import write_report
+from rskd.storage import Store
+
+SEQ_LEN, VOCAB_SIZE, END = 16, 384, 0
+
+
+def make_config(root: Path, teacher: Path, **sections) -> DistillConfig:
+    return validate_config(
+        {
+            "name": "tiny",
+            "storage": {"root": str(root)},
+            "corpus": {"source": {"kind": "python_docs"}, "seq_len": SEQ_LEN},
+            "teacher": {"model": str(teacher), "dtype": "float32"},
+            "students": {"near": {"objective": {"kind": "full_kd"}}, "far": {"objective": {"kind": "ce"}}},
+            "evaluate": {"batch_windows": 3},
+            **sections,
+        }
+    )
+
+
+def pack_held_out(config: DistillConfig, num_windows: int = 7) -> np.ndarray:
+    """Windows of two random documents each as the held-out corpus of `config`."""
+    rng = np.random.default_rng(0)
+    windows = rng.integers(1, VOCAB_SIZE, (num_windows, SEQ_LEN + 1), dtype=np.int32)
+    windows[:, 5] = END
+    store = Store(config.corpus_uri("eval"))
+    head = {
+        "format_version": 1,
+        "source": config.corpus.source.model_dump(),
+        "tokenizer": {"name": "t", "fingerprint": "f", "vocab_size": VOCAB_SIZE, "end_of_text_id": END},
+        "seq_len": SEQ_LEN,
+        "seed": 0,
+        "isolate_documents": config.corpus.isolate_documents,
+        "windows_per_part": 256,
+        "rows_per_group": 16,
+        "eval_threshold": 0,
+    }
+    group = {"documents": 1, "tokens": windows.size, "dropped_tail_tokens": 0, "windows": num_windows}
+    manifest = CorpusManifest.of(head, [group], [write_part(store, 0, 0, windows)])
+    write_manifest(store, manifest)
+    return windows
+
+
+def save_student(config: DistillConfig, student: str, teacher: Path, noise: float) -> None:
+    """The teacher with noise on its weights, as `rskd train` leaves a student."""
+    model = AutoModelForCausalLM.from_pretrained(teacher)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += noise * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(config.student_uri(student))
+    store = Store(config.student_uri(student))
+    store.write("training_log.jsonl", b'{"step": 1, "loss": 6.0, "tokens": 32}\n')
+    records.write(store, "rskd.json", {"recipe": {"noise": noise}, "summary": {}})
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory: pytest.TempPathFactory, tiny_teacher_dir: Path) -> tuple[DistillConfig, np.ndarray]:
+    config = make_config(tmp_path_factory.mktemp("evaluate_job"), tiny_teacher_dir)
+    windows = pack_held_out(config)
+    save_student(config, "near", tiny_teacher_dir, noise=0.02)
+    save_student(config, "far", tiny_teacher_dir, noise=0.2)
+    return config, windows
+
+
+def test_evaluates_tracks_and_reports(distilled: tuple[DistillConfig, np.ndarray]):
+    config, windows = distilled
+    found = evaluate_students(config)
+    assert found.pop("skipped") is False
+    assert set(found) == {"teacher", "near", "far"}
+    assert set(found["teacher"]) == set(METRICS)
+    assert found["teacher"]["kl_to_teacher"] == 0
+    assert 0 < found["near"]["kl_to_teacher"] < found["far"]["kl_to_teacher"]
+    assert found["near"]["acceptance"] > found["far"]["acceptance"]
+    assert (found["far"]["pct_ce_to_fullkd"], found["near"]["pct_ce_to_fullkd"]) == (0, 100)
+
+    student = AutoModelForCausalLM.from_pretrained(config.student_uri("near"))
+    tokens = torch.from_numpy(windows).long()
+    with torch.no_grad():
+        logits = student(tokens[:, :-1]).logits[..., :VOCAB_SIZE]
+    assert found["near"]["lm_loss"] == pytest.approx(
+        F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:]).item(), abs=1e-5
+    )
+
+    client = MlflowClient(f"sqlite:///{config.storage.root}/mlflow.db")
+    runs = client.search_runs(["1"], "tags.`rskd.stage` = 'evaluate'")
+    assert runs[0].data.metrics["near/acceptance"] == pytest.approx(found["near"]["acceptance"])
+    assert list(Path(config.storage.root).glob("mlartifacts/*/artifacts/figures/reliability.html"))
+    assert Path(write_report(config)).stat().st_size > 1_000_000
+
+    assert evaluate_students(config) == found | {"skipped": True}
+
+
+def test_a_changed_student_is_evaluated_again(
+    distilled: tuple[DistillConfig, np.ndarray], tmp_path: Path, tiny_teacher_dir: Path
+):
+    root = shutil.copytree(distilled[0].storage.root, tmp_path / "copy")
+    config = make_config(root, tiny_teacher_dir)
+    before = evaluate_students(config)
+    save_student(config, "near", tiny_teacher_dir, noise=0.1)
+    after = evaluate_students(config)
+    assert after["skipped"] is False
+    assert after["near"]["kl_to_teacher"] > before["near"]["kl_to_teacher"]
+    assert after["far"]["kl_to_teacher"] == pytest.approx(before["far"]["kl_to_teacher"])
+
+    fewer = evaluate_students(make_config(root, tiny_teacher_dir, evaluate={"max_windows": 2}))
+    assert fewer["skipped"] is False
+    content = records.read(Store(config.home), "evaluation.json")
+    assert content is not None
+    assert (content["windows"], content["tokens"]) == (2, 2 * SEQ_LEN)
+
+
+def test_isolated_documents_change_the_loss(
+    distilled: tuple[DistillConfig, np.ndarray], tmp_path: Path, tiny_teacher_dir: Path
+):
+    config = make_config(
+        tmp_path,
+        tiny_teacher_dir,
+        corpus={"source": {"kind": "python_docs"}, "seq_len": SEQ_LEN, "isolate_documents": True},
+    )
+    pack_held_out(config)
+    for student in config.student_specs:
+        save_student(config, student, tiny_teacher_dir, noise=0)
+    isolated, joined = evaluate_students(config), evaluate_students(distilled[0])
+    assert isolated["teacher"]["lm_loss"] != joined["teacher"]["lm_loss"]
+    assert isolated["near"]["kl_to_teacher"] == pytest.approx(0, abs=1e-6)  # the student is isolated alike
+
+
+def test_says_what_is_missing(
+    distilled: tuple[DistillConfig, np.ndarray], tmp_path: Path, tiny_teacher_dir: Path, capfd: pytest.CaptureFixture
+):
+    config = make_config(tmp_path, tiny_teacher_dir)
+    with pytest.raises(MissingOutputError, match="run rskd pack"):
+        evaluate_students(config)
+    pack_held_out(config)
+    with pytest.raises(MissingOutputError, match="run rskd train --student near"):
+        evaluate_students(config)
+    with pytest.raises(ConfigError, match=r"correct teacher\.model"):
+        evaluate_students(make_config(tmp_path, tmp_path / "nowhere"))
+    shorter = make_config(tmp_path, tiny_teacher_dir, corpus={"source": {"kind": "python_docs"}, "seq_len": 8})
+    with pytest.raises(CacheMismatchError, match="seq_len=16, not 8"):
+        evaluate_students(shorter)
+    with pytest.raises(ConfigError, match=r"evaluate\.gpus=64"):
+        evaluate_students(
+            make_config(distilled[0].storage.root, tiny_teacher_dir, evaluate={"gpus": 64, "max_windows": 1})
+        )
+    assert not Path(config.evaluation_uri).exists()
+    assert capfd.readouterr().out == ""  # stdout belongs to --json

@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+
+from rskd.config import SamplingConfig, TeacherConfig, validate_config
+from rskd.errors import ConfigError, MissingOutputError
+from rskd.estimate import default_costs, estimate, num_parameters, teacher_tokens_per_s
+
+
+def make_config(root: Path, teacher: Path, **sections):
+    return validate_config(
+        {
+            "name": "tiny",
+            "storage": {"root": str(root)},
+            "corpus": {"source": {"kind": "python_docs"}, "seq_len": 100, "windows_per_part": 8},
+            "teacher": {"model": str(teacher), "threads_per_worker": 2},
+            **sections,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "rounds", "unique", "bytes_per_token"),
+    [("random", 50, 17.2, 33.9), ("systematic", 50, 19.1, None), ("systematic", 20, 9.7, 18.2)],
+)
+def test_defaults_reproduce_what_was_measured(method: str, rounds: int, unique: float, bytes_per_token: float | None):
+    found_unique, found_bytes = default_costs(SamplingConfig(method=method, num_samples=rounds))
+    assert found_unique == pytest.approx(unique, rel=0.02)
+    if bytes_per_token is not None:
+        assert found_bytes == pytest.approx(bytes_per_token, rel=0.05)
+
+
+def test_top_k_keeps_k_entries():
+    assert default_costs(SamplingConfig(method="top_k", k=12)) == (12.0, 72.0)
+
+
+def test_speed_scales_with_workers_and_size():
+    config = TeacherConfig(model="m", threads_per_worker=2)
+    one = teacher_tokens_per_s(config, 135_000_000)
+    assert 150 < one < 250  # SmolLM2-135M on two cores
+    assert teacher_tokens_per_s(config.model_copy(update={"workers": 3}), 135_000_000) == pytest.approx(3 * one)
+    assert teacher_tokens_per_s(config.model_copy(update={"gpus_per_worker": 1}), 135_000_000) > 1000 * one
+
+
+def test_the_whole_plan(tmp_path: Path, tiny_teacher_dir: Path):
+    config = make_config(
+        tmp_path,
+        tiny_teacher_dir,
+        samplings={"a": {"num_samples": 20}, "b": {"method": "top_k", "k": 5}},
+        train={"steps": 10, "global_batch": 4},
+        students={"s": {"sampling": "a"}},
+    )
+    plan = estimate(config, tokens=2000)
+    assert plan["corpus"] == {"tokens": 2000, "windows": 20, "parts": 3}
+    assert plan["students"] == {"s": {"tokens": 4000, "epochs": 2.0}}
+    assert plan["caches"]["b"] == {
+        "bytes": 60_000,
+        "bytes_per_token": 30.0,
+        "unique_per_token": 5.0,
+        "source": "default",
+    }
+    assert plan["teacher"]["seconds"] == pytest.approx(2000 / plan["teacher"]["tokens_per_s"])
+
+
+def test_tied_weights_count_once(tiny_teacher_dir: Path):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir)
+    assert num_parameters(str(tiny_teacher_dir)) == sum(p.numel() for p in model.parameters())
+
+
+def test_needs_a_teacher_and_a_number_of_tokens(tmp_path: Path, tiny_teacher_dir: Path):
+    with pytest.raises(ConfigError, match="correct teacher"):
+        estimate(make_config(tmp_path, tmp_path / "nowhere"), tokens=10)
+    with pytest.raises(MissingOutputError, match="rskd pack"):
+        estimate(make_config(tmp_path, tiny_teacher_dir))
