@@ -178,6 +178,7 @@ def stage(config: DistillConfig, name: str, student: str | None = None) -> Itera
     """
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+    params = _sections(config, student)
     parent = distillation(config)
     client = _client(parent.tracking_uri)
     tags = {MLFLOW_PARENT_RUN_ID: parent.run_id, _STAGE: name} | ({_STUDENT: student} if student else {})
@@ -185,7 +186,7 @@ def stage(config: DistillConfig, name: str, student: str | None = None) -> Itera
         client.update_run(parent.run_id, status="RUNNING")
         created = client.create_run(parent.experiment_id, run_name=f"{name} {student or ''}".strip(), tags=tags)
     run = Run(parent.tracking_uri, parent.experiment_id, created.info.run_id)
-    run.params(_sections(config, student))
+    run.params(params)
     status = "KILLED"
     try:
         yield run

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from rskd import tracking
 from rskd.config import DistillConfig, validate_config
 from rskd.errors import ConfigError
+from rskd.storage import Store
 
 
 def make_config(root: Path, **sections) -> DistillConfig:
@@ -100,6 +101,27 @@ def test_inputs_figures_and_models_are_stored(root: Path, client: MlflowClient, 
     assert (model.name, model.status, model.source_run_id) == ("student", "READY", run.run_id)
     stored = Path(model.artifact_location) / "model.safetensors"
     assert stored.read_bytes() == (tiny_teacher_dir / "model.safetensors").read_bytes()
+
+
+def test_an_s3_root_keeps_runs_here_and_artifacts_there(
+    object_store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_teacher_dir: Path
+):
+    monkeypatch.chdir(tmp_path)
+    root = object_store.make_bucket()
+    config = make_config(tmp_path, storage={"root": root}, students={"a": {}})
+    student = Store(config.student_uri("a"))
+    for file in tiny_teacher_dir.iterdir():
+        student.write(file.name, file.read_bytes())
+    with tracking.stage(config, "train", "a") as run:
+        run.model(student.uri, name="a")
+    assert run.tracking_uri == f"sqlite:///{tmp_path}/.rskd/mlflow.db"
+    logged = MlflowClient(run.tracking_uri).get_run(run.run_id)
+    model = MlflowClient(run.tracking_uri).get_logged_model(logged.outputs.model_outputs[0].model_id)
+    assert model.artifact_location.startswith(f"{root}/mlartifacts/")
+    assert Store(model.artifact_location).read("model.safetensors") == student.read("model.safetensors")
+    kept = (tmp_path / ".rskd" / "mlflow.db").read_bytes()
+    assert object_store.secret_key.encode() not in kept
+    assert object_store.access_key.encode() not in kept
 
 
 def test_a_store_that_fails_during_work_is_warned_about_once(
