@@ -25,7 +25,7 @@ def inputs():
 
 def test_equals_sampling_from_whole_logits(inputs):
     hidden, weight, bias = inputs
-    logits = 5 * torch.tanh((hidden @ weight.T + bias).float() / 5)
+    logits = 5 * torch.tanh((hidden @ weight.T + bias) / 5)
     options = {"method": "random", "num_samples": 30, "seed": 4, "keys": torch.arange(51).view(3, 17) + 2**40}
     targets = sample_from_hidden(hidden, weight, bias=bias, softcap=5.0, **options)
     assert targets.ids.shape[:2] == (3, 17)
@@ -34,7 +34,7 @@ def test_equals_sampling_from_whole_logits(inputs):
 
 def test_padded_vocabulary_is_masked(inputs):
     hidden, weight, _ = inputs
-    logits = (hidden @ weight.T).float()
+    logits = hidden @ weight.T
     logits[..., 250:] = -torch.inf
     targets = sample_from_hidden(hidden, weight, vocab_size=250)
     assert torch.equal(targets.to_dense(V), sample_targets(logits).to_dense(V))
@@ -54,7 +54,7 @@ def test_one_pass_gives_every_sampling_and_statistic(inputs):
     rows = sample_rows(
         hidden, OutputHead(weight), samplings, labels=labels, statistics=("label_logprob", "entropy", "top1")
     )
-    log_p = (hidden @ weight.T).float().double().log_softmax(-1).flatten(0, 1)
+    log_p = (hidden @ weight.T).log_softmax(-1).flatten(0, 1)
     torch.testing.assert_close(
         rows.statistics["label_logprob"], log_p.gather(1, labels.view(-1, 1))[:, 0], check_dtype=False
     )
