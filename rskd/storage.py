@@ -119,9 +119,11 @@ class Store:
         `temporary` includes the unfinished files of local writers, of which some may have died.
         """
         path = self.full_path(folder)
-        with self.explained(folder):
-            found = self.fs.find(path, detail=True, maxdepth=None if recursive else 1)
-        names = {entry["name"][len(path) :].lstrip("/"): entry["size"] for entry in found.values()}
+        found = []
+        with self.explained(folder), suppress(FileNotFoundError):
+            # `find` with a maxdepth would take a refused listing for an empty one.
+            found = self.fs.find(path, detail=True).values() if recursive else self.fs.ls(path, detail=True)
+        names = {entry["name"][len(path) :].lstrip("/"): entry["size"] for entry in found if entry["type"] == "file"}
         return {
             name: size
             for name, size in names.items()

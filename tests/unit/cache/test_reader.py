@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_caches import make_corpus, make_head, make_part
 
 from rskd.cache.reader import LogitCache
 from rskd.cache.verify import inspect
@@ -49,11 +50,11 @@ def test_rows_that_are_not_there(cache, rows):
         LogitCache.open(cache.uri).read_rows(rows)
 
 
-def test_an_unfinished_cache_is_refused_unless_asked_for(made, tmp_path):
-    uri, corpus = str(tmp_path / "cache"), made.corpus()
-    writer = CacheWriter(uri, manifest_head=made.head())
+def test_an_unfinished_cache_is_refused_unless_asked_for(tmp_path):
+    uri, corpus = str(tmp_path / "cache"), make_corpus()
+    writer = CacheWriter(uri, manifest_head=make_head())
     for part in (corpus[3], corpus[1]):
-        writer.commit_part(part.index, made.part(part), corpus_sha256=part.sha256)
+        writer.commit_part(part.index, make_part(part), corpus_sha256=part.sha256)
     with pytest.raises(MissingOutputError, match=r"unfinished \(2 of 5 parts\): run rskd cache"):
         LogitCache.open(uri)
     reader = LogitCache.open(uri, allow_partial=True)
@@ -63,9 +64,9 @@ def test_an_unfinished_cache_is_refused_unless_asked_for(made, tmp_path):
     assert (inspect(uri)["complete"], inspect(uri)["parts"], inspect(uri)["parts_expected"]) == (False, 2, 5)
 
 
-def test_a_cache_that_was_begun_has_no_ratios(made, tmp_path):
+def test_a_cache_that_was_begun_has_no_ratios(tmp_path):
     uri = str(tmp_path / "cache")
-    CacheWriter(uri, manifest_head=made.head())
+    CacheWriter(uri, manifest_head=make_head())
     assert inspect(uri)["bytes_per_token"] is None
     with pytest.raises(MissingOutputError, match=r"unfinished \(0 of 5 parts\)"):
         LogitCache.open(uri)

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_caches import make_corpus, make_head, make_part, write_cache
 
 from rskd.cache.codec import Layout, encode, to_table
 from rskd.cache.manifest import newest_manifest
@@ -57,7 +58,7 @@ def test_any_flipped_byte_is_named(cache):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "swapped", "foreign"])
-def test_damaged_parts_are_named(made, cache, tmp_path, damage):
+def test_damaged_parts_are_named(cache, tmp_path, damage):
     path, bad = _part_file(cache.uri, 2), {"part-00002"}
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
@@ -71,7 +72,7 @@ def test_damaged_parts_are_named(made, cache, tmp_path, damage):
         bad = {"part-00002", "part-00003"}
     else:
         other = str(tmp_path / "other")
-        made.cache(other, head=made.head(sampling__seed=1), seed=1)
+        write_cache(other, head=make_head(sampling__seed=1), seed=1)
         for name in ("part-00002.json", _part_file(other, 2).name):
             Path(cache.uri, "parts", name).write_bytes(Path(other, "parts", name).read_bytes())
     assert _named(cache.uri) == bad
@@ -85,9 +86,9 @@ def test_a_missing_record_is_named(cache):
     assert _named(cache.uri) == {"part-00001"}
 
 
-def test_an_unfinished_cache_is_said_to_be(made, tmp_path):
-    uri, part = str(tmp_path / "cache"), made.corpus()[1]
-    CacheWriter(uri, manifest_head=made.head()).commit_part(1, made.part(part), corpus_sha256=part.sha256)
+def test_an_unfinished_cache_is_said_to_be(tmp_path):
+    uri, part = str(tmp_path / "cache"), make_corpus()[1]
+    CacheWriter(uri, manifest_head=make_head()).commit_part(1, make_part(part), corpus_sha256=part.sha256)
     report = verify(uri)
     assert [problem["part"] for problem in report.problems] == ["manifest"]
     assert "unfinished: run rskd cache" in report.problems[0]["problem"]
@@ -100,7 +101,7 @@ def test_no_cache(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["parts/part-00001.json", "parts/part-00003-*.parquet", "manifest.json", "head.json"])
-def test_repair_and_rerun_restore_the_cache(made, cache, name):
+def test_repair_and_rerun_restore_the_cache(cache, name):
     before = _files(cache.uri)
     Path(cache.uri, "parts", "part-00004-0123456789ab.parquet").write_bytes(b"half")
     Path(cache.uri, "parts", ".tmp-died").write_bytes(b"half")
@@ -109,7 +110,7 @@ def test_repair_and_rerun_restore_the_cache(made, cache, name):
     assert not report.ok
     with pytest.raises(OutputError):
         LogitCache.open(cache.uri)
-    writer, corpus = CacheWriter(cache.uri, manifest_head=made.head()), made.corpus()
+    writer, corpus = CacheWriter(cache.uri, manifest_head=make_head()), make_corpus()
     todo = {part.index for part in corpus} - writer.committed_parts(corpus)
     assert todo == ({int(name[11:16])} if "part-" in name else set())
     for index in todo:
@@ -125,12 +126,12 @@ def test_repair_leaves_a_whole_cache_alone(cache):
     assert _files(cache.uri) == before
 
 
-def _write_unchecked(made, uri, change) -> None:
+def _write_unchecked(uri, change) -> None:
     """A cache whose writer stored the wrong thing in part 0, with hashes that are right."""
-    corpus = made.corpus()
-    writer = CacheWriter(uri, manifest_head=made.head())
+    corpus = make_corpus()
+    writer = CacheWriter(uri, manifest_head=make_head())
     for part in corpus:
-        data = made.part(part)
+        data = make_part(part)
         if part.index == 0:
             change(data)
         writer.commit_part(part.index, data, corpus_sha256=part.sha256)
@@ -146,15 +147,15 @@ def _write_unchecked(made, uri, change) -> None:
         (lambda data: data.row_ids.__setitem__(3, 4), "other row ids than its record says"),
     ],
 )
-def test_a_wrong_writer_is_found_out(made, tmp_path, change, problem):
+def test_a_wrong_writer_is_found_out(tmp_path, change, problem):
     uri = str(tmp_path / "cache")
-    _write_unchecked(made, uri, change)
+    _write_unchecked(uri, change)
     report = verify(uri)
     assert [found["part"] for found in report.problems] == ["part-00000"]
     assert problem in report.problems[0]["problem"]
 
 
-def test_a_part_with_the_layout_of_the_manifest(made, cache):
+def test_a_part_with_the_layout_of_the_manifest(cache):
     """The bytes of a part are those that the codec gives for its data, and nothing else."""
     manifest = newest_manifest(Store(cache.uri))
     assert manifest is not None
