@@ -26,6 +26,8 @@ FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 PARTS_FOLDER = "parts"
 ROWS_PER_GROUP = 16  # what a loader shuffles by and reads at once
+TOTALS = ("documents", "tokens", "windows", "dropped_tail_tokens")
+_GROWING = ("groups", "parts", "totals", "fingerprint")
 
 
 @dataclass(frozen=True)
@@ -60,32 +62,52 @@ class CorpusManifest:
     isolate_documents: bool
     windows_per_part: int
     rows_per_group: int
+    eval_threshold: int  # a document whose content hash is below it is held out
     groups: tuple[dict[str, Any], ...]  # each: files (see rskd.corpus.sources) and its share of the totals
     parts: tuple[PartInfo, ...]
-    totals: dict[str, int]  # documents, tokens, dropped_tail_tokens, windows
-    eval_threshold: int  # a document whose content hash is below it is held out
+    totals: dict[str, int]  # documents, tokens, windows, dropped_tail_tokens
+    fingerprint: str  # of the ordered contents: sha256 over the sha256 of each part
+
+    @classmethod
+    def of(cls, head: Mapping[str, Any], groups: Iterable[dict[str, Any]], parts: Iterable[PartInfo]) -> CorpusManifest:
+        """The manifest of these groups and their parts; `head` has the fields before them."""
+        groups, parts = tuple(groups), tuple(sorted(parts, key=lambda part: part.index))
+        return cls(
+            **head,
+            groups=groups,
+            parts=parts,
+            totals={key: sum(group[key] for group in groups) for key in TOTALS},
+            fingerprint=hashlib.sha256("\n".join(part.sha256 for part in parts).encode()).hexdigest(),
+        )
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What stays the same when a corpus grows."""
+        return {name: value for name, value in self._fields().items() if name not in _GROWING}
+
+    def up_to(self, num_groups: int) -> CorpusManifest:
+        """The manifest before all groups but the first `num_groups` were added."""
+        groups = self.groups[:num_groups]
+        rows = sum(group["windows"] for group in groups)
+        return CorpusManifest.of(self.head, groups, (part for part in self.parts if part.first_row < rows))
 
     def to_dict(self) -> dict[str, Any]:
-        """As it is sealed, with the fingerprint."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        return plain | {"parts": [asdict(part) for part in self.parts], "fingerprint": self.fingerprint}
+        """As it is sealed."""
+        return self._fields() | {"parts": [asdict(part) for part in self.parts]}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CorpusManifest:
         """Inverse of `to_dict`."""
-        given = {field.name: content[field.name] for field in fields(cls)}
         parts = tuple(PartInfo(**part) for part in content["parts"])
-        return cls(**{**given, "parts": parts, "groups": tuple(content["groups"])})
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Identity of the ordered contents: sha256 over the sha256 of each part."""
-        return hashlib.sha256("\n".join(part.sha256 for part in self.parts).encode()).hexdigest()
+        return cls(**{**content, "parts": parts, "groups": tuple(content["groups"])})
 
     @cached_property
     def digest(self) -> str:
         """sha256 of the canonical JSON."""
         return records.digest(self.to_dict())
+
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 class PackedCorpus:

@@ -16,7 +16,7 @@ def ensure_ray(config: RayConfig) -> None:
     """Start a local Ray, or connect to `config.address`, unless this process already has one.
 
     A local Ray declares at least 4 logical CPUs, so that workers and data tasks fit together on a small machine.
-    Nothing of Ray is printed on stdout, which belongs to --json. Raises ConfigError for an address that does not answer.
+    Nothing of Ray is printed on stdout, which belongs to --json. Raises ConfigError if the address does not answer.
     """
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -34,4 +34,4 @@ def ensure_ray(config: RayConfig) -> None:
                 f"ray.address={config.address} does not answer ({reason}): start it, or remove the key"
             ) from None
     DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that its progress bars are off

@@ -1,0 +1,191 @@
+"""Where documents come from: a source is listed once, its files are grouped, and a group is read as documents.
+
+    SourceConfig ─► list_files ─► [SourceFile] ─► group_files ─► [Group] ─► read_documents ─► texts
+
+A group is the unit of work and of growth. Files are grouped in name order, large ones by ranges; a later listing leaves
+the groups that were packed as they are and groups the new files after them.
+
+What is read, by kind (`uri` is a file, a folder or a glob; a folder is searched recursively, but for hidden files):
+    python_docs  CPython's topics, and the docstrings of each module of its standard library, read without importing
+    text         a file is a document (UTF-8); in a folder the files *.txt, *.md and *.rst
+    jsonl        a line is a document, in `field`; in a folder *.jsonl, *.json and *.ndjson
+    parquet      a row is a document, in the column `field`; in a folder *.parquet
+    hf           a row is a document, in the column `field` of the train split
+Text and jsonl may be compressed (.gz, .bz2, .zst). Documents without a visible character are left out.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fsspec.utils import glob_translate
+
+from rskd.config import SourceConfig
+from rskd.corpus.documents import READERS, TOPICS_FILE, FileRange, codec, hf_documents, hf_size
+from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError
+from rskd.storage import Store
+
+GROUP_BYTES = 32 << 20  # of source files; a task holds the tokens of one group in memory
+GROUP_ROWS = 20_000  # of a Hugging Face dataset, whose files are not ours to see
+
+_SUFFIXES = {
+    "python_docs": (".py",),
+    "text": (".txt", ".md", ".rst"),
+    "jsonl": (".jsonl", ".json", ".ndjson"),
+    "parquet": (".parquet",),
+}
+_NOT_DOCUMENTATION = {"__pycache__", "idlelib", "lib2to3", "pydoc_data", "site-packages", "test", "tests", "turtledemo"}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file of a source: its name under the source's folder and its size in bytes (rows for hf)."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A run of documents: a range of a large file, or several small files."""
+
+    files: tuple[FileRange, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a manifest keeps it."""
+        return {"files": [asdict(file) for file in self.files]}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Group:
+        """Inverse of `to_dict`; other keys are ignored."""
+        return cls(tuple(FileRange(**file) for file in content["files"]))
+
+
+def located(source: SourceConfig) -> SourceConfig:
+    """The same source for a process with another working directory."""
+    if source.uri is None or (source.kind == "hf" and not Path(source.uri).exists()):
+        return source
+    return source.model_copy(update={"uri": Store(source.uri).absolute_uri})
+
+
+def list_files(source: SourceConfig) -> list[SourceFile]:
+    """The files of a source in name order. Raises ConfigError if it does not exist or has none."""
+    if source.kind == "hf":
+        return [SourceFile(str(source.uri), hf_size(source))]
+    try:
+        sizes = _sizes(source)
+    except MissingOutputError:
+        sizes = {}
+    if not any(sizes.values()):
+        problem = "holds nothing" if sizes else f"has no {' '.join('*' + suffix for suffix in _SUFFIXES[source.kind])}"
+        raise ConfigError(
+            f"corpus.source.uri={source.uri} {problem}, or does not exist: name a file, folder or glob with documents"
+        )
+    return [SourceFile(name, sizes[name]) for name in sorted(sizes)]
+
+
+def group_files(files: Sequence[SourceFile], *, kind: str) -> list[Group]:
+    """Cut a listing into groups of at most about GROUP_BYTES: a pure function of it."""
+    limit = GROUP_ROWS if kind == "hf" else GROUP_BYTES
+    groups, pending, pending_size = [], [], 0
+    for file in files:
+        if pending and pending_size + file.size > limit:
+            groups.append(Group(tuple(pending)))
+            pending, pending_size = [], 0
+        if file.size > limit and _is_divisible(file.name, kind):
+            starts = range(0, file.size, limit)
+            groups += [Group((FileRange(file.name, file.size, s, min(s + limit, file.size)),)) for s in starts]
+        else:
+            pending.append(FileRange(file.name, file.size, 0, file.size))
+            pending_size += file.size
+    return [*groups, Group(tuple(pending))] if pending else groups
+
+
+def new_groups(recorded: Iterable[Group], files: Sequence[SourceFile], *, source: SourceConfig) -> list[Group]:
+    """Groups of the files that no recorded group has.
+
+    Raises CacheMismatchError if a recorded file is gone or has another size: what was packed is no longer the source.
+    """
+    sizes = {file.name: file.size for file in files}
+    packed = {file.name: file.size for group in recorded for file in group.files}
+    for name, size in packed.items():
+        if sizes.get(name) != size:
+            problem = f"has {sizes[name]} bytes, not {size}" if name in sizes else "is gone"
+            raise CacheMismatchError(
+                f"{name} of corpus source {source.uri or source.kind} {problem}, but was packed: restore it, or choose "
+                "another name"
+            )
+    return group_files([file for file in files if file.name not in packed], kind=source.kind)
+
+
+def read_documents(source: SourceConfig, group: Group) -> Iterator[str]:
+    """The texts of a group, in the order of its files.
+
+    Raises ConfigError, naming the file, for one that is not of the source's kind or has no such field.
+    """
+    if source.kind == "hf":
+        for rows in group.files:
+            yield from _visible(hf_documents(source, rows.start, rows.end))
+        return
+    folder, _ = _folder_and_pattern(source)
+    for file in group.files:
+        yield from _visible(READERS[source.kind](Store(folder), file, source.field))
+
+
+def _visible(texts: Iterable[str]) -> Iterator[str]:
+    return (text for text in texts if text and not text.isspace())
+
+
+def _is_divisible(name: str, kind: str) -> bool:
+    """Whether documents can be found from the middle of a file on."""
+    return kind in ("hf", "parquet") or (kind == "jsonl" and codec(name) is None)
+
+
+def _sizes(source: SourceConfig) -> dict[str, int]:
+    """Bytes of each file of a source, by its name under the source's folder."""
+    folder, pattern = _folder_and_pattern(source)
+    store, suffixes = Store(folder), _SUFFIXES[source.kind]
+    if source.kind == "python_docs":
+        files = (path for path in Path(folder).rglob("*.py") if _is_documentation(path.relative_to(folder)))
+        return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    if pattern is None:
+        found = store.sizes(recursive=True)
+        return {name: size for name, size in found.items() if _is_visible(name) and _plain(name).endswith(suffixes)}
+    matches, wants_hidden = re.compile(glob_translate(pattern)).match, not _is_visible(pattern)
+    found = store.sizes(recursive="/" in pattern)
+    return {name: size for name, size in found.items() if matches(name) and (_is_visible(name) or wants_hidden)}
+
+
+def _folder_and_pattern(source: SourceConfig) -> tuple[str, str | None]:
+    """The folder that the names of a source's files are relative to, and the glob or file name that selects them."""
+    if source.kind == "python_docs":
+        return sysconfig.get_path("stdlib"), None
+    uri = str(source.uri).rstrip("/")
+    store = Store(uri)
+    if store.fs.isfile(store.path):
+        folder, slash, name = uri.rpartition("/")
+        return folder or slash or ".", glob.escape(name)
+    literal = re.split(r"[*?\[]", uri, maxsplit=1)[0]
+    if literal == uri:
+        return uri, None
+    folder, slash, _ = literal.rpartition("/")
+    return folder or slash or ".", uri[len(folder) + len(slash) :]
+
+
+def _is_documentation(module: Path) -> bool:
+    return module.as_posix() == TOPICS_FILE or _NOT_DOCUMENTATION.isdisjoint(module.parts)
+
+
+def _is_visible(name: str) -> bool:
+    return not any(part.startswith(".") for part in name.split("/"))
+
+
+def _plain(name: str) -> str:
+    """The name without a suffix of compression, in lower case."""
+    return (name.rpartition(".")[0] if codec(name) else name).lower()

@@ -1,0 +1,295 @@
+"""Pack the corpus: source files ─► groups ─► windows in Parquet parts, for training and held out.
+
+    driver: list, group ─► pass 1, a task per group: count tokens, hash documents
+            ◄─ choose the hold-out threshold; give each group its part numbers and row ids
+                        ─► pass 2, a task per group: shuffle, join, cut, write parts ─► driver: manifests
+
+Both passes read and tokenize the documents: nothing of them is kept in the driver but a hash and a count. Windows and
+row ids are a pure function of (source, tokenizer, seq_len, seed). Nothing is visible until the manifests are written.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import ray
+from ray.exceptions import RayError
+from tokenizers import Tokenizer
+
+from rskd.config import DistillConfig, SourceConfig
+from rskd.corpus.packed_corpus import (
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    PARTS_FOLDER,
+    ROWS_PER_GROUP,
+    TOTALS,
+    CorpusManifest,
+    PartInfo,
+    read_manifest,
+    write_manifest,
+    write_part,
+)
+from rskd.corpus.packing import (
+    DocumentCounts,
+    Share,
+    content_hash,
+    cut_windows,
+    hold_out_threshold,
+    shuffled,
+    split_masks,
+    split_shares,
+    tokenize,
+)
+from rskd.corpus.sources import Group, list_files, located, new_groups, read_documents
+from rskd.corpus.tokenizer import end_of_text_id, load_tokenizer, tokenizer_fingerprint
+from rskd.errors import CacheMismatchError, ConfigError, explained_by
+from rskd.jobs.ray_session import ensure_ray
+from rskd.progress import progress_bar
+from rskd.storage import Store
+from rskd.teacher.model_files import resolve_model
+
+SPLITS: tuple[Literal["train"], Literal["eval"]] = ("train", "eval")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every task has to know; `uris` has the folder of each split, absolute as a worker must call it."""
+
+    source: SourceConfig
+    tokenizer: Tokenizer
+    end_of_text_id: int
+    seq_len: int
+    seed: int
+    windows_per_part: int
+    uris: dict[str, str]
+
+
+def pack_corpus(config: DistillConfig) -> dict[str, Any]:
+    """Pack what `config.corpus` names and was not packed yet; added files never move what was packed.
+
+    Returns {"train": T, "eval": T, "documents", "tokens", "dropped_tail_tokens", "skipped", "seconds"} with
+    T = {documents, tokens, windows, dropped_tail_tokens, parts, uri}. Tokens include one end-of-text token a document.
+
+    Raises ConfigError for a source that is missing, empty or too small, a tokenizer that does not fit the teacher's, an
+    unwritable root; CacheMismatchError if the corpus was packed with other settings or a packed file is gone.
+    """
+    started = time.monotonic()
+    source = located(config.corpus.source)
+    files = list_files(source)
+    Store(config.storage.root).check_writable()
+    head, tokenizer = _head(config)
+    packed = _packed(config, head)
+    recorded = [Group.from_dict(group) for group in packed["train"].groups] if packed else []
+    added = new_groups(recorded, files, source=source)
+    if packed and not added:
+        return _summary(config, packed, started, skipped=True)
+
+    ensure_ray(config.ray)
+    recipe = Recipe(
+        source=source,
+        tokenizer=tokenizer,
+        end_of_text_id=head["tokenizer"]["end_of_text_id"],
+        uris={split: Store(config.corpus_uri(split)).absolute_uri for split in SPLITS},
+        **{key: head[key] for key in ("seq_len", "seed", "windows_per_part")},
+    )
+    groups = dict(enumerate(added, start=len(recorded)))
+    counts = _count(recipe, groups)
+    if packed is None:
+        packed = _nothing_packed(config, head, list(counts.values()))
+    threshold = packed["train"].eval_threshold
+    shares = {index: split_shares(counts[index], threshold, recipe.seq_len) for index in groups}
+    parts = _write(recipe, groups, _places(shares, packed), threshold)
+    manifests = {
+        split: CorpusManifest.of(
+            manifest.head,
+            [*manifest.groups, *(groups[index].to_dict() | asdict(shares[index][split]) for index in groups)],
+            [*manifest.parts, *parts[split]],
+        )
+        for split, manifest in packed.items()
+    }
+    for split in reversed(SPLITS):  # train comes last: a corpus without a train manifest is packed again
+        write_manifest(Store(config.corpus_uri(split)), manifests[split])
+    return _summary(config, manifests, started, skipped=False)
+
+
+def _head(config: DistillConfig) -> tuple[dict[str, Any], Tokenizer]:
+    """What a manifest says before anything is packed, and the tokenizer, which must be the teacher's."""
+    corpus, teacher = config.corpus, config.teacher
+    teacher_dir = resolve_model(teacher.model, revision=teacher.revision, teachers=config.teachers_uri)
+    tokenizer = load_tokenizer(teacher_dir, trust_remote_code=teacher.trust_remote_code)
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    if corpus.tokenizer and tokenizer_fingerprint(load_tokenizer(corpus.tokenizer)) != fingerprint:
+        raise ConfigError(
+            f"corpus.tokenizer={corpus.tokenizer} gives other ids than the tokenizer of teacher {teacher.model}: "
+            "remove the key, or name the teacher's tokenizer"
+        )
+    head = {
+        "format_version": FORMAT_VERSION,
+        "source": corpus.source.model_dump(mode="json"),
+        "tokenizer": {
+            "name": corpus.tokenizer or teacher.model,
+            "fingerprint": fingerprint,
+            "vocab_size": len(tokenizer),
+            "end_of_text_id": end_of_text_id(tokenizer),
+        },
+        "seq_len": corpus.seq_len,
+        "seed": corpus.seed,
+        "isolate_documents": corpus.isolate_documents,
+        "windows_per_part": corpus.windows_per_part,
+        "rows_per_group": ROWS_PER_GROUP,
+    }
+    return head, tokenizer.backend_tokenizer
+
+
+def _packed(config: DistillConfig, head: dict[str, Any]) -> dict[str, CorpusManifest] | None:
+    """The manifests of both splits, with the groups that both have; None if a first pack did not come to its end.
+
+    Raises CacheMismatchError, naming the field, if they were made with other settings than `config`'s.
+    """
+    found = {
+        split: manifest for split in SPLITS if (manifest := read_manifest(Store(config.corpus_uri(split)))) is not None
+    }
+    if len(found) < len(SPLITS):
+        return None
+    mend = f"choose another name, or remove {config.home}/corpus"
+    for split in SPLITS:
+        old, new = _settings(found[split].head), _settings(head)
+        for name in old:
+            if old[name] != new[name]:
+                raise CacheMismatchError(
+                    f"{config.corpus_uri(split)} was packed with {name}={old[name]}, not {new[name]}: {mend}"
+                )
+    held_out, wanted = found["eval"].totals["windows"], config.corpus.eval_windows
+    if held_out < wanted:
+        raise CacheMismatchError(
+            f"{config.corpus_uri('eval')} has {held_out} windows, fewer than corpus.eval_windows={wanted}: "
+            f"lower it, {mend}"
+        )
+    num_groups = min(len(manifest.groups) for manifest in found.values())
+    return {split: manifest.up_to(num_groups) for split, manifest in found.items()}
+
+
+def _settings(head: dict[str, Any]) -> dict[str, Any]:
+    """What the windows depend on, by the name in the config."""
+    names = ("seq_len", "seed", "isolate_documents", "windows_per_part")
+    return {
+        **{f"corpus.source.{name}": head["source"][name] for name in ("kind", "uri", "field")},
+        "tokenizer fingerprint": head["tokenizer"]["fingerprint"],
+        **{f"corpus.{name}": head[name] for name in names},
+    }
+
+
+def _nothing_packed(
+    config: DistillConfig, head: dict[str, Any], counts: Sequence[DocumentCounts]
+) -> dict[str, CorpusManifest]:
+    """The empty manifests that a first pack adds to; what an unfinished one left is removed."""
+    corpus = config.corpus
+    threshold = hold_out_threshold(counts, seq_len=corpus.seq_len, eval_windows=corpus.eval_windows)
+    for split in SPLITS:
+        store = Store(config.corpus_uri(split))
+        store.remove(MANIFEST_FILE)
+        for name in store.list(PARTS_FOLDER):
+            store.remove(f"{PARTS_FOLDER}/{name}")
+    return {split: CorpusManifest.of(head | {"eval_threshold": threshold}, (), ()) for split in SPLITS}
+
+
+def _count(recipe: Recipe, groups: dict[int, Group]) -> dict[int, DocumentCounts]:
+    """Pass 1: the hash and number of tokens of every document, by group."""
+    rows = [{"group": index, **group.to_dict()} for index, group in groups.items()]
+    counts = {}
+    with progress_bar("count groups", len(rows)) as advance:
+        for row in _run(rows, partial(_count_group, recipe)):
+            counts[row["group"]] = DocumentCounts(
+                np.frombuffer(row["hashes"], np.uint64), np.frombuffer(row["num_tokens"], np.int64)
+            )
+            advance()
+    return {index: counts[index] for index in groups}
+
+
+def _count_group(recipe: Recipe, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    hashes, documents = _tokenized(recipe, Group.from_dict(row))
+    num_tokens = np.array([len(document) for document in documents], np.int64)
+    yield {"group": row["group"], "hashes": hashes.tobytes(), "num_tokens": num_tokens.tobytes()}
+
+
+def _places(
+    shares: dict[int, dict[str, Share]], packed: dict[str, CorpusManifest]
+) -> dict[int, dict[str, dict[str, int]]]:
+    """For each group and split: first_part, first_row and windows, after what is packed and in order of groups."""
+    places: dict[int, dict[str, dict[str, int]]] = {index: {} for index in shares}
+    for split, manifest in packed.items():
+        part, row = len(manifest.parts), manifest.totals["windows"]
+        for index, share in shares.items():
+            windows = share[split].windows
+            places[index][split] = {"first_part": part, "first_row": row, "windows": windows}
+            part += -(-windows // manifest.windows_per_part)
+            row += windows
+    return places
+
+
+def _write(
+    recipe: Recipe, groups: dict[int, Group], places: dict[int, dict[str, dict[str, int]]], threshold: int
+) -> dict[str, list[PartInfo]]:
+    """Pass 2: the parts of each split."""
+    rows = [{"group": index, **group.to_dict(), **places[index]} for index, group in groups.items()]
+    parts: dict[str, list[PartInfo]] = {split: [] for split in SPLITS}
+    total = sum(row[split]["windows"] for row in rows for split in SPLITS)
+    with progress_bar("pack windows", total) as advance:
+        for row in _run(rows, partial(_write_group, recipe, threshold)):
+            parts[row.pop("split")].append(PartInfo(**row))
+            advance(row["rows"])
+    return parts
+
+
+def _write_group(recipe: Recipe, threshold: int, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    hashes, documents = _tokenized(recipe, Group.from_dict(row))
+    order = shuffled(len(documents), seed=recipe.seed, group=row["group"])
+    for split, mask in split_masks(hashes, threshold).items():
+        windows = cut_windows([documents[index] for index in order if mask[index]], recipe.seq_len)
+        place, store = row[split], Store(recipe.uris[split])
+        if len(windows) != place["windows"]:
+            names = ", ".join(file["name"] for file in row["files"][:3])
+            raise ConfigError(f"the corpus source changed while it was packed ({names}): run rskd pack again")
+        for number, start in enumerate(range(0, len(windows), recipe.windows_per_part)):
+            chunk = windows[start : start + recipe.windows_per_part]
+            part = write_part(store, place["first_part"] + number, place["first_row"] + start, chunk)
+            yield {"split": split, **asdict(part)}
+
+
+def _tokenized(recipe: Recipe, group: Group) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Content hashes, uint64, and token ids of the documents of a group."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU
+    hashes: list[int] = []
+
+    def hashed_texts() -> Iterator[str]:
+        for text in read_documents(recipe.source, group):
+            hashes.append(content_hash(text))
+            yield text
+
+    documents = list(tokenize(recipe.tokenizer, hashed_texts(), recipe.end_of_text_id))
+    return np.array(hashes, np.uint64), documents
+
+
+def _run(rows: list[dict[str, Any]], task: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]) -> Iterator[Any]:
+    """What `task` yields for each row, a Ray Data task a row, in the order in which they come."""
+    try:
+        yield from ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(task).iter_rows()
+    except RayError as error:
+        raise explained_by(error) or error from None
+
+
+def _summary(
+    config: DistillConfig, manifests: dict[str, CorpusManifest], started: float, *, skipped: bool
+) -> dict[str, Any]:
+    splits = {
+        split: {**manifests[split].totals, "parts": len(manifests[split].parts), "uri": config.corpus_uri(split)}
+        for split in SPLITS
+    }
+    sums = {key: sum(manifest.totals[key] for manifest in manifests.values()) for key in TOTALS}
+    return {**splits, **sums, "seconds": time.monotonic() - started, "skipped": skipped}

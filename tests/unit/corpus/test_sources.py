@@ -1,0 +1,221 @@
+import bz2
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rskd.config import SourceConfig
+from rskd.corpus import sources
+from rskd.corpus.sources import Group, SourceFile, group_files, list_files, new_groups, read_documents
+from rskd.errors import CacheMismatchError, ConfigError
+
+
+def source(kind: Any, uri: Path | str | None = None, **options: Any) -> SourceConfig:
+    return SourceConfig(kind=kind, uri=None if uri is None else str(uri), **options)
+
+
+def documents(config: SourceConfig) -> list[str]:
+    groups = group_files(list_files(config), kind=config.kind)
+    return [text for group in groups for text in read_documents(config, group)]
+
+
+def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
+    path.write_text("".join(json.dumps({field: text, "n": 1}) + "\n" for text in texts))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.txt", "a.md", "deep/er/c.rst", "d.py", ".hidden/e.txt", ".f.txt", "blank.txt"):
+        path = tmp_path / "docs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("  \n" if name == "blank.txt" else f"text of {name}")
+    return tmp_path / "docs"
+
+
+class TestText:
+    def test_a_folder_is_read_recursively_in_name_order(self, folder: Path):
+        assert documents(source("text", folder)) == ["text of a.md", "text of b.txt", "text of deep/er/c.rst"]
+
+    @pytest.mark.parametrize(
+        ("uri", "expected"),
+        [
+            ("d.py", ["text of d.py"]),
+            ("*.txt", ["text of b.txt"]),
+            ("?.*", ["text of a.md", "text of b.txt", "text of d.py"]),
+            ("**/*.rst", ["text of deep/er/c.rst"]),
+            ("*/er/*", ["text of deep/er/c.rst"]),
+        ],
+    )
+    def test_a_file_or_a_glob(self, folder: Path, uri: str, expected: list[str]):
+        assert documents(source("text", folder / uri)) == expected
+
+    def test_a_relative_path_is_relative_to_the_working_directory(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.chdir(folder)
+        for uri in ("b.txt", "./b.txt", "b*.txt"):
+            config = source("text", uri)
+            assert documents(config) == ["text of b.txt"]
+            assert Path(str(sources.located(config).uri)).is_absolute()
+            assert documents(sources.located(config)) == ["text of b.txt"]
+
+    def test_a_name_with_glob_characters_is_a_file_if_it_exists(self, tmp_path: Path):
+        (tmp_path / "a[1].txt").write_text("one")
+        assert documents(source("text", tmp_path / "a[1].txt")) == ["one"]
+
+    def test_compressed_and_undecodable(self, tmp_path: Path):
+        (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"zipped") + gzip.compress(b" twice"))
+        (tmp_path / "b.txt").write_bytes(b"caf\xe9")
+        assert documents(source("text", tmp_path)) == ["zipped twice", "caf\ufffd"]
+
+
+class TestJsonl:
+    @pytest.mark.parametrize("limit", [1, 7, 40, 1000])
+    def test_ranges_of_a_large_file_share_its_lines(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int):
+        texts = [f"line {n} " + "x" * (n * 7 % 30) for n in range(20)]
+        path = write_jsonl(tmp_path / "a.jsonl", texts)
+        path.write_text(path.read_text().rstrip("\n"))  # no newline at the end of the file
+        monkeypatch.setattr(sources, "GROUP_BYTES", limit)
+        assert documents(source("jsonl", path)) == texts
+
+    def test_a_range_that_begins_with_a_line_has_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        path = write_jsonl(tmp_path / "a.jsonl", ["a"] * 4)
+        monkeypatch.setattr(sources, "GROUP_BYTES", path.stat().st_size // 4)
+        config = source("jsonl", path)
+        groups = group_files(list_files(config), kind="jsonl")
+        assert [list(read_documents(config, group)) for group in groups] == [["a"]] * 4
+
+    @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
+    def test_compressed(self, tmp_path: Path, suffix: str):
+        lines = write_jsonl(tmp_path / "plain", ["one", "two"], field="body").read_bytes()
+        compress = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": lambda data: pa.compress(data, "zstd", True)}
+        (tmp_path / f"a.jsonl{suffix}").write_bytes(compress[suffix](lines))
+        assert documents(source("jsonl", tmp_path, field="body")) == ["one", "two"]
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ('{"txt": "a"}', "no text in 'text', only txt: set corpus.source.field"),
+            ('{"text": 3}', "no text in 'text'"),
+            ("[1]", "only list"),
+            ("{broken", "not JSON Lines"),
+        ],
+    )
+    def test_bad_lines(self, tmp_path: Path, line: str, message: str):
+        (tmp_path / "a.jsonl").write_text(line + "\n")
+        with pytest.raises(ConfigError, match=message) as caught:
+            documents(source("jsonl", tmp_path))
+        assert "a.jsonl" in str(caught.value)
+
+    def test_null_and_blank_rows_are_no_documents(self, tmp_path: Path):
+        (tmp_path / "a.jsonl").write_text('{"text": null}\n\n{"text": " "}\n{"text": "a\\ud800"}\n')
+        assert documents(source("jsonl", tmp_path)) == ["a?"]
+
+    def test_corrupt_compression_names_the_file(self, tmp_path: Path):
+        (tmp_path / "a.jsonl.gz").write_bytes(b"not gzip at all")
+        with pytest.raises(ConfigError, match=r"a\.jsonl\.gz"):
+            documents(source("jsonl", tmp_path))
+
+
+class TestParquet:
+    @pytest.mark.parametrize("limit", [1, 300, 1 << 20])
+    def test_ranges_share_the_row_groups(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int):
+        texts = [f"row {n}" for n in range(25)]
+        pq.write_table(pa.table({"n": range(25), "text": texts}), tmp_path / "a.parquet", row_group_size=4)
+        monkeypatch.setattr(sources, "GROUP_BYTES", limit)
+        assert documents(source("parquet", tmp_path)) == texts
+
+    def test_bad_files(self, tmp_path: Path):
+        pq.write_table(pa.table({"n": [1]}), tmp_path / "a.parquet")
+        with pytest.raises(ConfigError, match="no text in 'text', only n"):
+            documents(source("parquet", tmp_path))
+        with pytest.raises(ConfigError, match="no text in 'n'"):
+            documents(source("parquet", tmp_path, field="n"))
+        (tmp_path / "a.parquet").write_text("no Parquet")
+        with pytest.raises(ConfigError, match="not a Parquet file"):
+            documents(source("parquet", tmp_path))
+
+
+def test_hf_reads_a_local_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
+    texts = [f"row {n}" for n in range(7)]
+    write_jsonl(tmp_path / "data" / "train.jsonl", texts)
+    monkeypatch.setattr(sources, "GROUP_ROWS", 3)
+    config = source("hf", tmp_path / "data")
+    assert documents(config) == texts
+    assert len(group_files(list_files(config), kind="hf")) == 3
+    with pytest.raises(ConfigError, match="body"):
+        documents(source("hf", tmp_path / "data", field="body"))
+    with pytest.raises(ConfigError, match="no dataset"):
+        documents(source("hf", tmp_path / "missing"))
+
+
+def test_python_docs_are_topics_and_docstrings():
+    import textwrap
+    from pydoc_data.topics import topics
+
+    texts = documents(source("python_docs"))
+    assert all(topics[name] in texts for name in topics)
+    [module] = [text for text in texts if text.startswith(str(textwrap.__doc__).strip())]
+    assert "Wrap a single paragraph of text" in module
+    assert len(texts) > 400
+    assert not any(
+        name.startswith(("test/", "idlelib/")) for name in (f.name for f in list_files(source("python_docs")))
+    )
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
+def test_a_missing_or_empty_source_is_a_config_error(tmp_path: Path, kind: str):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "nothing").touch()
+    for uri in ("missing", "missing/*.txt", "empty", "empty/*", "nothing"):
+        with pytest.raises(ConfigError, match=r"corpus\.source\.uri=.*name a file, folder or glob"):
+            list_files(source(kind, tmp_path / uri))
+
+
+class TestGroups:
+    FILES = (SourceFile("a", 3), SourceFile("b", 4), SourceFile("c", 25), SourceFile("d", 1), SourceFile("e", 10))
+
+    @pytest.fixture(autouse=True)
+    def small_groups(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(sources, "GROUP_BYTES", 10)
+
+    def ranges(self, groups: list[Group]) -> list[list[tuple[str, int, int]]]:
+        return [[(file.name, file.start, file.end) for file in group.files] for group in groups]
+
+    def test_small_files_share_a_group_and_large_ones_are_cut(self):
+        assert self.ranges(group_files(self.FILES, kind="jsonl")) == [
+            [("a", 0, 3), ("b", 0, 4)],
+            [("c", 0, 10)],
+            [("c", 10, 20)],
+            [("c", 20, 25)],
+            [("d", 0, 1)],
+            [("e", 0, 10)],
+        ]
+
+    def test_a_text_file_is_never_cut(self):
+        assert [("c", 0, 25)] in self.ranges(group_files(self.FILES, kind="text"))
+
+    def test_added_files_form_new_groups_and_leave_the_others(self):
+        config = source("text", "folder")
+        recorded = group_files([self.FILES[0], self.FILES[3]], kind="text")
+        added = new_groups(recorded, self.FILES, source=config)
+        assert self.ranges(added) == [[("b", 0, 4)], [("c", 0, 25)], [("e", 0, 10)]]
+        assert new_groups([*recorded, *added], self.FILES, source=config) == []
+
+    def test_a_changed_or_removed_file_is_a_mismatch(self):
+        config = source("text", "folder")
+        recorded = group_files(self.FILES, kind="text")
+        with pytest.raises(CacheMismatchError, match="a of corpus source folder is gone"):
+            new_groups(recorded, self.FILES[1:], source=config)
+        with pytest.raises(CacheMismatchError, match="a of corpus source folder has 4 bytes, not 3"):
+            new_groups(recorded, [SourceFile("a", 4), *self.FILES[1:]], source=config)
+
+    def test_dict_round_trip(self):
+        for group in group_files(self.FILES, kind="jsonl"):
+            assert Group.from_dict(json.loads(json.dumps(group.to_dict() | {"windows": 3}))) == group
