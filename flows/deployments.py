@@ -15,9 +15,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from prefect import serve
 from prefect.client.orchestration import get_client
+from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Cron
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
@@ -36,13 +38,14 @@ def serve_deployments() -> None:
     """Serve the deployments until interrupted."""
     parameters = {"config": load_config(EXAMPLE).model_dump(mode="json", exclude_unset=True)}
     weekly = Cron("0 3 * * 0", timezone="UTC", active=False)
-    serve(
+    deployments = [
         distill.to_deployment("distill", parameters=parameters, schedules=[weekly]),
         pack_corpus.to_deployment("pack-corpus", parameters=parameters),
         cache_logits.to_deployment("cache-logits", parameters=parameters),
         train_student.to_deployment("train-student", parameters=parameters | {"student": "rskd"}),
         evaluate_student.to_deployment("evaluate-student", parameters=parameters),
-    )
+    ]
+    serve(*cast("list[RunnerDeployment]", deployments))  # to_deployment returns a coroutine in async code alone
 
 
 @contextmanager

@@ -8,7 +8,8 @@ A stage whose output exists and matches is skipped, visibly.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
+from uuid import UUID
 
 import typer
 from prefect import flow
@@ -31,7 +32,9 @@ def distill(config: DistillConfig) -> dict[str, Any]:
 
     students = list(config.student_specs)
     num_stages = 4 + len(students)
-    progress = create_progress_artifact(progress=0.0, key="distill-progress", description=f"Stages of {config.name}")
+    progress = cast(
+        UUID, create_progress_artifact(progress=0.0, key="distill-progress", description=f"Stages of {config.name}")
+    )
 
     def finished(stages: int) -> None:
         update_progress_artifact(artifact_id=progress, progress=100.0 * stages / num_stages)

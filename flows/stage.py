@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from rskd.errors import ConfigError, OutputError, explained_by
+
+T = TypeVar("T")
 
 
 def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
@@ -28,9 +30,13 @@ def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
     retry_condition_fn=_may_pass,
     cache_policy=NO_CACHE,
 )
-def run_stage(name: str, stage: Callable[..., Any], *args: Any) -> Any:
-    """Run one stage of `rskd.jobs`; a stage resumes from what it committed, so a retry loses nothing."""
+def _stage(name: str, stage: Callable[..., Any], *args: Any) -> Any:
     return stage(*args)
+
+
+def run_stage(name: str, stage: Callable[..., T], *args: Any) -> T:
+    """Run one stage of `rskd.jobs` as a task; a stage resumes from what it committed, so a retry loses nothing."""
+    return cast(T, _stage(name, stage, *args))
 
 
 def publish(key: str, description: str, summaries: Mapping[str, Mapping[str, Any]]) -> None:

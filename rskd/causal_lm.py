@@ -9,8 +9,10 @@ Shapes: B batch, T positions, D hidden, V rows of the head.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rskd.output_head import OutputHead
@@ -18,10 +20,8 @@ from rskd.output_head import OutputHead
 
 def output_head(model: PreTrainedModel) -> OutputHead:
     """The output head of any causal LM of Transformers; tied weights are the embedding's own tensor."""
-    head = model.get_output_embeddings()
-    return OutputHead(
-        head.weight, getattr(head, "bias", None), getattr(_text_config(model), "final_logit_softcapping", None)
-    )
+    head = cast(nn.Linear, model.get_output_embeddings())
+    return OutputHead(head.weight, head.bias, getattr(_text_config(model), "final_logit_softcapping", None))
 
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:

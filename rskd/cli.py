@@ -187,7 +187,8 @@ def estimate(
     """Estimate storage, teacher time and parts before anything is run."""
     from rskd.estimate import estimate as estimate_costs
 
-    return Outcome(estimate_costs(load_config(config, overrides or ()), tokens=tokens), "estimate")
+    costs = estimate_costs(load_config(config, overrides or ()), tokens=tokens)
+    return Outcome(costs, "estimate", _flat(costs))
 
 
 @app.command()
@@ -236,9 +237,11 @@ def export(
 
 
 def _flat(summaries: dict[str, Any]) -> dict[str, Any]:
-    """One row for each inner value, named outer.inner."""
+    """One row for each innermost value, named outer.inner."""
     rows = {}
     for name, summary in summaries.items():
-        inner = summary.items() if isinstance(summary, dict) else [("", summary)]
-        rows.update({f"{name}.{key}".rstrip("."): value for key, value in inner})
+        if isinstance(summary, dict):
+            rows.update({f"{name}.{key}": value for key, value in _flat(summary).items()})
+        else:
+            rows[name] = summary
     return rows

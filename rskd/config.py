@@ -32,7 +32,7 @@ class Section(BaseModel):
 
 
 class StorageConfig(Section):
-    root: str = Field(".rskd", description="Where everything is written: a local folder or s3://bucket/prefix.")
+    root: str = Field(default=".rskd", description="Where everything is written: a local folder or s3://bucket/prefix.")
 
 
 class SourceConfig(Section):
@@ -40,8 +40,12 @@ class SourceConfig(Section):
         description="python_docs: CPython's own documentation. text: a file is a document. jsonl, parquet: a row is "
         "a document. hf: a dataset of the Hugging Face hub."
     )
-    uri: str | None = Field(None, description="A file, a folder or a glob; for hf the dataset id. Not for python_docs.")
-    field: str = Field("text", description="The field or column that holds a document's text (jsonl, parquet, hf).")
+    uri: str | None = Field(
+        default=None, description="A file, a folder or a glob; for hf the dataset id. Not for python_docs."
+    )
+    field: str = Field(
+        default="text", description="The field or column that holds a document's text (jsonl, parquet, hf)."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -56,41 +60,61 @@ class SourceConfig(Section):
 
 class CorpusConfig(Section):
     source: SourceConfig = Field(description="Where the documents come from.")
-    tokenizer: str | None = Field(None, description="Hub id or directory of the tokenizer; the teacher's by default.")
-    seq_len: int = Field(1024, ge=2, lt=2**20, description="Positions in a window; it stores seq_len + 1 tokens.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the shuffle of documents.")
-    eval_windows: int = Field(64, ge=0, description="Held-out windows that the first pack provides, at least.")
-    isolate_documents: bool = Field(
-        False, description="Mask attention across documents and restart positions at each, for teacher and student."
+    tokenizer: str | None = Field(
+        default=None, description="Hub id or directory of the tokenizer; the teacher's by default."
     )
-    windows_per_part: int = Field(256, ge=1, description="Windows in a part file: the unit of work, retry and resume.")
+    seq_len: int = Field(
+        default=1024, ge=2, lt=2**20, description="Positions in a window; it stores seq_len + 1 tokens."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the shuffle of documents.")
+    eval_windows: int = Field(default=64, ge=0, description="Held-out windows that the first pack provides, at least.")
+    isolate_documents: bool = Field(
+        default=False,
+        description="Mask attention across documents and restart positions at each, for teacher and student.",
+    )
+    windows_per_part: int = Field(
+        default=256, ge=1, description="Windows in a part file: the unit of work, retry and resume."
+    )
 
 
 class TeacherConfig(Section):
-    engine: Literal["transformers"] = Field("transformers", description="What runs the teacher.")
+    engine: Literal["transformers"] = Field(default="transformers", description="What runs the teacher.")
     model: str = Field(
         description="Hub id, directory, .gguf file, or package:NAME/FILE for a file of an installed Python package."
     )
-    revision: str | None = Field(None, description="Hub revision; for a .gguf file sha256:HEX, which must match.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="Precision of the teacher.")
-    batch_windows: int = Field(8, ge=1, description="Windows in one forward pass.")
-    workers: int = Field(1, ge=1, description="Teacher actors, each with a copy of the model.")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs that an actor reserves; 0 runs on the CPU.")
-    threads_per_worker: int = Field(2, ge=1, description="CPU threads of an actor; fixed, so that logits repeat.")
-    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field("sdpa", description="Attention implementation.")
-    trust_remote_code: bool = Field(False, description="Run code that comes with the model. Only if you trust it.")
+    revision: str | None = Field(
+        default=None, description="Hub revision; for a .gguf file sha256:HEX, which must match."
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="bfloat16", description="Precision of the teacher."
+    )
+    batch_windows: int = Field(default=8, ge=1, description="Windows in one forward pass.")
+    workers: int = Field(default=1, ge=1, description="Teacher actors, each with a copy of the model.")
+    gpus_per_worker: float = Field(default=0, ge=0, description="GPUs that an actor reserves; 0 runs on the CPU.")
+    threads_per_worker: int = Field(
+        default=2, ge=1, description="CPU threads of an actor; fixed, so that logits repeat."
+    )
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field(
+        default="sdpa", description="Attention implementation."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run code that comes with the model. Only if you trust it."
+    )
 
 
 class SamplingConfig(Section):
     method: Literal["systematic", "random", "top_k", "top_p"] = Field(
-        "systematic", description="systematic and random are unbiased; top_k and top_p are the biased baselines."
+        default="systematic",
+        description="systematic and random are unbiased; top_k and top_p are the biased baselines.",
     )
-    num_samples: int = Field(22, ge=1, le=65535, description="Sampling rounds N at a position (systematic, random).")
-    temperature: float = Field(1.0, ge=0, description="Temperature t of the proposal q ∝ p^t (random only).")
-    k: int | None = Field(None, ge=1, le=65535, description="Tokens kept (top_k), or their cap (top_p).")
-    p: float | None = Field(None, gt=0, le=1, description="Probability mass kept (top_p).")
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the draws (systematic, random).")
-    statistics: tuple[Statistic, ...] = Field((), description="Teacher statistics stored at each position.")
+    num_samples: int = Field(
+        default=22, ge=1, le=65535, description="Sampling rounds N at a position (systematic, random)."
+    )
+    temperature: float = Field(default=1.0, ge=0, description="Temperature t of the proposal q ∝ p^t (random only).")
+    k: int | None = Field(default=None, ge=1, le=65535, description="Tokens kept (top_k), or their cap (top_p).")
+    p: float | None = Field(default=None, gt=0, le=1, description="Probability mass kept (top_p).")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the draws (systematic, random).")
+    statistics: tuple[Statistic, ...] = Field(default=(), description="Teacher statistics stored at each position.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -110,18 +134,21 @@ class SamplingConfig(Section):
 
 class StudentConfig(Section):
     preset: Literal["100m", "300m", "1b", "3b"] | None = Field(
-        None, description="A Llama of this size (300m and 3b: paper, Table 17)."
+        default=None, description="A Llama of this size (300m and 3b: paper, Table 17)."
     )
     model: str | None = Field(
-        None, description="Hub id or directory of a config or checkpoint; the teacher's architecture by default."
+        default=None,
+        description="Hub id or directory of a config or checkpoint; the teacher's architecture by default.",
     )
     init: Literal["random", "teacher_layers", "checkpoint"] = Field(
-        "random",
+        default="random",
         description="random weights; teacher_layers: every n-th layer and the embeddings of the teacher; "
         "checkpoint: the weights of `model`.",
     )
-    num_layers: int | None = Field(None, ge=1, description="Layers of the student (teacher_layers).")
-    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field("sdpa", description="Attention implementation.")
+    num_layers: int | None = Field(default=None, ge=1, description="Layers of the student (teacher_layers).")
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field(
+        default="sdpa", description="Attention implementation."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -139,21 +166,25 @@ class StudentConfig(Section):
 
 class ObjectiveConfig(Section):
     kind: Literal["sparse_kd", "full_kd", "ce"] = Field(
-        "sparse_kd", description="sparse_kd: targets of the cache. full_kd: the teacher online. ce: labels alone."
+        default="sparse_kd",
+        description="sparse_kd: targets of the cache. full_kd: the teacher online. ce: labels alone.",
     )
     ce_weight: float = Field(
-        0.0, ge=0, le=1, description="α of L = α·CE + (1-α)·KLD: 0 is distillation alone, 1 is cross-entropy alone."
+        default=0.0,
+        ge=0,
+        le=1,
+        description="α of L = α·CE + (1-α)·KLD: 0 is distillation alone, 1 is cross-entropy alone.",
     )
     hard_easy_ratio: float = Field(
-        1.0, gt=0, description="Weight of hard tokens over that of easy ones, mean kept at 1 (paper 5.3)."
+        default=1.0, gt=0, description="Weight of hard tokens over that of easy ones, mean kept at 1 (paper 5.3)."
     )
     hard_percentile: float = Field(
-        50.0,
+        default=50.0,
         gt=0,
         lt=100,
         description="Tokens below this percentile of the teacher's confidence in the label are hard.",
     )
-    impl: Literal["auto", "eager", "chunked"] = Field("auto", description="Implementation of the sparse loss.")
+    impl: Literal["auto", "eager", "chunked"] = Field(default="auto", description="Implementation of the sparse loss.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -169,22 +200,28 @@ class ObjectiveConfig(Section):
 
 
 class TrainConfig(Section):
-    steps: int = Field(1000, ge=1, description="Optimizer steps.")
-    global_batch: int = Field(32, ge=1, description="Windows in one step, over all workers.")
-    micro_batch: int = Field(8, ge=1, description="Windows in one forward pass of one worker; gradients accumulate.")
-    lr: float = Field(4e-4, gt=0, description="Peak learning rate (paper, Table 14).")
-    min_lr: float = Field(4e-5, ge=0, description="Learning rate at the end of the cosine.")
-    warmup_fraction: float = Field(0.04, ge=0, lt=1, description="Share of the steps that warm up linearly.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="Betas of AdamW.")
-    weight_decay: float = Field(0.1, ge=0, description="Weight decay of the matrices; vectors have none.")
-    grad_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
-    precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="Autocast precision; weights are fp32.")
-    workers: int = Field(1, ge=1, description="DDP workers.")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs that a worker reserves; 0 runs on the CPU.")
-    threads_per_worker: int = Field(2, ge=1, description="CPU threads of a worker.")
-    checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
-    max_failures: int = Field(3, ge=0, description="Restarts from the last checkpoint after a worker was lost.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the order of windows and of random initialisation.")
+    steps: int = Field(default=1000, ge=1, description="Optimizer steps.")
+    global_batch: int = Field(default=32, ge=1, description="Windows in one step, over all workers.")
+    micro_batch: int = Field(
+        default=8, ge=1, description="Windows in one forward pass of one worker; gradients accumulate."
+    )
+    lr: float = Field(default=4e-4, gt=0, description="Peak learning rate (paper, Table 14).")
+    min_lr: float = Field(default=4e-5, ge=0, description="Learning rate at the end of the cosine.")
+    warmup_fraction: float = Field(default=0.04, ge=0, lt=1, description="Share of the steps that warm up linearly.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="Betas of AdamW.")
+    weight_decay: float = Field(default=0.1, ge=0, description="Weight decay of the matrices; vectors have none.")
+    grad_clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16", description="Autocast precision; weights are fp32."
+    )
+    workers: int = Field(default=1, ge=1, description="DDP workers.")
+    gpus_per_worker: float = Field(default=0, ge=0, description="GPUs that a worker reserves; 0 runs on the CPU.")
+    threads_per_worker: int = Field(default=2, ge=1, description="CPU threads of a worker.")
+    checkpoint_every: int = Field(default=100, ge=1, description="Steps between checkpoints.")
+    max_failures: int = Field(default=3, ge=0, description="Restarts from the last checkpoint after a worker was lost.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="Seed of the order of windows and of random initialisation."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -196,46 +233,56 @@ class TrainConfig(Section):
 
 
 class EvaluateConfig(Section):
-    max_windows: int | None = Field(None, ge=1, description="Held-out windows to evaluate on; all by default.")
-    batch_windows: int = Field(4, ge=1, description="Windows in one forward pass.")
-    num_bins: int = Field(15, ge=1, description="Bins of the calibration error (Guo et al. 2017).")
-    gpus: float = Field(0, ge=0, description="GPUs that the evaluation reserves; 0 runs on the CPU.")
+    max_windows: int | None = Field(default=None, ge=1, description="Held-out windows to evaluate on; all by default.")
+    batch_windows: int = Field(default=4, ge=1, description="Windows in one forward pass.")
+    num_bins: int = Field(default=15, ge=1, description="Bins of the calibration error (Guo et al. 2017).")
+    gpus: float = Field(default=0, ge=0, description="GPUs that the evaluation reserves; 0 runs on the CPU.")
 
 
 class TrackingConfig(Section):
-    uri: str | None = Field(None, description="MLflow tracking URI; sqlite under a local storage root by default.")
-    experiment: str = Field("rskd", description="MLflow experiment.")
+    uri: str | None = Field(
+        default=None, description="MLflow tracking URI; sqlite under a local storage root by default."
+    )
+    experiment: str = Field(default="rskd", description="MLflow experiment.")
 
 
 class RayConfig(Section):
-    address: str | None = Field(None, description="Address of a Ray cluster; a local Ray is started by default.")
+    address: str | None = Field(
+        default=None, description="Address of a Ray cluster; a local Ray is started by default."
+    )
 
 
 class StudentSpec(Section):
     """One student; what it leaves out comes from the sections of the same name at the top level."""
 
-    sampling: str = Field("default", description="Name of the cache that it learns from.")
-    student: StudentConfig = Field(StudentConfig(), description="Architecture and initialisation.")
-    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="Loss.")
-    train: TrainConfig = Field(TrainConfig(), description="Optimisation.")
+    sampling: str = Field(default="default", description="Name of the cache that it learns from.")
+    student: StudentConfig = Field(default=StudentConfig(), description="Architecture and initialisation.")
+    objective: ObjectiveConfig = Field(default=ObjectiveConfig(), description="Loss.")
+    train: TrainConfig = Field(default=TrainConfig(), description="Optimisation.")
 
 
 class DistillConfig(Section):
     """A whole distillation: corpus, teacher, caches, students, evaluation."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the folder under storage.root.")
-    storage: StorageConfig = Field(StorageConfig(), description="Where outputs go.")
+    storage: StorageConfig = Field(default=StorageConfig(), description="Where outputs go.")
     corpus: CorpusConfig = Field(description="Documents and how they are packed into windows.")
     teacher: TeacherConfig = Field(description="The model that is distilled.")
-    sampling: SamplingConfig = Field(SamplingConfig(), description="Short for one entry `default` of samplings.")
-    samplings: dict[str, SamplingConfig] | None = Field(None, description="Caches by name, all from one teacher pass.")
-    student: StudentConfig = Field(StudentConfig(), description="Default of every student.")
-    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="Default of every student.")
-    train: TrainConfig = Field(TrainConfig(), description="Default of every student.")
-    students: dict[str, StudentSpec] | None = Field(None, description="Students by name; one `default` if left out.")
-    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="Evaluation on the held-out windows.")
-    tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow.")
-    ray: RayConfig = Field(RayConfig(), description="Ray.")
+    sampling: SamplingConfig = Field(
+        default=SamplingConfig(), description="Short for one entry `default` of samplings."
+    )
+    samplings: dict[str, SamplingConfig] | None = Field(
+        default=None, description="Caches by name, all from one teacher pass."
+    )
+    student: StudentConfig = Field(default=StudentConfig(), description="Default of every student.")
+    objective: ObjectiveConfig = Field(default=ObjectiveConfig(), description="Default of every student.")
+    train: TrainConfig = Field(default=TrainConfig(), description="Default of every student.")
+    students: dict[str, StudentSpec] | None = Field(
+        default=None, description="Students by name; one `default` if left out."
+    )
+    evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="Evaluation on the held-out windows.")
+    tracking: TrackingConfig = Field(default=TrackingConfig(), description="MLflow.")
+    ray: RayConfig = Field(default=RayConfig(), description="Ray.")
 
     @model_validator(mode="before")
     @classmethod
@@ -350,7 +397,7 @@ def _first_line(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{where}: missing, give it a value"
     if first["type"] == "value_error":
-        message = str(first["ctx"]["error"])
+        message = first["msg"].removeprefix("Value error, ")
         return f"{where}: {message}" if where else message
     return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}"
 

@@ -24,10 +24,6 @@ def test_looks_into_ray_task_errors_and_failures_of_workers() -> None:
 
 
 def test_an_explained_error_with_another_cause_is_itself() -> None:
-    try:
-        try:
-            raise OSError("disk")
-        except OSError as error:
-            raise ConfigError("root cannot be written") from error
-    except ConfigError as error:
-        assert explained_by(error) is error
+    error = ConfigError("root cannot be written")
+    error.__cause__ = OSError("disk")
+    assert explained_by(error) is error
