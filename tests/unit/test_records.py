@@ -23,7 +23,7 @@ def test_any_changed_bit_is_seen():
     for bit in np.random.default_rng(0).permutation(8 * len(data)).tolist():
         changed = bytearray(data)
         changed[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(CorruptPartError, match="^x is not what was written"):
+        with pytest.raises(CorruptPartError, match=r"^x is not what was written"):
             records.unseal(bytes(changed), "x")
 
 
