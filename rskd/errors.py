@@ -6,6 +6,10 @@ class RskdError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """The one line, without what a framework appended on the way (Ray Data adds advice on retries)."""
+        return super().__str__().partition("\n")[0]
+
 
 class ConfigError(RskdError):
     """The configuration or the call is wrong, or a path that it names does not exist."""

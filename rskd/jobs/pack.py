@@ -41,6 +41,7 @@ from rskd.corpus.packing import (
     content_hash,
     cut_windows,
     hold_out_threshold,
+    limited,
     shuffled,
     split_masks,
     split_shares,
@@ -83,7 +84,7 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     source = located(config.corpus.source)
     files = list_files(source)
     Store(config.storage.root).check_writable()
-    head, tokenizer = _head(config)
+    head, tokenizer = corpus_head(config)
     packed = _packed(config, head)
     recorded = [Group.from_dict(group) for group in packed["train"].groups] if packed else []
     added = new_groups(recorded, files, source=source)
@@ -104,6 +105,7 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
         packed = _nothing_packed(config, head, list(counts.values()))
     threshold = packed["train"].eval_threshold
     shares = {index: split_shares(counts[index], threshold, recipe.seq_len) for index in groups}
+    _limit_train_windows(shares, config, packed["train"])
     parts = _write(recipe, groups, _places(shares, packed), threshold)
     manifests = {
         split: CorpusManifest.of(
@@ -118,7 +120,7 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     return _summary(config, manifests, started, skipped=False)
 
 
-def _head(config: DistillConfig) -> tuple[dict[str, Any], Tokenizer]:
+def corpus_head(config: DistillConfig) -> tuple[dict[str, Any], Tokenizer]:
     """What a manifest says before anything is packed, and the tokenizer, which must be the teacher's."""
     corpus, teacher = config.corpus, config.teacher
     teacher_dir = resolve_model(teacher.model, revision=teacher.revision, teachers=config.teachers_uri)
@@ -143,6 +145,7 @@ def _head(config: DistillConfig) -> tuple[dict[str, Any], Tokenizer]:
         "isolate_documents": corpus.isolate_documents,
         "windows_per_part": corpus.windows_per_part,
         "rows_per_group": ROWS_PER_GROUP,
+        "max_windows": corpus.max_windows,
     }
     return head, tokenizer.backend_tokenizer
 
@@ -157,27 +160,32 @@ def _packed(config: DistillConfig, head: dict[str, Any]) -> dict[str, CorpusMani
     }
     if len(found) < len(SPLITS):
         return None
-    mend = f"choose another name, or remove {config.home}/corpus"
     for split in SPLITS:
-        old, new = _settings(found[split].head), _settings(head)
-        for name in old:
-            if old[name] != new[name]:
-                raise CacheMismatchError(
-                    f"{config.corpus_uri(split)} was packed with {name}={old[name]}, not {new[name]}: {mend}"
-                )
+        check_packed_with(head, found[split], config.corpus_uri(split))
     held_out, wanted = found["eval"].totals["windows"], config.corpus.eval_windows
     if held_out < wanted:
         raise CacheMismatchError(
             f"{config.corpus_uri('eval')} has {held_out} windows, fewer than corpus.eval_windows={wanted}: "
-            f"lower it, {mend}"
+            f"lower it, choose another name, or remove {config.home}/corpus"
         )
     num_groups = min(len(manifest.groups) for manifest in found.values())
     return {split: manifest.up_to(num_groups) for split, manifest in found.items()}
 
 
+def check_packed_with(head: dict[str, Any], manifest: CorpusManifest, uri: str) -> None:
+    """CacheMismatchError, naming the setting, if the corpus at `uri` was packed with others than `corpus_head` says."""
+    old, new = _settings(manifest.head), _settings(head)
+    for name in old:
+        if old[name] != new[name]:
+            raise CacheMismatchError(
+                f"{uri} was packed with {name}={old[name]}, not {new[name]}: undo the change, choose another name, or "
+                f"remove {uri.rpartition('/')[0]}"
+            )
+
+
 def _settings(head: dict[str, Any]) -> dict[str, Any]:
     """What the windows depend on, by the name in the config."""
-    names = ("seq_len", "seed", "isolate_documents", "windows_per_part")
+    names = ("seq_len", "seed", "isolate_documents", "windows_per_part", "max_windows")
     return {
         **{f"corpus.source.{name}": head["source"][name] for name in ("kind", "uri", "field")},
         "tokenizer fingerprint": head["tokenizer"]["fingerprint"],
@@ -218,6 +226,16 @@ def _count_group(recipe: Recipe, row: dict[str, Any]) -> Iterator[dict[str, Any]
     yield {"group": row["group"], "hashes": hashes.tobytes(), "num_tokens": num_tokens.tobytes()}
 
 
+def _limit_train_windows(shares: dict[int, dict[str, Share]], config: DistillConfig, packed: CorpusManifest) -> None:
+    """Keep the first `corpus.max_windows` of the train split, in order of groups."""
+    if config.corpus.max_windows is None:
+        return
+    room = config.corpus.max_windows - packed.totals["windows"]
+    for share in shares.values():
+        share["train"] = limited(share["train"], room, config.corpus.seq_len)
+        room -= share["train"].windows
+
+
 def _places(
     shares: dict[int, dict[str, Share]], packed: dict[str, CorpusManifest]
 ) -> dict[int, dict[str, dict[str, int]]]:
@@ -251,8 +269,8 @@ def _write_group(recipe: Recipe, threshold: int, row: dict[str, Any]) -> Iterato
     hashes, documents = _tokenized(recipe, Group.from_dict(row))
     order = shuffled(len(documents), seed=recipe.seed, group=row["group"])
     for split, mask in split_masks(hashes, threshold).items():
-        windows = cut_windows([documents[index] for index in order if mask[index]], recipe.seq_len)
         place, store = row[split], Store(recipe.uris[split])
+        windows = cut_windows([documents[index] for index in order if mask[index]], recipe.seq_len)[: place["windows"]]
         if len(windows) != place["windows"]:
             names = ", ".join(file["name"] for file in row["files"][:3])
             raise ConfigError(f"the corpus source changed while it was packed ({names}): run rskd pack again")

@@ -34,4 +34,26 @@ def ensure_ray(config: RayConfig) -> None:
                 f"ray.address={config.address} does not answer ({reason}): start it, or remove the key"
             ) from None
     DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that its progress bars are off
+    for handler in logging.getLogger("ray.data").handlers:
+        if (
+            handler.name == "console"
+        ):  # a task's error reaches the caller, who tells it in one line; files keep the rest
+            handler.setLevel(logging.CRITICAL)
+
+
+def worker_resources(config: RayConfig, stage: str, workers: int, *, threads: int, gpus: float) -> dict[str, float]:
+    """CPUs and GPUs that each of `workers` reserves; Ray is running.
+
+    On a cluster a worker reserves its threads; on one machine, which the workers share, one logical CPU. There what is
+    missing never comes: ConfigError, naming the workers of section `stage`.
+    """
+    per_worker = {"CPU": float(threads if config.address else 1), "GPU": gpus}
+    if config.address is None:
+        there = ray.cluster_resources()
+        for resource, amount in per_worker.items():
+            if amount * workers > there.get(resource, 0):
+                raise ConfigError(
+                    f"{stage}.workers={workers} need {amount * workers:g} {resource} but this machine has "
+                    f"{there.get(resource, 0):g}: lower {stage}.workers"
+                )
+    return per_worker

