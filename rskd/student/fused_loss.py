@@ -104,10 +104,7 @@ class _ChunkedLoss(Function):
     @once_differentiable
     def backward(ctx, grad_output):
         if ctx.summed:
-            gradients, ctx.gradients = ctx.gradients, None
-            if gradients is None:
-                raise RuntimeError("the gradients of this loss were used: compute it again for a second backward")
-            scaled = (None if gradient is None else gradient.mul_(grad_output) for gradient in gradients)
+            scaled = (None if gradient is None else gradient * grad_output for gradient in ctx.gradients)
         else:
             wanted = ctx.needs_input_grad[:3]
             _, scaled = _run(ctx.saved_tensors, ctx.target.scaled(grad_output), wanted, *ctx.arguments)

@@ -148,13 +148,15 @@ def _loss(
     valid = torch.ones(len(hidden), device=hidden.device) if labels is None else (labels != ignore_index).float()
     if labels is not None and ce_weight > 0:
         target = _mix(target, torch.where(labels == ignore_index, 0, labels), ce_weight)
-    target = target.scaled(valid if token_weights is None else valid * token_weights.detach().float())
+    scale = valid if token_weights is None else valid * token_weights.detach().float()
+    if reduction == "mean":
+        scale = scale / valid.sum().clamp(min=1)  # here rather than at the end, so that gradients are rounded once
+    target = target.scaled(scale)
+    summed = reduction != "none"
     if impl == "eager":
         losses = _eager_losses(hidden, head, target)
-        loss = losses if reduction == "none" else losses.sum()
-    else:
-        loss = chunked_loss(hidden, head, target, summed=reduction != "none", step=torch_step)
-    return loss / valid.sum().clamp(min=1) if reduction == "mean" else loss
+        return losses.sum() if summed else losses
+    return chunked_loss(hidden, head, target, summed=summed, step=torch_step)
 
 
 def _mix(target: Target, labels: Tensor, ce_weight: float) -> Target:
