@@ -68,6 +68,7 @@ class CorpusConfig(Section):
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the shuffle of documents.")
     eval_windows: int = Field(default=64, ge=0, description="Held-out windows that the first pack provides, at least.")
+    max_windows: int | None = Field(default=None, ge=1, description="Windows to train on, at most; all by default.")
     isolate_documents: bool = Field(
         default=False,
         description="Mask attention across documents and restart positions at each, for teacher and student.",

@@ -67,6 +67,7 @@ class CorpusManifest:
     parts: tuple[PartInfo, ...]
     totals: dict[str, int]  # documents, tokens, windows, dropped_tail_tokens
     fingerprint: str  # of the ordered contents: sha256 over the sha256 of each part
+    max_windows: int | None = None  # of the train split; what was beyond it counts as dropped
 
     @classmethod
     def of(cls, head: Mapping[str, Any], groups: Iterable[dict[str, Any]], parts: Iterable[PartInfo]) -> CorpusManifest:

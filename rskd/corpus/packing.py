@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -74,8 +74,17 @@ def split_shares(counts: DocumentCounts, threshold: int, seq_len: int) -> dict[s
 def _share(num_tokens: np.ndarray, seq_len: int) -> Share:
     tokens = int(num_tokens.sum())
     windows = int(num_windows(tokens, seq_len))
-    used = windows * seq_len + 1 if windows else 0
-    return Share(len(num_tokens), tokens, windows, tokens - used)
+    return Share(len(num_tokens), tokens, windows, tokens - _used_tokens(windows, seq_len))
+
+
+def limited(share: Share, max_windows: int, seq_len: int) -> Share:
+    """The share if it may have `max_windows` at most: the tokens beyond them are dropped."""
+    windows = min(share.windows, max_windows)
+    return replace(share, windows=windows, dropped_tail_tokens=share.tokens - _used_tokens(windows, seq_len))
+
+
+def _used_tokens(windows: int, seq_len: int) -> int:
+    return windows * seq_len + 1 if windows else 0
 
 
 def hold_out_threshold(groups: Sequence[DocumentCounts], *, seq_len: int, eval_windows: int) -> int:

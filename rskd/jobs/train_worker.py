@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import ray.train
@@ -121,9 +122,4 @@ def _student_loss(student, run: TrainingRun, device: torch.device) -> StudentLos
 
 def _online_teacher(run: TrainingRun, isolated: int | None, device: torch.device) -> TeacherLogits:
     teacher = TransformersTeacher.load(run.teacher, model_dir=run.teacher_dir, device=device)
-
-    def logits(input_ids: torch.Tensor) -> torch.Tensor:
-        every = teacher.logits(input_ids, vocab_size=run.vocab_size, end_of_text_id=isolated)
-        return every[..., : run.vocab_size]
-
-    return logits
+    return partial(teacher.logits, vocab_size=run.vocab_size, end_of_text_id=isolated)

@@ -5,6 +5,7 @@ Shapes: B batch, T positions, D hidden, V rows of the head.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Self
 
@@ -43,6 +44,12 @@ class TransformersTeacher:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"teacher {config.model} cannot be loaded ({reason}): correct teacher.model") from None
         return cls(model.eval().requires_grad_(False))
+
+    def to_dtype(self, dtype: torch.dtype) -> Self:
+        """A copy that computes in `dtype`, from the same weights."""
+        model = copy.deepcopy(self.model)
+        torch.nn.Module.to(model, dtype)
+        return type(self)(model)
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,176 @@
+"""Cache the teacher: packed windows ─► teacher actors (Ray Data) ─► one cache for each sampling, from one pass.
+
+    driver: check inputs ─► parts that a cache lacks ─► a pool of TeacherWorker, one part at a time
+            ◄─ a row for each part, when it is committed ─► progress ─► manifests
+
+A killed run goes on where it was: committed parts are skipped. A dead actor is restarted and its parts are done again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy
+from ray.exceptions import RayError
+
+from rskd import tracking
+from rskd.cache.manifest import CacheManifest
+from rskd.cache.writer import CacheWriter
+from rskd.config import DistillConfig
+from rskd.corpus.packed_corpus import PackedCorpus
+from rskd.corpus.sources import list_files, located
+from rskd.errors import ConfigError, explained_by
+from rskd.jobs.cache_worker import CacheRun, TeacherWorker
+from rskd.jobs.pack import check_packed_with, corpus_head
+from rskd.jobs.ray_session import ensure_ray, worker_resources
+from rskd.progress import progress_bar
+from rskd.storage import Store
+from rskd.teacher.model_files import resolve_model, weights_fingerprint
+from rskd.teacher.transformers_teacher import describe_teacher
+
+_THREADS_PER_ACTOR = 2  # one infers while the other reads and writes
+
+
+def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
+    """Write every cache of `config` that is not finished; the teacher runs over what any of them lacks, once.
+
+    Returns for each cache uri, parts, rows, tokens, bytes_per_token, unique_per_token and skipped, and for those that
+    were worked on also what all shared: seconds, startup_seconds (until the first inference), tokens_per_s (of all
+    workers, after start-up), stall_seconds (of workers that waited for storage or for work).
+
+    Raises ConfigError for a wrong config or path, MissingOutputError for a corpus that was not packed,
+    CacheMismatchError for a corpus or cache made with other settings, CorruptPartError.
+    """
+    started = time.time()
+    run, corpus = _prepare(config)
+    writers = {name: CacheWriter(uri, manifest_head=run.heads[name]) for name, uri in run.cache_uris.items()}
+    parts = corpus.manifest.parts
+    committed = {name: writer.committed_parts(parts) for name, writer in writers.items()}
+    lacking = {part.index: [name for name in writers if part.index not in committed[name]] for part in parts}
+    tasks = [{"part": index, "caches": names} for index, names in lacking.items() if names]
+    if not tasks:
+        return {
+            name: _summary(config.cache_uri(name), writer.finish(parts)) | {"skipped": True}
+            for name, writer in writers.items()
+        }
+
+    ensure_ray(config.ray)
+    worked_on = {name for task in tasks for name in task["caches"]}
+    with tracking.stage(config, "cache") as tracked:
+        described = {"digest": corpus.manifest.digest, "totals": corpus.manifest.totals}
+        tracked.dataset(corpus.uri, described, name="train windows")
+        done = _follow(config, run, tasks, rows=sum(parts[task["part"]].rows for task in tasks))
+        timing = {"seconds": time.time() - started, **_timing(done, started)}
+        summaries = {}
+        for name, writer in writers.items():
+            summary = _summary(config.cache_uri(name), writer.finish(parts))
+            summaries[name] = summary | (timing if name in worked_on else {}) | {"skipped": name not in worked_on}
+            tracked.metrics({f"{name}/{key}": summary[key] for key in ("bytes_per_token", "unique_per_token")})
+        tracked.metrics(timing)
+    return summaries
+
+
+def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
+    """Check the config and the paths it names, then the corpus."""
+    list_files(located(config.corpus.source))
+    Store(config.storage.root).check_writable()
+    head, _ = corpus_head(config)
+    teacher_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
+    teacher = describe_teacher(config.teacher, weights_fingerprint(teacher_dir))
+    corpus = PackedCorpus.open(config.corpus_uri("train"))
+    manifest = corpus.manifest
+    check_packed_with(head, manifest, corpus.uri)
+    if not manifest.parts:
+        raise ConfigError(f"{corpus.uri} has no windows: add documents to the source, or lower corpus.eval_windows")
+    shared = {
+        "teacher": teacher,
+        "tokenizer": {key: manifest.tokenizer[key] for key in ("fingerprint", "vocab_size")},
+        "corpus": {
+            **{key: getattr(manifest, key) for key in ("fingerprint", "seq_len", "seed", "isolate_documents")},
+            "end_of_text_id": manifest.tokenizer["end_of_text_id"],
+            "rows_per_group": manifest.rows_per_group,
+            "parts": len(manifest.parts),
+        },
+    }
+    run = CacheRun(
+        corpus_uri=Store(corpus.uri).absolute_uri,
+        teacher=config.teacher,
+        teacher_dir=teacher_dir,
+        samplings=config.cache_samplings,
+        cache_uris={name: Store(config.cache_uri(name)).absolute_uri for name in config.cache_samplings},
+        heads={
+            name: {"sampling": sampling.model_dump(mode="json"), **shared}
+            for name, sampling in config.cache_samplings.items()
+        },
+    )
+    return run, corpus
+
+
+def _follow(config: DistillConfig, run: CacheRun, tasks: list[dict[str, Any]], *, rows: int) -> list[dict[str, Any]]:
+    """Run the tasks to their end; what the workers say of each."""
+    done: list[dict[str, Any]] = []
+    seq_len = config.corpus.seq_len
+    with progress_bar("cache windows", rows) as advance:
+        for row in _run(config, run, tasks):
+            done.append(row)
+            advance(row["tokens"] // seq_len, f"{_timing(done, row['started'])['tokens_per_s']:.0f} tokens/s")
+    return done
+
+
+def _run(config: DistillConfig, run: CacheRun, tasks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The tasks through a pool of actors, a block each; a row as soon as a task's part is committed."""
+    teacher = config.teacher
+    workers = min(teacher.workers, len(tasks))
+    resources = worker_resources(
+        config.ray, "teacher", workers, threads=teacher.threads_per_worker, gpus=teacher.gpus_per_worker
+    )
+    pool = ActorPoolStrategy(
+        size=workers,
+        max_tasks_in_flight_per_actor=_THREADS_PER_ACTOR,
+        max_concurrent_calls_per_actor=_THREADS_PER_ACTOR,
+        enable_true_multi_threading=True,
+    )
+    worker: Any = TeacherWorker  # Ray's types know functions alone
+    dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
+        worker,
+        fn_constructor_args=(run,),
+        compute=pool,
+        num_cpus=resources["CPU"],
+        num_gpus=resources["GPU"],
+    )
+    try:
+        yield from dataset.iter_rows()
+    except RayError as error:
+        raise explained_by(error) or error from None
+
+
+def _timing(done: list[dict[str, Any]], started: float) -> dict[str, float]:
+    """What the clocks of the workers say of a run that began at `started`."""
+    spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in done:
+        spans[row["worker"]].append((row["started"], row["ended"]))
+    first = min(row["started"] for row in done)
+    last = max(row["ended"] for row in done)
+    busy = sum(row["ended"] - row["started"] for row in done)
+    present = sum(max(end for _, end in times) - min(start for start, _ in times) for times in spans.values())
+    return {
+        "startup_seconds": first - started,
+        "tokens_per_s": sum(row["tokens"] for row in done) / (last - first),
+        "stall_seconds": present - busy,
+    }
+
+
+def _summary(uri: str, manifest: CacheManifest) -> dict[str, Any]:
+    totals = manifest.totals
+    return {
+        "uri": uri,
+        "parts": len(manifest.parts),
+        "rows": totals["rows"],
+        "tokens": totals["tokens"],
+        "bytes_per_token": totals["bytes"] / totals["tokens"],
+        "unique_per_token": totals["samples"] / totals["tokens"],
+    }

@@ -1,0 +1,124 @@
+"""What a teacher actor does with one part of the corpus.
+
+    read windows ─► batches of whole windows ─► teacher ─► output head and samplers, a few rows at a time ─► commit
+    └─ storage ──┘  └──────────────── one part at a time, under a lock ────────────────────────────────┘  └ storage ┘
+
+An actor runs in two threads, each with a part of its own: while one infers, the other writes what it has and reads what
+comes next. So inference waits for storage only where that takes longer than inference, and memory holds two parts.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rskd.cache.codec import PartData
+from rskd.cache.writer import CacheWriter
+from rskd.config import SamplingConfig, TeacherConfig
+from rskd.corpus.packed_corpus import PackedCorpus, Windows
+from rskd.errors import ConfigError
+from rskd.rng import position_keys
+from rskd.teacher.lm_head import SampledRows, sample_rows
+from rskd.teacher.sampling import Drawn, Sampling, concatenate
+from rskd.teacher.transformers_teacher import TransformersTeacher
+
+
+@dataclass(frozen=True)
+class CacheRun:
+    """All that a worker has to know; URIs and paths are absolute, since a worker has a working directory of its own."""
+
+    corpus_uri: str
+    teacher: TeacherConfig
+    teacher_dir: str
+    samplings: dict[str, SamplingConfig]  # by the name of the cache, as the next two
+    cache_uris: dict[str, str]
+    heads: dict[str, dict[str, Any]]
+
+
+class TeacherWorker:
+    """A Ray Data actor: `worker({"part": index, "caches": names})` writes that part of those caches.
+
+    Returns who did it, the number of tokens, and the clock (s) when inference started and ended.
+    """
+
+    def __init__(self, run: CacheRun):
+        torch.set_num_threads(run.teacher.threads_per_worker)
+        self._run = run
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._corpus = PackedCorpus.open(run.corpus_uri)
+        self._writers = {name: CacheWriter(uri, manifest_head=run.heads[name]) for name, uri in run.cache_uris.items()}
+        device = torch.device("cuda" if run.teacher.gpus_per_worker else "cpu")
+        self._teacher = TransformersTeacher.load(run.teacher, model_dir=run.teacher_dir, device=device)
+        self._vocab_size = self._corpus.manifest.tokenizer["vocab_size"]
+        rows = len(self._teacher.head.weight)
+        if rows < self._vocab_size:
+            raise ConfigError(
+                f"teacher {run.teacher.model} has {rows} output rows for {self._vocab_size} token ids: "
+                "correct its tokenizer"
+            )
+        self._inference = threading.Lock()
+
+    def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
+        part = self._corpus.manifest.parts[task["part"]]
+        windows = self._corpus.read_part(part.index)
+        with self._inference:
+            started = time.time()
+            data = self._infer(windows, list(task["caches"]))
+            ended = time.time()
+        for name, part_data in data.items():
+            self._writers[name].commit_part(part.index, part_data, corpus_sha256=part.sha256)
+        tokens = part.rows * self._corpus.seq_len
+        return {"worker": self._name, "tokens": tokens, "started": started, "ended": ended}
+
+    def _infer(self, windows: Windows, caches: list[str]) -> dict[str, PartData]:
+        """The part's targets for each cache, from batches cut from its first row."""
+        row_ids, input_ids = torch.from_numpy(windows.row_ids), torch.from_numpy(windows.input_ids).long()
+        size = self._run.teacher.batch_windows
+        batches = [self._sample(*batch, caches) for batch in zip(row_ids.split(size), input_ids.split(size))]
+        shape = (len(row_ids), self._corpus.seq_len)
+        data = {}
+        for name in caches:
+            drawn = concatenate([batch.drawn[name] for batch in batches])
+            data[name] = PartData(
+                windows.row_ids,
+                windows.input_ids,
+                ids=drawn.ids.numpy().reshape(*shape, -1),
+                values=drawn.values.numpy().reshape(*shape, -1),
+                statistics={
+                    statistic: torch.cat([batch.statistics[statistic] for batch in batches]).numpy().reshape(shape)
+                    for statistic in self._run.samplings[name].statistics
+                },
+            )
+        return data
+
+    @torch.inference_mode()
+    def _sample(self, row_ids: Tensor, input_ids: Tensor, caches: list[str]) -> SampledRows:
+        """All samplings and statistics of one batch of windows [B, S+1], on the CPU."""
+        manifest, run = self._corpus.manifest, self._run
+        input_ids = input_ids.to(self._teacher.device)
+        isolating_id = manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None
+        rows = sample_rows(
+            self._teacher.hidden(input_ids[:, :-1], isolating_id),
+            self._teacher.head,
+            {name: as_sampling(run.samplings[name]) for name in caches},
+            position_keys(row_ids, self._corpus.seq_len),
+            vocab_size=self._vocab_size,
+            labels=input_ids[:, 1:],
+            statistics={statistic for name in caches for statistic in run.samplings[name].statistics},
+        )
+        return SampledRows(
+            {name: Drawn(drawn.ids.int().cpu(), drawn.values.cpu()) for name, drawn in rows.drawn.items()},
+            {name: values.cpu() for name, values in rows.statistics.items()},
+        )
+
+
+def as_sampling(config: SamplingConfig) -> Sampling:
+    """The sampler's own form of a section of the configuration."""
+    return Sampling(**config.model_dump(exclude={"statistics"}))

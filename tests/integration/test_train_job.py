@@ -1,0 +1,142 @@
+"""Students trained by Ray Train: the same losses for any number of workers, after a lost worker, and on a rerun."""
+
+import json
+import threading
+import time
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rskd.config import DistillConfig, validate_config
+from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError
+from rskd.jobs.cache import cache_logits
+from rskd.jobs.pack import pack_corpus
+from rskd.jobs.train import train_student
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+TRAIN = {
+    "steps": 6,
+    "global_batch": 6,
+    "micro_batch": 2,
+    "lr": 1e-2,
+    "min_lr": 1e-3,
+    "precision": "float32",
+    "threads_per_worker": 1,
+    "checkpoint_every": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def make_config(tmp_path_factory: pytest.TempPathFactory, tiny_teacher_dir: Path, ray_local):
+    """A function from changed students to the config of one packed and cached distillation."""
+    root = tmp_path_factory.mktemp("train_job")
+    text = root / "text"
+    text.mkdir()
+    for name in sorted(topics)[:12]:
+        (text / f"{name}.txt").write_text(topics[name])
+
+    def make(**students) -> DistillConfig:
+        return validate_config(
+            {
+                "name": "tiny",
+                "storage": {"root": str(root / "store")},
+                "corpus": {"source": {"kind": "text", "uri": str(text)}, "seq_len": 16, "eval_windows": 2},
+                "teacher": {"model": str(tiny_teacher_dir), "dtype": "float32", "threads_per_worker": 1},
+                "sampling": {"num_samples": 8, "statistics": ["label_logprob"]},
+                "train": TRAIN,
+                "students": students or {"default": {}},
+            }
+        )
+
+    pack_corpus(make())
+    cache_logits(make())
+    return make
+
+
+def _losses(config: DistillConfig, student: str) -> list[float]:
+    log = Path(config.student_uri(student), "training_log.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in log]
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    return [record["loss"] for record in records]
+
+
+@pytest.fixture(scope="module")
+def trained(make_config) -> tuple[DistillConfig, dict]:
+    config = make_config(one={})
+    return config, train_student(config, "one")
+
+
+def test_the_student_is_an_ordinary_directory_with_its_log(trained):
+    config, summary = trained
+    directory = config.student_uri("one")
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    assert model.dtype == torch.float32
+    assert len(AutoTokenizer.from_pretrained(directory)) == 384
+    losses = _losses(config, "one")
+    assert losses[-1] < losses[0]
+    assert summary["loss"] == losses[-1]
+    assert summary["steps"] == 6
+    assert summary["tokens"] == 6 * 6 * 16
+    assert summary["skipped"] is False
+    record = json.loads(Path(directory, "training_log.jsonl").read_text().splitlines()[0])
+    assert set(record) == {"step", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "data_wait"}
+
+
+def test_a_rerun_skips_what_matches(trained):
+    config, _ = trained
+    assert train_student(config, "one")["skipped"] is True
+
+
+def test_two_workers_train_like_one(make_config, trained):
+    config = make_config(two={"train": {"workers": 2}})
+    train_student(config, "two")
+    assert _losses(config, "two") == pytest.approx(_losses(trained[0], "one"), abs=1e-5)
+
+
+def test_a_killed_worker_goes_on_from_the_last_checkpoint(make_config, trained):
+    config = make_config(killed={"train": {"max_failures": 1}})
+    killed = []
+
+    def kill_after_first_checkpoint() -> None:
+        checkpoints = Path(config.checkpoints_uri("killed"))
+        while not list(checkpoints.glob("*/checkpoint_manager_snapshot.json")):
+            time.sleep(0.02)
+        for process in psutil.process_iter(["cmdline"]):
+            if "RayTrainWorker" in " ".join(process.info["cmdline"] or ()):
+                process.kill()
+                killed.append(process.pid)
+
+    killer = threading.Thread(target=kill_after_first_checkpoint, daemon=True)
+    killer.start()
+    train_student(config, "killed")
+    killer.join(timeout=10)
+    assert killed
+    assert _losses(config, "killed") == _losses(trained[0], "one")  # bit for bit
+
+
+@pytest.mark.parametrize("objective", [{"kind": "ce"}, {"kind": "full_kd"}, {"hard_easy_ratio": 2.0, "ce_weight": 0.1}])
+def test_other_objectives_train(make_config, objective: dict):
+    config = make_config(other={"objective": objective, "train": {"steps": 2}})
+    train_student(config, "other")
+    assert len(_losses(config, "other")) == 2
+
+
+def test_what_is_wrong_is_said_before_training(make_config, tmp_path: Path):
+    config = make_config()
+    with pytest.raises(ConfigError, match="student nobody is not in students"):
+        train_student(config, "nobody")
+    elsewhere = config.model_copy(update={"name": "elsewhere"})
+    with pytest.raises(MissingOutputError, match="run rskd cache"):
+        train_student(elsewhere)
+    shorter = config.model_copy(update={"corpus": config.corpus.model_copy(update={"seq_len": 8})})
+    with pytest.raises(CacheMismatchError, match=r"corpus\.seq_len 16, not 8"):
+        train_student(shorter)
+    with pytest.raises(ConfigError, match="global_batch=100000 exceeds"):
+        train_student(make_config(default={"train": {"global_batch": 100000}}))
+    with pytest.raises(ConfigError, match="nowhere cannot be loaded"):
+        train_student(make_config(default={"student": {"model": str(tmp_path / "nowhere")}}))
