@@ -128,7 +128,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(make_config: MakeConfi
     config = make_config()
     with pytest.raises(MissingOutputError, match="run rskd pack"):
         cache_logits(config)
-    with pytest.raises(ConfigError, match="does not exist|correct teacher.model"):
+    with pytest.raises(ConfigError, match=r"does not exist|correct teacher\.model"):
         cache_logits(make_config(teacher={"model": str(tmp_path / "missing")}))
     pack_corpus(config)
     with pytest.raises(CacheMismatchError, match="seq_len=32, not 64"):
