@@ -35,9 +35,7 @@ def ensure_ray(config: RayConfig) -> None:
             ) from None
     DataContext.get_current().enable_progress_bars = False
     for handler in logging.getLogger("ray.data").handlers:
-        if (
-            handler.name == "console"
-        ):  # a task's error reaches the caller, who tells it in one line; files keep the rest
+        if handler.name == "console":  # what fails is raised to the caller, who tells it in one line
             handler.setLevel(logging.CRITICAL)
 
 
