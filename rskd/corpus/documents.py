@@ -54,7 +54,8 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
         if docstring:
             yield docstring
     for child in ast.iter_child_nodes(node):
-        yield from _docstrings(child)
+        if isinstance(child, ast.stmt | ast.excepthandler):  # expressions, most of the nodes, define nothing
+            yield from _docstrings(child)
 
 
 def text(store: Store, file: FileRange, field: str) -> Iterator[str]:
