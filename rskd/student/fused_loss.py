@@ -1,7 +1,7 @@
 """Output head and loss in one, chunk by chunk: the gradient is made in the forward pass, where the logits are.
 
-    hidden ─► chunk of rows ─► logits ─► step: losses, and gradients in the logits' memory ─┬─► @ weight: grad_hidden
-                                                                                            └─► @ hidden: grad_weight
+    hidden ─► chunk of rows ─► logits ─► losses, and gradients in the logits' memory ─┬─► @ weight: grad_hidden
+                                                                                      └─► @ hidden: grad_weight
 
 No [N, V] tensor exists: beyond the inputs and their gradients there is one chunk of logits. A summed loss costs what
 the plain one does, three matrix products. Losses a token cost a fourth: the gradient waits for the upstream's weights.
@@ -11,7 +11,7 @@ Shapes: N tokens, R tokens of a chunk, D hidden, V vocabulary, K target entries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -52,25 +52,22 @@ class Target(NamedTuple):
         return self.teacher_logits.float().softmax(-1) * self.teacher_coefficients[:, None]
 
 
-Step = Callable[[Tensor, Target], Tensor]  # losses [R] of logits [R, V], which become their gradients
-
-
-def chunked_loss(hidden: Tensor, head: OutputHead, target: Target, *, summed: bool, step: Step) -> Tensor:
+def chunked_loss(hidden: Tensor, head: OutputHead, target: Target, *, summed: bool) -> Tensor:
     """Loss Σ_v c_v (lse(z) - z_v) of each token, [N], or its sum over them.
 
     `F.cross_entropy(head.logits(hidden), c, reduction="sum")` where c sums to 1 and softcap and vocabulary allow.
 
     `hidden` is [N, D]. Logits are made in the inputs' dtype (under autocast, in autocast's), the softmax in float32,
-    the gradient of the head is added up over chunks in float32. `step` does the work on one chunk.
+    the gradient of the head is added up over chunks in float32.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     return _ChunkedLoss.apply(
-        hidden, head.weight, head.bias, head.softcap, target, step, dtype, summed, torch.is_grad_enabled()
+        hidden, head.weight, head.bias, head.softcap, target, dtype, summed, torch.is_grad_enabled()
     )  # pyright: ignore[reportReturnType]
 
 
-def torch_step(logits: Tensor, target: Target) -> Tensor:
+def _to_gradients(logits: Tensor, target: Target) -> Tensor:
     """Losses [R] of `logits` [R, V], overwritten by their gradients (Σc)·softmax - c (paper, Eq. 4)."""
     logits.sub_(logits.amax(-1, keepdim=True))
     coefficients = target.coefficients.to(logits.dtype)
@@ -90,11 +87,11 @@ def torch_step(logits: Tensor, target: Target) -> Tensor:
 
 class _ChunkedLoss(Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, softcap, target, step, dtype, summed, with_gradients):
-        ctx.arguments = (softcap, step, dtype)
+    def forward(ctx, hidden, weight, bias, softcap, target, dtype, summed, with_gradients):
+        ctx.options = (softcap, dtype)
         ctx.summed = summed
         wanted = tuple(with_gradients and summed and needed for needed in ctx.needs_input_grad[:3])
-        losses, ctx.gradients = _run((hidden, weight, bias), target, wanted, *ctx.arguments)
+        losses, ctx.gradients = _run((hidden, weight, bias), target, wanted, *ctx.options)
         if with_gradients and not summed:
             ctx.target = target
             ctx.save_for_backward(hidden, weight, bias)
@@ -107,8 +104,8 @@ class _ChunkedLoss(Function):
             scaled = (None if gradient is None else gradient * grad_output for gradient in ctx.gradients)
         else:
             wanted = ctx.needs_input_grad[:3]
-            _, scaled = _run(ctx.saved_tensors, ctx.target.scaled(grad_output), wanted, *ctx.arguments)
-        return *scaled, None, None, None, None, None, None
+            _, scaled = _run(ctx.saved_tensors, ctx.target.scaled(grad_output), wanted, *ctx.options)
+        return *scaled, None, None, None, None, None
 
 
 def _run(
@@ -116,7 +113,6 @@ def _run(
     target: Target,
     wanted: tuple[bool, ...],
     softcap: float | None,
-    step: Step,
     dtype: torch.dtype,
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Losses [N], and the gradients of their sum to those of hidden, weight and bias that are `wanted`."""
@@ -133,7 +129,7 @@ def _run(
         for rows in _chunks(len(hidden), len(weight), hidden.device):
             logits = head.logits(hidden[rows])
             slope = None if softcap is None else 1 - (logits / softcap) ** 2
-            losses[rows] = step(logits, target.rows(rows))
+            losses[rows] = _to_gradients(logits, target.rows(rows))
             grad_logits = logits if slope is None else logits.mul_(slope)
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rskd.output_head import OutputHead
 from rskd.sparse_targets import SparseTargets
-from rskd.student.fused_loss import Target, chunked_loss, torch_step
+from rskd.student.fused_loss import Target, chunked_loss
 
 Reduction = Literal["mean", "sum", "none"]
 Impl = Literal["auto", "eager", "chunked"]
@@ -156,7 +156,7 @@ def _loss(
     if impl == "eager":
         losses = _eager_losses(hidden, head, target)
         return losses.sum() if summed else losses
-    return chunked_loss(hidden, head, target, summed=summed, step=torch_step)
+    return chunked_loss(hidden, head, target, summed=summed)
 
 
 def _mix(target: Target, labels: Tensor, ce_weight: float) -> Target:
