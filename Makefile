@@ -49,7 +49,7 @@ lint: $(INSTALLED) ## ruff, pyright, import-linter
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED) ## benchmarks beside their peers
-	$(BIN)/python -m tests.bench
+	$(BIN)/python tests/bench/bench_loss.py
 
 clean: ## remove the environment, caches and outputs
 	rm -rf $(VENV) .rskd .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
