@@ -100,6 +100,7 @@ def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
         corpus_uri=Store(corpus.uri).absolute_uri,
         teacher=config.teacher,
         teacher_dir=teacher_dir,
+        teachers_uri=Store(config.teachers_uri).absolute_uri,
         samplings=config.cache_samplings,
         cache_uris={name: Store(config.cache_uri(name)).absolute_uri for name in config.cache_samplings},
         heads={

@@ -14,6 +14,8 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from rskd.corpus.packed_corpus import PackedCorpus, Windows
 from rskd.errors import ConfigError
 from rskd.rng import position_keys
 from rskd.teacher.lm_head import SampledRows, sample_rows
+from rskd.teacher.model_files import resolve_model
 from rskd.teacher.sampling import Drawn, Sampling, concatenate
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
@@ -36,7 +39,8 @@ class CacheRun:
 
     corpus_uri: str
     teacher: TeacherConfig
-    teacher_dir: str
+    teacher_dir: str  # on the machine of the driver
+    teachers_uri: str
     samplings: dict[str, SamplingConfig]  # by the name of the cache, as the next two
     cache_uris: dict[str, str]
     heads: dict[str, dict[str, Any]]
@@ -54,34 +58,42 @@ class TeacherWorker:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._corpus = PackedCorpus.open(run.corpus_uri)
         self._writers = {name: CacheWriter(uri, manifest_head=run.heads[name]) for name, uri in run.cache_uris.items()}
-        device = torch.device("cuda" if run.teacher.gpus_per_worker else "cpu")
-        self._teacher = TransformersTeacher.load(run.teacher, model_dir=run.teacher_dir, device=device)
-        self._vocab_size = self._corpus.manifest.tokenizer["vocab_size"]
-        rows = len(self._teacher.head.weight)
-        if rows < self._vocab_size:
-            raise ConfigError(
-                f"teacher {run.teacher.model} has {rows} output rows for {self._vocab_size} token ids: "
-                "correct its tokenizer"
-            )
         self._inference = threading.Lock()
+
+    @cached_property
+    def _teacher(self) -> TransformersTeacher:
+        """Loaded for the first part: of an error in an actor's `__init__` Ray hands on the text alone."""
+        config = self._run.teacher
+        device = torch.device("cuda" if config.gpus_per_worker else "cpu")
+        model_dir = self._run.teacher_dir
+        if not Path(model_dir).is_dir():  # another machine of a cluster finds the teacher anew
+            model_dir = resolve_model(config.model, revision=config.revision, teachers=self._run.teachers_uri)
+        teacher = TransformersTeacher.load(config, model_dir=model_dir, device=device)
+        rows, vocab_size = len(teacher.head.weight), self._corpus.manifest.tokenizer["vocab_size"]
+        if rows < vocab_size:
+            raise ConfigError(
+                f"teacher {config.model} has {rows} output rows for {vocab_size} token ids: correct its tokenizer"
+            )
+        return teacher
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
         part = self._corpus.manifest.parts[task["part"]]
         windows = self._corpus.read_part(part.index)
         with self._inference:
+            teacher = self._teacher
             started = time.time()
-            data = self._infer(windows, list(task["caches"]))
+            data = self._infer(teacher, windows, list(task["caches"]))
             ended = time.time()
         for name, part_data in data.items():
             self._writers[name].commit_part(part.index, part_data, corpus_sha256=part.sha256)
         tokens = part.rows * self._corpus.seq_len
         return {"worker": self._name, "tokens": tokens, "started": started, "ended": ended}
 
-    def _infer(self, windows: Windows, caches: list[str]) -> dict[str, PartData]:
+    def _infer(self, teacher: TransformersTeacher, windows: Windows, caches: list[str]) -> dict[str, PartData]:
         """The part's targets for each cache, from batches cut from its first row."""
         row_ids, input_ids = torch.from_numpy(windows.row_ids), torch.from_numpy(windows.input_ids).long()
         size = self._run.teacher.batch_windows
-        batches = [self._sample(*batch, caches) for batch in zip(row_ids.split(size), input_ids.split(size))]
+        batches = [self._sample(teacher, *batch, caches) for batch in zip(row_ids.split(size), input_ids.split(size))]
         shape = (len(row_ids), self._corpus.seq_len)
         data = {}
         for name in caches:
@@ -99,17 +111,19 @@ class TeacherWorker:
         return data
 
     @torch.inference_mode()
-    def _sample(self, row_ids: Tensor, input_ids: Tensor, caches: list[str]) -> SampledRows:
+    def _sample(
+        self, teacher: TransformersTeacher, row_ids: Tensor, input_ids: Tensor, caches: list[str]
+    ) -> SampledRows:
         """All samplings and statistics of one batch of windows [B, S+1], on the CPU."""
         manifest, run = self._corpus.manifest, self._run
-        input_ids = input_ids.to(self._teacher.device)
+        input_ids = input_ids.to(teacher.device)
         isolating_id = manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None
         rows = sample_rows(
-            self._teacher.hidden(input_ids[:, :-1], isolating_id),
-            self._teacher.head,
+            teacher.hidden(input_ids[:, :-1], isolating_id),
+            teacher.head,
             {name: as_sampling(run.samplings[name]) for name in caches},
             position_keys(row_ids, self._corpus.seq_len),
-            vocab_size=self._vocab_size,
+            vocab_size=manifest.tokenizer["vocab_size"],
             labels=input_ids[:, 1:],
             statistics={statistic for name in caches for statistic in run.samplings[name].statistics},
         )

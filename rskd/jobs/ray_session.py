@@ -33,7 +33,9 @@ def ensure_ray(config: RayConfig) -> None:
             raise ConfigError(
                 f"ray.address={config.address} does not answer ({reason}): start it, or remove the key"
             ) from None
-    DataContext.get_current().enable_progress_bars = False
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # Ray's own loses its cause between processes
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == "console":  # what fails is raised to the caller, who tells it in one line
             handler.setLevel(logging.CRITICAL)

@@ -11,6 +11,7 @@ from typing import Self
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -40,7 +41,7 @@ class TransformersTeacher:
                 trust_remote_code=config.trust_remote_code,
                 use_safetensors=True,
             )
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"teacher {config.model} cannot be loaded ({reason}): correct teacher.model") from None
         return cls(model.eval().requires_grad_(False))
