@@ -29,6 +29,8 @@ from ray.train import (
     LoggingConfig,
     RunConfig,
     ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
 )
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
@@ -189,12 +191,26 @@ def _fit(run: TrainingRun, updates: Queue, checkpoints: Store, *, name: str, on_
     )
     try:
         last = trainer.fit().checkpoint
-    except ControllerError as error:
-        if isinstance(error.controller_failure, RskdError):
-            raise error.controller_failure from None
-        raise
+    except TrainingFailedError as error:
+        raise _explained(error) from error
     assert last is not None  # the last step saves one
     return checkpoints.child(f"{name}/{Path(last.path).name}")
+
+
+def _explained(error: TrainingFailedError) -> RskdError:
+    """What ended the run: the error that no restart mends, or the last of more failures than `max_failures`."""
+    if isinstance(error, ControllerError):
+        causes = [error.controller_failure]
+    else:
+        causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
+    known = next((cause for cause in causes if isinstance(cause, RskdError)), None)
+    if known is not None:
+        return known
+    reason = next(iter(str(causes[0]).splitlines()), "")
+    return RskdError(
+        f"training failed after its restarts, at last with {type(causes[0]).__name__} ({reason}): "
+        "run it again to go on from the newest checkpoint, or raise train.max_failures"
+    )
 
 
 def _scaling(config: TrainConfig, *, on_cluster: bool) -> ScalingConfig:

@@ -149,6 +149,17 @@ def test_hard_tokens_weigh_as_the_ratio_says():
     assert weighted[1] == pytest.approx(plain[1], rel=0.3)  # the mean weight is 1
 
 
+def test_isolated_documents_do_not_see_each_other():
+    end = 0
+    loss = StudentLoss(_student(), ObjectiveConfig(kind="ce"), vocab_size=VOCAB, end_of_text_id=end).eval()
+    joined = StudentLoss(loss.student, ObjectiveConfig(kind="ce"), vocab_size=VOCAB).eval()
+    ids = torch.tensor([[1, 2, end, 3, 4, 5], [9, 8, end, 3, 4, 5]])
+    labels = torch.tensor([[-100, -100, -100, 4, 5, 6]])  # of the second document alone
+    one, other = (loss(ids[row : row + 1], labels, None, None) for row in (0, 1))
+    assert torch.equal(one, other)
+    assert not torch.equal(one, joined(ids[:1], labels, None, None))
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_micro_batches_add_up_to_the_whole_batch(tied: bool):
     whole, one = _train(Batches(), _config(), student=_student(tied=tied))
