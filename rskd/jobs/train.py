@@ -67,7 +67,7 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
     recipe = _recipe(config.student_specs[student], run, source)
     target = Store(config.student_uri(student))
     done = records.read(target, RESULT_FILE)
-    if done is not None and done["recipe"] == recipe:
+    if done is not None and done.get("recipe") == recipe:
         return done["summary"] | {"skipped": True}
 
     ensure_ray(config.ray)
