@@ -118,6 +118,15 @@ def test_an_honest_cache_passes(tmp_path: Path, tiny_teacher_dir: Path, sampling
     assert report.reproduced > 0.999
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_other_kernels_pass(tmp_path: Path, tiny_teacher_dir: Path, dtype: str):
+    config = TeacherConfig(model=str(tiny_teacher_dir), dtype=dtype, attention="eager")
+    other = TransformersTeacher.load(config, model_dir=str(tiny_teacher_dir))
+    report = audit_cache(write_cache(tmp_path, other, tiny_teacher_dir), str(tiny_teacher_dir), rows=ROWS)
+    assert report.ok, report
+    assert report.reproduced < 0.9 or dtype == "float32"
+
+
 @pytest.mark.parametrize(
     "sampling",
     [
@@ -132,7 +141,7 @@ def test_a_biased_cache_fails(tmp_path: Path, tiny_teacher_dir: Path, teacher: T
     assert not report.unbiased
     assert not report.ok
     assert report.aligned
-    assert report.reproduced_wider >= report.reproduced_bound
+    assert report.reproduced >= report.reproduced_bound
 
 
 def test_top_k_that_says_it_was_sampled_fails(tmp_path: Path, tiny_teacher_dir: Path, teacher: TransformersTeacher):
@@ -152,7 +161,7 @@ def test_a_shifted_cache_fails(tmp_path: Path, tiny_teacher_dir: Path, teacher: 
     report = audit_cache(uri, str(tiny_teacher_dir), rows=ROWS)
     assert not report.ok
     assert not report.aligned
-    assert report.reproduced_wider < report.reproduced_bound
+    assert report.reproduced < report.reproduced_bound
 
 
 def test_permuted_ids_fail(tmp_path: Path, tiny_teacher_dir: Path, teacher: TransformersTeacher):
@@ -170,8 +179,7 @@ def test_another_teacher_fails_whatever_its_fingerprint(
     uri = write_cache(tmp_path, impostor, tiny_teacher_dir)
     report = audit_cache(uri, str(tiny_teacher_dir), rows=ROWS)
     assert report.fingerprint_matches
-    assert report.reproduced < 0.99
-    assert report.reproduced_wider < report.reproduced_bound
+    assert report.reproduced < report.reproduced_bound
     assert not report.ok
 
 
