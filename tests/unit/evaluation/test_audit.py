@@ -141,7 +141,7 @@ def test_a_biased_cache_fails(tmp_path: Path, tiny_teacher_dir: Path, teacher: T
     assert not report.unbiased
     assert not report.ok
     assert report.aligned
-    assert report.reproduced >= report.reproduced_bound
+    assert report.reproduced_wider >= report.reproduced_bound
 
 
 def test_top_k_that_says_it_was_sampled_fails(tmp_path: Path, tiny_teacher_dir: Path, teacher: TransformersTeacher):
@@ -161,7 +161,7 @@ def test_a_shifted_cache_fails(tmp_path: Path, tiny_teacher_dir: Path, teacher: 
     report = audit_cache(uri, str(tiny_teacher_dir), rows=ROWS)
     assert not report.ok
     assert not report.aligned
-    assert report.reproduced < report.reproduced_bound
+    assert report.reproduced_wider < report.reproduced_bound
 
 
 def test_permuted_ids_fail(tmp_path: Path, tiny_teacher_dir: Path, teacher: TransformersTeacher):
@@ -171,7 +171,7 @@ def test_permuted_ids_fail(tmp_path: Path, tiny_teacher_dir: Path, teacher: Tran
     assert not report.unbiased
 
 
-@pytest.mark.parametrize(("dtype", "relative"), [("float32", 1e-3), ("bfloat16", 0.03)])
+@pytest.mark.parametrize(("dtype", "relative"), [("float32", 1e-3), ("bfloat16", 0.02)])
 def test_another_teacher_fails_whatever_its_fingerprint(
     tmp_path: Path, tiny_teacher_dir: Path, dtype: str, relative: float
 ):
@@ -179,7 +179,7 @@ def test_another_teacher_fails_whatever_its_fingerprint(
     uri = write_cache(tmp_path, impostor, tiny_teacher_dir)
     report = audit_cache(uri, str(tiny_teacher_dir), rows=ROWS)
     assert report.fingerprint_matches
-    assert report.reproduced < report.reproduced_bound
+    assert report.reproduced_wider < report.reproduced_bound
     assert not report.ok
 
 
