@@ -97,12 +97,12 @@ def audit_cache(
     teacher = TransformersTeacher.load(
         TeacherConfig(model=teacher_model, dtype=dtype), model_dir=directory, device=device
     )
-    wider = teacher.to_dtype(getattr(torch, WIDER[dtype]))
     if len(teacher.head.weight) < cache.vocab_size:
         raise CacheMismatchError(
             f"cache {uri} has {cache.vocab_size} token ids, model {teacher_model} has {len(teacher.head.weight)}: "
             "name the teacher that it was made with"
         )
+    wider = teacher.to_dtype(getattr(torch, WIDER[dtype]))
     fingerprint_matches = weights_fingerprint(directory) == cache.manifest.teacher["fingerprint"]
     values = measure(cache, teacher, wider, rows=rows, seed=seed)
     return judge(values, fingerprint_matches=fingerprint_matches, ignore_fingerprint=ignore_fingerprint)
