@@ -65,6 +65,8 @@ def run_app(app: typer.Typer) -> NoReturn:
 
 def run(command: Callable[[], Any], *, as_json: bool = False, debug: bool = False) -> int:
     """Run a command that returns an Outcome (or None), print what it says, and return the exit code."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries, as our own, are for terminals
     with _stdout_for_json_alone() if as_json else _plain_stdout() as stdout:
         try:
             outcome = command()

@@ -10,6 +10,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from rskd import records
 from rskd.errors import ConfigError
 
+_END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # of GPT-2, SmolLM2, Qwen, OLMo; of Llama 3
+
 # The parts of a tokenizer that decide which ids a text gets. Truncation, padding and templates are not used here.
 _DECIDING = ("model", "normalizer", "pre_tokenizer", "added_tokens")
 
@@ -42,8 +44,12 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def end_of_text_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """The id that ends every document: the tokenizer's `eos_token`."""
-    end_of_text = tokenizer.eos_token_id
+    """The id that ends every document: the special token of pre-training where there is one, else `eos_token`.
+
+    The `eos_token` of a chat model ends a turn, which no document of its pre-training did.
+    """
+    specials = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    end_of_text = next((specials[token] for token in _END_OF_TEXT if token in specials), tokenizer.eos_token_id)
     if not isinstance(end_of_text, int):
         raise ConfigError(f"tokenizer {tokenizer.name_or_path} has no eos_token to end documents with: set one in it")
     return end_of_text

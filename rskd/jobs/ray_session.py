@@ -24,7 +24,7 @@ def ensure_ray(config: RayConfig) -> None:
         try:
             ray.init(
                 address=config.address or "local",
-                logging_level=logging.WARNING,
+                logging_level=logging.ERROR,
                 log_to_driver=False,
                 **({} if config.address else local),
             )
