@@ -46,7 +46,8 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectSto
         *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
         *("-s3", f"-s3.port={s3}", f"-s3.config={home / 's3.json'}"),
         *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
-        *("-master.volumeSizeLimitMB=128", "-volume.max=50"),
+        # A bucket claims seven volumes, which cost nothing until they are filled.
+        *("-master.volumeSizeLimitMB=128", "-volume.max=500"),
     ]
     store = ObjectStore(f"http://127.0.0.1:{s3}", keys["accessKey"], keys["secretKey"])
     with (home / "log").open("wb") as log, pytest.MonkeyPatch.context() as environment:
