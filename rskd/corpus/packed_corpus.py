@@ -182,7 +182,8 @@ class PackedCorpus:
         groups = np.unique(group_of)
         if part.index in self._checked:
             with self._store.open(part.file) as file:
-                table = pq.ParquetFile(file, metadata=self._checked[part.index]).read_row_groups(groups.tolist())
+                reader = pq.ParquetFile(file, metadata=self._checked[part.index])
+                table = reader.read_row_groups(groups.tolist(), use_threads=False)
         else:
             parquet = self._checked_part(part)
             table = parquet.read_row_groups(groups.tolist())
