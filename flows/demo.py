@@ -22,11 +22,11 @@ from rskd.storage import Store
 
 CONFIGS = Path(__file__).parent / "configs"
 METRICS = {
-    "lm_loss": "lm_loss ↓ nats/token",
+    "lm_loss": "lm loss ↓\nnats/token",
     "ece": "ece ↓",
-    "top1_agreement": "top1_agreement ↑",
+    "top1_agreement": "top-1\nagreement ↑",
     "acceptance": "acceptance ↑",
-    "kl_to_teacher": "kl_to_teacher ↓ nats",
+    "kl_to_teacher": "KL to\nteacher ↓ nats",
 }
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -141,7 +141,8 @@ def test_a_cache_of_isolated_documents_is_honest(make_config: MakeConfig, tiny_t
     assert audit_cache(config.cache_uri("default"), str(tiny_teacher_dir), rows=16).ok
 
 
-def test_an_object_store(make_config: MakeConfig, object_store):
+def test_an_object_store(make_config: MakeConfig, object_store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)  # where the runs of an S3 root are tracked
     config = make_config(object_store.make_bucket(), tracking={"uri": None})
     pack_corpus(config)
     cache_logits(config)

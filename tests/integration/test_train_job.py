@@ -154,7 +154,10 @@ def test_a_truncated_part_ends_the_run_with_its_name(make_config):
 
 
 @pytest.mark.slow
-def test_everything_on_an_object_store(object_store, tmp_path: Path, tiny_teacher_dir: Path, make_config, trained):
+def test_everything_on_an_object_store(
+    object_store, tmp_path: Path, tiny_teacher_dir: Path, make_config, trained, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)  # where the runs of an S3 root are tracked
     config = _make_config(
         f"{object_store.make_bucket()}/root", _write_text(tmp_path / "text"), tiny_teacher_dir, one={}
     )
