@@ -2,7 +2,8 @@
 
 Two ways to write, and both leave either the whole file or nothing: `write` replaces, `create` never does.
 `create` is the commit: of any number of writers exactly one gets True. Locally it is a hard link to a finished
-temporary file; on S3 a conditional put (If-None-Match).
+temporary file; on S3 a conditional put (If-None-Match). An outage of an object store that was there is waited for
+(`rskd.object_store`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from rskd.errors import ConfigError, MissingOutputError, RskdError, StoreAccessError
@@ -26,7 +26,7 @@ _S3_OPTIONS = {
     "use_listings_cache": False,
     "default_fill_cache": False,
     "default_cache_type": "none",
-    # A store that is not there is reported within seconds; one that is slow is waited for.
+    # A store that never answered is reported within seconds; one that is slow is waited for.
     "config_kwargs": {
         "connect_timeout": 3,
         "read_timeout": 60,
@@ -43,7 +43,14 @@ class Store:
         protocol = uri.split("://", 1)[0] if "://" in uri else "file"
         if protocol not in ("file", "s3"):
             raise ConfigError(f"storage {uri}: protocol {protocol} is not supported: use a local path or s3://bucket")
-        self.fs, self.path = fsspec.core.url_to_fs(self.uri, **(_S3_OPTIONS if protocol == "s3" else {}))
+        self.fs: Any  # an fsspec filesystem
+        if protocol == "s3":
+            from rskd.object_store import PatientS3FileSystem
+
+            self.fs = PatientS3FileSystem(**_S3_OPTIONS)
+        else:
+            self.fs = LocalFileSystem()
+        self.path: str = self.fs._strip_protocol(self.uri)
 
     @property
     def is_local(self) -> bool:
@@ -53,6 +60,11 @@ class Store:
     def absolute_uri(self) -> str:
         """The URI as a process with another working directory must call it."""
         return str(Path(self.path).resolve()) if self.is_local else self.uri
+
+    def expect(self) -> None:
+        """Wait for outages of this store from the first request on: another process has used it."""
+        if not self.is_local:
+            type(self.fs).known_to_answer = True
 
     def child(self, name: str) -> Store:
         return Store(f"{self.uri}/{name}")

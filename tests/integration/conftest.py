@@ -9,8 +9,8 @@ import sysconfig
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -18,13 +18,50 @@ import pytest
 _GRPC_OFFSET = 10_000  # where SeaweedFS puts the gRPC port of each of its services
 
 
-@dataclass(frozen=True)
 class ObjectStore:
-    """Where it listens, and the keys that AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY hold for the session."""
+    """SeaweedFS in a folder, on ports that it keeps; AWS_… of the environment lead to it while a test runs."""
 
-    endpoint: str
-    access_key: str
-    secret_key: str
+    def __init__(self, home: Path):
+        self._home = home
+        self.access_key, self.secret_key = f"AK{uuid.uuid4().hex}", uuid.uuid4().hex
+        self.reader_key, self.reader_secret = f"AK{uuid.uuid4().hex}", uuid.uuid4().hex  # may only read and list
+        identities = [
+            _identity("owner", self.access_key, self.secret_key, ["Admin", "Read", "Write", "List", "Tagging"]),
+            _identity("reader", self.reader_key, self.reader_secret, ["Read", "List"]),
+        ]
+        (home / "s3.json").write_text(json.dumps({"identities": identities}))
+        master, volume, filer, s3 = _free_ports(4)
+        self.endpoint = f"http://127.0.0.1:{s3}"
+        self._command = [
+            *(_binary(), "server", f"-dir={home}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+            *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
+            *("-s3", f"-s3.port={s3}", f"-s3.config={home / 's3.json'}"),
+            *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
+            # A bucket claims seven volumes, which cost nothing until they are filled.
+            *("-master.volumeSizeLimitMB=128", "-volume.max=500"),
+        ]
+
+    def start(self) -> None:
+        """Begin, or go on with the same data and ports; does not wait until it answers."""
+        with (self._home / "log").open("ab") as log:
+            self._server = subprocess.Popen(self._command, stdout=log, stderr=log, cwd=self._home)
+
+    def kill(self) -> None:
+        """SIGKILL; asked politely, it would wait 20 s for its clients."""
+        self._server.kill()
+        self._server.wait()
+
+    def wait_until_it_answers(self) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self._server.poll() is None:
+            fsspec.filesystem("s3").clear_instance_cache()
+            try:
+                self.make_bucket()
+            except Exception:  # not up yet, in one of many ways
+                time.sleep(0.3)
+            else:
+                return
+        raise RuntimeError(f"SeaweedFS did not start: {(self._home / 'log').read_text()[-2000:]}")
 
     def make_bucket(self) -> str:
         """URI of a new, empty bucket."""
@@ -36,33 +73,19 @@ class ObjectStore:
 @pytest.fixture(scope="session")
 def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     """SeaweedFS, with the environment set so that s3:// leads to it."""
-    home = tmp_path_factory.mktemp("seaweedfs")
-    keys = {"accessKey": f"AK{uuid.uuid4().hex}", "secretKey": uuid.uuid4().hex}
-    identity = {"name": "test", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
-    (home / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    master, volume, filer, s3 = _free_ports(4)
-    command = [
-        *(_binary(), "server", f"-dir={home}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-        *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
-        *("-s3", f"-s3.port={s3}", f"-s3.config={home / 's3.json'}"),
-        *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
-        # A bucket claims seven volumes, which cost nothing until they are filled.
-        *("-master.volumeSizeLimitMB=128", "-volume.max=500"),
-    ]
-    store = ObjectStore(f"http://127.0.0.1:{s3}", keys["accessKey"], keys["secretKey"])
-    with (home / "log").open("wb") as log, pytest.MonkeyPatch.context() as environment:
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=home)
+    store = ObjectStore(tmp_path_factory.mktemp("seaweedfs"))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", store.endpoint)
+        environment.setenv("AWS_ACCESS_KEY_ID", store.access_key)
+        environment.setenv("AWS_SECRET_ACCESS_KEY", store.secret_key)
+        environment.setenv("AWS_REGION", "us-east-1")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        store.start()
         try:
-            environment.setenv("AWS_ENDPOINT_URL", store.endpoint)
-            environment.setenv("AWS_ACCESS_KEY_ID", store.access_key)
-            environment.setenv("AWS_SECRET_ACCESS_KEY", store.secret_key)
-            environment.setenv("AWS_REGION", "us-east-1")
-            environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-            _wait_until_it_answers(store, server, home / "log")
+            store.wait_until_it_answers()
             yield store
         finally:
-            server.kill()  # asked politely, it waits 20 s for its clients
-            server.wait()
+            store.kill()
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +114,10 @@ def _binary() -> str:
     return found
 
 
+def _identity(name: str, key: str, secret: str, actions: list[str]) -> dict[str, Any]:
+    return {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
+
+
 def _free_ports(number: int) -> list[int]:
     ports: list[int] = []
     for port in range(21_000 + os.getpid() % 20_000, 65_000 - _GRPC_OFFSET):
@@ -108,16 +135,3 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _wait_until_it_answers(store: ObjectStore, server: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and server.poll() is None:
-        fsspec.filesystem("s3").clear_instance_cache()
-        try:
-            store.make_bucket()
-        except Exception:  # not up yet, in one of many ways
-            time.sleep(0.3)
-        else:
-            return
-    raise RuntimeError(f"SeaweedFS did not start: {log.read_text()[-2000:]}")
