@@ -196,7 +196,7 @@ def estimate(
 @app.command()
 def inspect(uri: UriArgument) -> Outcome:
     """Say what a cache holds, how large it is, and how far an unfinished one has come."""
-    from rskd.cache.verify import inspect as inspect_cache
+    from rskd.cache.inspection import inspect as inspect_cache
 
     return Outcome(inspect_cache(uri), f"cache {uri}")
 

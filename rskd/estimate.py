@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rskd.cache.verify import inspect
+from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig, SamplingConfig, TeacherConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.storage import Store

@@ -16,8 +16,8 @@ import yaml
 from plotly.offline import get_plotlyjs
 
 from rskd import records
+from rskd.cache.inspection import inspect
 from rskd.cache.reader import LogitCache
-from rskd.cache.verify import inspect
 from rskd.config import DistillConfig, StudentSpec
 from rskd.errors import MissingOutputError
 from rskd.evaluation.figures import loss_curves, reliability_diagrams, unique_token_histograms

@@ -1,4 +1,4 @@
-"""Checks of a whole cache, and what it holds.
+"""Checks of a whole cache.
 
     manifests, commit records, part files ─► problems by part ─► (repair) removed, so that a rerun makes them anew
 
@@ -28,14 +28,13 @@ from rskd.cache.manifest import (
     corrupt_part,
     head_identity,
     manifest_name,
-    newest_manifest,
     part_name,
     read_commit,
     read_head,
     read_manifest,
     record_name,
 )
-from rskd.cache.reader import committed_so_far, read_part_file
+from rskd.cache.reader import read_part_file
 from rskd.errors import CorruptPartError, MissingOutputError, OutputError
 from rskd.progress import progress_bar
 from rskd.storage import Store
@@ -98,34 +97,6 @@ def verify(uri: str, *, repair: bool = False) -> VerifyReport:
     if repair:
         _repair(store, files, bad, report)
     return report
-
-
-def inspect(uri: str) -> dict[str, Any]:
-    """What a cache holds and how large it is; of an unfinished one, how far it has come.
-
-    `bytes` counts all files under the URI; the two ratios are None while there is no token. Raises MissingOutputError
-    if there is no cache, CorruptPartError for a changed manifest or record.
-    """
-    store = Store(uri)
-    newest = newest_manifest(store)
-    manifest = newest or committed_so_far(store)
-    totals = manifest.totals
-    size = sum(store.sizes(recursive=True).values())
-    return {
-        "complete": newest is not None,
-        "generation": manifest.generation if newest else None,
-        "tokens": totals["tokens"],
-        "rows": totals["rows"],
-        "parts": len(manifest.parts),
-        "parts_expected": manifest.corpus.get("parts"),
-        "bytes": size,
-        "bytes_per_token": size / totals["tokens"] if totals["tokens"] else None,
-        "unique_per_token": totals["samples"] / totals["tokens"] if totals["tokens"] else None,
-        "seq_len": manifest.corpus["seq_len"],
-        "vocab_size": manifest.tokenizer["vocab_size"],
-        "sampling": manifest.sampling,
-        "teacher": manifest.teacher,
-    }
 
 
 def _check_head(store: Store, report: VerifyReport) -> Head | None:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from made_caches import make_corpus, make_head, make_part, write_cache
 
+from rskd.cache.inspection import inspect
 from rskd.cache.loader import CacheLoader
 from rskd.cache.reader import LogitCache
-from rskd.cache.verify import inspect, verify
+from rskd.cache.verify import verify
 from rskd.cache.writer import CacheWriter
 from rskd.errors import CorruptPartError, MissingOutputError
 from rskd.storage import Store

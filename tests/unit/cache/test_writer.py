@@ -6,9 +6,10 @@ import pytest
 from made_caches import make_corpus, make_head, make_part
 
 from rskd import records
+from rskd.cache.inspection import inspect
 from rskd.cache.manifest import CacheManifest, newest_manifest, record_name
 from rskd.cache.reader import LogitCache
-from rskd.cache.verify import inspect, verify
+from rskd.cache.verify import verify
 from rskd.cache.writer import CacheWriter
 from rskd.errors import CacheMismatchError, CorruptPartError, MissingOutputError
 from rskd.storage import Store

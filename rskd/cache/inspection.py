@@ -1,0 +1,37 @@
+"""What a cache holds, how large it is, and how far an unfinished one has come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rskd.cache.manifest import newest_manifest
+from rskd.cache.reader import committed_so_far
+from rskd.storage import Store
+
+
+def inspect(uri: str) -> dict[str, Any]:
+    """What a cache holds and how large it is; of an unfinished one, how far it has come.
+
+    `bytes` counts all files under the URI; the two ratios are None while there is no token. Raises MissingOutputError
+    if there is no cache, CorruptPartError for a changed manifest or record.
+    """
+    store = Store(uri)
+    newest = newest_manifest(store)
+    manifest = newest or committed_so_far(store)
+    totals = manifest.totals
+    size = sum(store.sizes(recursive=True).values())
+    return {
+        "complete": newest is not None,
+        "generation": manifest.generation if newest else None,
+        "tokens": totals["tokens"],
+        "rows": totals["rows"],
+        "parts": len(manifest.parts),
+        "parts_expected": manifest.corpus.get("parts"),
+        "bytes": size,
+        "bytes_per_token": size / totals["tokens"] if totals["tokens"] else None,
+        "unique_per_token": totals["samples"] / totals["tokens"] if totals["tokens"] else None,
+        "seq_len": manifest.corpus["seq_len"],
+        "vocab_size": manifest.tokenizer["vocab_size"],
+        "sampling": manifest.sampling,
+        "teacher": manifest.teacher,
+    }
