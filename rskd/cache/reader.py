@@ -26,9 +26,11 @@ from rskd.cache.manifest import (
     committed_indices,
     corrupt_part,
     fold,
+    manifest_name,
     newest_manifest,
     read_commits,
     read_head,
+    read_manifest,
 )
 from rskd.errors import ConfigError, MissingOutputError
 from rskd.storage import Store
@@ -48,12 +50,16 @@ class LogitCache:
         self._checked: set[int] = set()
 
     @classmethod
-    def open(cls, uri: str, *, allow_partial: bool = False) -> LogitCache:
-        """The newest generation of a cache; with `allow_partial` the committed parts of an unfinished one.
+    def open(cls, uri: str, *, allow_partial: bool = False, generation: int | None = None) -> LogitCache:
+        """The newest `generation` of a cache, or an older one; with `allow_partial` what an unfinished one has.
 
         Raises MissingOutputError if there is no cache or it is unfinished, CorruptPartError for a changed manifest.
         """
         store = Store(uri)
+        if generation is not None:
+            if not store.exists(manifest_name(generation)):
+                raise MissingOutputError(f"cache {uri} has no generation {generation}: leave it out for the newest")
+            return cls(store, read_manifest(store, generation))
         manifest = newest_manifest(store)
         if manifest is None and not allow_partial:
             expected = read_head(store)["corpus"].get("parts", "an unknown number of")
