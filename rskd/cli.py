@@ -16,14 +16,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
 from rskd.config import load_config
 from rskd.errors import OutputError, explained_by
+
+if TYPE_CHECKING:
+    from rskd.cache.histogram import Histogram
 
 app = typer.Typer(
     name="rskd",
@@ -40,14 +44,17 @@ SetOption = Annotated[
 ]
 UriArgument = Annotated[str, typer.Argument(metavar="URI", help="A cache: a local folder or s3://bucket/prefix.")]
 
+_MOST_BARS, _BAR_WIDTH = 24, 50  # of a histogram in the terminal
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command found: data for --json, a table for people, and the exit code."""
+    """What a command found: data for --json, a table and histograms for people, and the exit code."""
 
     data: dict[str, Any]
     title: str
     rows: dict[str, Any] = field(default_factory=dict)
+    histograms: dict[str, Histogram] = field(default_factory=dict)
     exit_code: int = 0
 
 
@@ -124,7 +131,30 @@ def _print_table(outcome: Outcome) -> None:
         table.add_row(
             key, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
         )
-    Console().print(table)
+    Console().print(table, *_drawn(outcome.histograms))
+
+
+def _drawn(histograms: dict[str, Histogram]) -> list[Table]:
+    from rskd.cache.histogram import LABELS
+
+    return [_bars(label, histograms[name]) for name, label in LABELS.items() if name in histograms]
+
+
+def _bars(label: str, histogram: Histogram) -> Table:
+    """A histogram, a row for a few bins with their share of all positions."""
+    from rskd.cache.histogram import grouped
+
+    bins = grouped(histogram, _MOST_BARS)
+    width, counts = bins["width"], bins["counts"]
+    last = 1 if histogram["width"] == 1 else 0  # of whole numbers: 8 to 11 are four
+    table = Table(title=f"\nshare of positions by {label}", title_justify="left", show_header=False, box=None)
+    for column in ("right", "left", "right"):
+        table.add_column(justify=column)
+    for index, count in enumerate(counts):
+        start = bins["low"] + index * width
+        values = f"{start:g}" if width == last else f"{start:g} to {start + width - last:g}"
+        table.add_row(values, Bar(max(counts), 0, count, width=_BAR_WIDTH), f"{count / sum(counts):.1%}")
+    return table
 
 
 @app.command()
@@ -194,11 +224,20 @@ def estimate(
 
 
 @app.command()
-def inspect(uri: UriArgument) -> Outcome:
+def inspect(
+    uri: UriArgument,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the histograms, too.")] = None,
+) -> Outcome:
     """Say what a cache holds, how large it is, and how far an unfinished one has come."""
     from rskd.cache.inspection import inspect as inspect_cache
 
-    return Outcome(inspect_cache(uri), f"cache {uri}")
+    found = inspect_cache(uri)
+    if html is not None:
+        from rskd.report import write_cache_page
+
+        write_cache_page(uri, found, html)
+    facts = {key: value for key, value in found.items() if key != "histograms"}
+    return Outcome(found, f"cache {uri}", _flat(facts), found["histograms"])
 
 
 @app.command()

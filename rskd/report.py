@@ -1,4 +1,4 @@
-"""The report of a distillation: one HTML page that needs no network.
+"""The report of a distillation, and that of a cache: each one HTML page that needs no network.
 
 evaluation.json, caches, students' logs ─► Findings ─► page ─► <home>/report.html
 """
@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
@@ -16,11 +17,11 @@ import yaml
 from plotly.offline import get_plotlyjs
 
 from rskd import records
+from rskd.cache.histogram import LABELS
 from rskd.cache.inspection import inspect
-from rskd.cache.reader import LogitCache
 from rskd.config import DistillConfig, StudentSpec
 from rskd.errors import MissingOutputError
-from rskd.evaluation.figures import loss_curves, reliability_diagrams, unique_token_histograms
+from rskd.evaluation.figures import histograms, loss_curves, reliability_diagrams
 from rskd.storage import Store
 from rskd.student.checkpoint import LOG_FILE
 
@@ -80,7 +81,7 @@ def gather(config: DistillConfig) -> Findings:
     return Findings(
         config=config,
         evaluation=evaluation,
-        caches={name: _cache(config.cache_uri(name)) for name in config.cache_samplings if name in used},
+        caches={name: inspect(config.cache_uri(name)) for name in config.cache_samplings if name in used},
         logs={student: _training_log(config.student_uri(student)) for student in config.student_specs},
     )
 
@@ -96,12 +97,30 @@ def render(findings: Findings) -> str:
         _section("Reliability", _figure(reliability_diagrams(models)), _RELIABILITY_NOTE),
     ]
     if findings.caches:
-        histograms = {name: cache["num_unique"] for name, cache in findings.caches.items()}
-        body = _caches_table(findings.caches) + _figure(unique_token_histograms(histograms))
+        body = _caches_table(findings.caches) + _histograms(findings.caches)
         sections.insert(2, _section("Logit caches", body, _CACHE_NOTE))
     settings = escape(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False))
     sections.append(f"<details><summary>Configuration</summary><pre>{settings}</pre></details>")
-    title = escape(config.name)
+    return _page("rskd distillation report", config.name, sections)
+
+
+def write_cache_page(uri: str, cache: dict[str, Any], file: Path) -> None:
+    """Write what `inspect` says of the cache at `uri`, with its histograms, to a local HTML file."""
+    progress = f"{cache['parts']:,} of {cache['parts_expected'] or '?'} parts"
+    facts = {
+        "State": f"finished, generation {cache['generation']}" if cache["complete"] else f"unfinished: {progress}",
+        "Teacher": f"{cache['teacher']['model']} ({cache['teacher']['dtype']})",
+        "Windows": f"{cache['rows']:,} of {cache['seq_len']:,} positions",
+        "Vocabulary": f"{cache['vocab_size']:,} ids",
+    }
+    sections = [_section("Cache", _definitions(facts) + _caches_table({uri: cache}), _CACHE_NOTE)]
+    if cache["histograms"]:
+        sections.append(_section("Positions", _histograms({uri: cache})))
+    Store(str(file.absolute().parent)).write(file.name, _page("rskd logit cache", uri, sections).encode())
+
+
+def _page(kind: str, title: str, sections: Sequence[str]) -> str:
+    title = escape(title)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -113,7 +132,7 @@ def render(findings: Findings) -> str:
 </head>
 <body>
 <main>
-<header><p class="kind">rskd distillation report</p><h1>{title}</h1></header>
+<header><p class="kind">{kind}</p><h1>{title}</h1></header>
 {"".join(sections)}
 </main>
 </body>
@@ -130,6 +149,10 @@ def _facts(config: DistillConfig) -> str:
         "Windows": f"{config.corpus.seq_len:,} positions{isolated}",
         "Students": ", ".join(config.student_specs),
     }
+    return _definitions(facts)
+
+
+def _definitions(facts: dict[str, str]) -> str:
     return "<dl>" + "".join(f"<div><dt>{k}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items()) + "</dl>"
 
 
@@ -181,8 +204,8 @@ def _caches_table(caches: dict[str, dict[str, Any]]) -> str:
             _sampling(cache["sampling"]),
             f"{cache['tokens']:,}",
             f"{cache['bytes'] / 2**20:,.1f}",
-            f"{cache['bytes_per_token']:.1f}",
-            f"{cache['unique_per_token']:.2f}",
+            f"{cache['bytes_per_token']:.1f}" if cache["tokens"] else "–",
+            f"{cache['unique_per_token']:.2f}" if cache["tokens"] else "–",
         ]
         for name, cache in caches.items()
     ]
@@ -197,9 +220,13 @@ def _sampling(sampling: dict[str, Any]) -> str:
     return f"{sampling['method']}, N = {sampling['num_samples']}{temperature}"
 
 
-def _cache(uri: str) -> dict[str, Any]:
-    """What `inspect` says of a cache, and the histogram of its unique tokens."""
-    return inspect(uri) | {"num_unique": LogitCache.open(uri).manifest.histograms["num_unique"]}
+def _histograms(caches: dict[str, dict[str, Any]]) -> str:
+    """A figure for unique tokens and for each statistic that a cache has."""
+    by_name = {
+        name: {uri: cache["histograms"][name] for uri, cache in caches.items() if name in cache["histograms"]}
+        for name in LABELS
+    }
+    return "".join(_figure(histograms(LABELS[name], by_cache)) for name, by_cache in by_name.items() if by_cache)
 
 
 def _training_log(student_uri: str) -> list[dict[str, float]]:

@@ -13,6 +13,12 @@ import numpy as np
 
 Histogram = dict[str, Any]
 
+LABELS = {
+    "num_unique": "unique tokens at a position",
+    "entropy": "entropy of the teacher, nats",
+    "label_logprob": "log-probability of the label, nats",
+}
+
 # low, width, most bins; trailing empty bins are left out. Unique tokens have a bin for each number.
 _BINS = {"num_unique": (0.0, 1.0, 2**16), "label_logprob": (-32.0, 1 / 16, 512), "entropy": (0.0, 1 / 16, 256)}
 
@@ -41,6 +47,24 @@ def percentile(histogram: Histogram, percent: float) -> float:
     edges = histogram["low"] + histogram["width"] * np.arange(len(counts) + 1)
     below = np.concatenate([[0.0], np.cumsum(counts)])
     return float(np.interp(percent / 100 * below[-1], below, edges))
+
+
+def grouped(histogram: Histogram, most: int) -> Histogram:
+    """The same values in at most `most` bins, each of 2^n old ones, from the first that holds a value on."""
+    counts = np.asarray(histogram["counts"], np.int64)
+    filled = np.flatnonzero(counts)
+    if not len(filled):
+        return histogram | {"counts": []}
+    size = 1
+    while filled[-1] // size - filled[0] // size >= most:
+        size *= 2
+    first = filled[0] // size * size
+    starts = np.arange(first, filled[-1] + 1, size)
+    return {
+        "low": histogram["low"] + first * histogram["width"],
+        "width": size * histogram["width"],
+        "counts": np.add.reduceat(counts, starts).tolist(),
+    }
 
 
 def _sum(lists: list[list[int]]) -> list[int]:

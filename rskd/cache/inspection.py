@@ -12,8 +12,9 @@ from rskd.storage import Store
 def inspect(uri: str) -> dict[str, Any]:
     """What a cache holds and how large it is; of an unfinished one, how far it has come.
 
-    `bytes` counts all files under the URI; the two ratios are None while there is no token. Raises MissingOutputError
-    if there is no cache, CorruptPartError for a changed manifest or record.
+    `bytes` counts all files under the URI; the two ratios are None while there is no token. `histograms` (see
+    `rskd.cache.histogram`) has num_unique and the statistics that are in the cache. Raises MissingOutputError if there
+    is no cache, CorruptPartError for a changed manifest or record.
     """
     store = Store(uri)
     newest = newest_manifest(store)
@@ -34,4 +35,5 @@ def inspect(uri: str) -> dict[str, Any]:
         "vocab_size": manifest.tokenizer["vocab_size"],
         "sampling": manifest.sampling,
         "teacher": manifest.teacher,
+        "histograms": manifest.histograms,
     }

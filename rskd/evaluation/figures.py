@@ -10,7 +10,10 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from rskd.cache.histogram import Histogram, grouped
+
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe for the colour-blind
+_MOST_BARS = 512
 _GREY, _GRID = "#6b7280", "#e5e7eb"
 _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": "#1f2937"}
 
@@ -80,16 +83,23 @@ def reliability_diagrams(evaluated: Mapping[str, Mapping[str, Any]]) -> go.Figur
     return _styled(figure, height=90 + 290 * num_rows, showlegend=False)
 
 
-def unique_token_histograms(histograms: Mapping[str, Mapping[str, Any]]) -> go.Figure:
-    """Share of the positions by their number of unique tokens; `histograms` are those of caches, a bin a number."""
+def histograms(label: str, by_cache: Mapping[str, Histogram]) -> go.Figure:
+    """Share of the positions by what `label` says, with its unit; a histogram of each cache, all of the same bins."""
     figure = go.Figure()
-    for name, color in _colors(histograms).items():
-        counts = histograms[name]["counts"]
-        shares = [count / max(1, sum(counts)) for count in counts]
-        figure.add_bar(y=shares, name=name, marker={"color": color}, hovertemplate="%{y:.1%} have %{x} unique tokens")
-    figure.update_xaxes(title="unique tokens at a position")
+    for name, color in _colors(by_cache).items():
+        bins = grouped(by_cache[name], _MOST_BARS)
+        low, width, counts = bins["low"], bins["width"], bins["counts"]
+        centre = low if width == 1 else low + width / 2  # a bin of width 1 is a whole number
+        figure.add_bar(
+            x=[centre + index * width for index in range(len(counts))],
+            y=[count / max(1, sum(counts)) for count in counts],
+            name=name,
+            marker={"color": color},
+            hovertemplate="%{y:.2%} at %{x}",
+        )
+    figure.update_xaxes(title=label)
     figure.update_yaxes(title="share of positions", tickformat=".0%")
-    return _styled(figure, height=320, showlegend=True)
+    return _styled(figure, height=320, showlegend=len(by_cache) > 1, bargap=0.1)
 
 
 def _colors(names: Mapping[str, Any]) -> dict[str, str]:

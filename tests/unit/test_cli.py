@@ -1,11 +1,16 @@
 """The command line as a process: exit codes, one line of error, and nothing but JSON on stdout with --json."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from made_caches import make_corpus, make_head, make_part, write_cache
+
+from rskd.cache.inspection import inspect
+from rskd.cache.writer import CacheWriter
 
 COMMAND = [sys.executable, "-c", "from rskd.cli import main; main()"]
 
@@ -41,3 +46,31 @@ def test_help_lists_every_stage() -> None:
     assert done.returncode == 0
     for verb in ("pack", "cache", "train", "evaluate", "report", "estimate", "inspect", "verify", "audit", "export"):
         assert verb in done.stdout
+
+
+def test_inspect_draws_each_histogram_with_shares_that_add_up(tmp_path: Path) -> None:
+    uri = str(tmp_path / "cache")
+    write_cache(uri)
+    done = rskd("inspect", uri)
+    assert done.returncode == 0
+    assert "sampling.method" in done.stdout
+    drawings = done.stdout.split("share of positions by ")[1:]
+    titles = [drawing.splitlines()[0].strip() for drawing in drawings]
+    assert titles == ["unique tokens at a position", "log-probability of the label, nats"]
+    for drawing in drawings:
+        shares = [float(share) for share in re.findall(r"([0-9.]+)%", drawing)]
+        assert 2 < len(shares) <= 24
+        assert sum(shares) == pytest.approx(100, abs=0.05 * len(shares))
+        longest = max(drawing.splitlines()[1:], key=lambda line: line.count("█"))
+        assert f"{max(shares)}%" in longest
+
+
+def test_inspect_of_an_unfinished_cache_as_json_and_html(tmp_path: Path) -> None:
+    uri, page, part = str(tmp_path / "cache"), tmp_path / "new" / "page.html", make_corpus()[1]
+    CacheWriter(uri, manifest_head=make_head()).commit_part(1, make_part(part), corpus_sha256=part.sha256)
+    done = rskd("inspect", uri, "--html", str(page), "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == inspect(uri)
+    text = page.read_text()
+    assert "unfinished: 1 of 5 parts" in text
+    assert text.count("Plotly.newPlot(") == 2

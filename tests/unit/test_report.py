@@ -16,7 +16,7 @@ CACHE = {
     "bytes": 2**20,
     "bytes_per_token": 25.6,
     "unique_per_token": 10.37,
-    "num_unique": {"counts": [0, 3, 5]},
+    "histograms": {"num_unique": {"low": 0.0, "width": 1.0, "counts": [0, 3, 5]}},
 }
 
 

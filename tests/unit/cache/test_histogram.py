@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rskd.cache.histogram import add_up, histogram, percentile
+from rskd.cache.histogram import add_up, grouped, histogram, percentile
 
 
 def test_a_bin_for_each_number_of_unique_tokens():
@@ -16,6 +16,24 @@ def test_histograms_of_parts_add_up():
     values = np.random.default_rng(0).exponential(2, 1000)
     parts = [{"entropy": histogram("entropy", part)} for part in np.split(values, [100, 400])]
     assert add_up(parts) == {"entropy": histogram("entropy", values)}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["num_unique", "entropy", "label_logprob"])
+def test_grouping_keeps_every_value_where_it_is(name):
+    values = np.random.default_rng(0).gamma(4, 1, 1000)
+    values = np.rint(values) if name == "num_unique" else -values if name == "label_logprob" else values
+    found = histogram(name, values)
+    assert found is not None
+    fewer = grouped(found, 24)
+    edges = fewer["low"] + fewer["width"] * np.arange(len(fewer["counts"]) + 1)
+    assert 8 <= len(fewer["counts"]) <= 24
+    assert fewer["counts"] == np.histogram(values, edges)[0].tolist()
+    assert fewer["counts"][0] > 0
+    assert fewer["counts"][-1] > 0
+
+
+def test_grouping_what_holds_nothing():
+    assert grouped({"low": 0.0, "width": 1.0, "counts": [0, 0]}, 24)["counts"] == []
 
 
 @pytest.mark.parametrize("percent", [5, 50, 95])

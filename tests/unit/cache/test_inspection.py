@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_caches import make_corpus, make_head, make_part
 
@@ -16,6 +17,14 @@ def test_facts_of_a_finished_cache(cache):
     assert found["bytes"] == sum(path.stat().st_size for path in Path(cache.uri).rglob("*") if path.is_file())
     assert found["bytes_per_token"] == found["bytes"] / found["tokens"]
     assert (found["complete"], found["parts"], found["parts_expected"]) == (True, 5, 5)
+
+
+def test_histograms_count_every_position(cache):
+    found = inspect(cache.uri)["histograms"]
+    num_unique = np.concatenate([(data.values > 0).sum(-1).ravel() for data in cache.data])
+    assert found.keys() == {"num_unique", "label_logprob"}
+    assert found["num_unique"]["counts"] == np.bincount(num_unique).tolist()
+    assert sum(found["label_logprob"]["counts"]) == 59 * 8
 
 
 def test_how_far_an_unfinished_cache_is(tmp_path):
