@@ -27,6 +27,7 @@ from rskd.config import SamplingConfig, TeacherConfig
 from rskd.corpus.packed_corpus import PackedCorpus, Windows
 from rskd.errors import ConfigError
 from rskd.rng import position_keys
+from rskd.storage import Store
 from rskd.teacher.lm_head import SampledRows, sample_rows
 from rskd.teacher.model_files import resolve_model
 from rskd.teacher.sampling import Drawn, Sampling, concatenate
@@ -56,6 +57,7 @@ class TeacherWorker:
         torch.set_num_threads(run.teacher.threads_per_worker)
         self._run = run
         self._name = f"{socket.gethostname()}:{os.getpid()}"
+        Store(run.corpus_uri).expect()
         self._corpus = PackedCorpus.open(run.corpus_uri)
         self._writers = {name: CacheWriter(uri, manifest_head=run.heads[name]) for name, uri in run.cache_uris.items()}
         self._inference = threading.Lock()

@@ -23,6 +23,7 @@ from rskd.cache.reader import LogitCache
 from rskd.config import StudentSpec, TeacherConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.corpus.tokenizer import load_tokenizer
+from rskd.storage import Store
 from rskd.student.checkpoint import Progress, load_optimizer, load_progress, save_checkpoint
 from rskd.student.model import build_student, load_model
 from rskd.student.trainer import StudentLoss, TeacherLogits, distribute, make_optimizer, train
@@ -47,6 +48,7 @@ class TrainingRun:
 
 def train_worker(run: TrainingRun, updates: Queue) -> None:
     """Train from the newest checkpoint of this run, or from the start; puts a record for each step into `updates`."""
+    Store(run.source_uri).expect()
     config = run.spec.train
     torch.set_num_threads(config.threads_per_worker)
     device = get_device()

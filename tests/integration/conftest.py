@@ -37,6 +37,7 @@ class ObjectStore:
             *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
             *("-s3", f"-s3.port={s3}", f"-s3.config={home / 's3.json'}"),
             *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
+            "-master.electionTimeout=1s",  # after a kill it answers when a leader is elected
             # A bucket claims seven volumes, which cost nothing until they are filled.
             *("-master.volumeSizeLimitMB=128", "-volume.max=500"),
         ]
