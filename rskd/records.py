@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rskd.errors import CorruptPartError, MissingOutputError
 from rskd.storage import Store
+
+# With the comma after it, or the one before it where it is the last field.
+_DIGEST = re.compile(rb'(?:,(?="digest":"\w{64}"}\Z))?"digest":"([0-9a-f]{64})",?')
 
 
 def digest(content: Mapping[str, Any]) -> str:
@@ -26,15 +30,15 @@ def seal(content: Mapping[str, Any]) -> bytes:
     return _canonical({**content, "digest": digest(content)})
 
 
-def unseal(data: bytes, origin: str) -> dict[str, Any]:
-    """What was sealed, without the digest; CorruptPartError, naming `origin`, if a byte differs."""
-    try:
-        content = json.loads(data)
-        sealed = isinstance(content, dict) and seal(content) == data
-    except ValueError:
-        sealed = False
-    if not sealed:
+def unseal(data: bytes, origin: str, parse_object: Callable[[dict[str, Any]], Any] | None = None) -> dict[str, Any]:
+    """What was sealed, without the digest; CorruptPartError, naming `origin`, if a byte differs.
+
+    `parse_object` replaces each JSON object as it is parsed, so that a list of many never exists as dictionaries.
+    """
+    sealed = (match for match in _DIGEST.finditer(data) if _sha256_without(data, match) == match[1])
+    if next(sealed, None) is None:
         raise CorruptPartError(f"{origin} is not what was written (its digest does not match): remove it and rerun")
+    content = json.loads(data, object_hook=parse_object)
     del content["digest"]
     return content
 
@@ -51,6 +55,13 @@ def read(store: Store, name: str) -> dict[str, Any] | None:
 def write(store: Store, name: str, content: Mapping[str, Any]) -> None:
     """Write a sealed file, replacing an older one."""
     store.write(name, seal(content))
+
+
+def _sha256_without(data: bytes, field: re.Match[bytes]) -> bytes:
+    """sha256, in hex, of canonical JSON without one of its fields."""
+    hasher = hashlib.sha256(memoryview(data)[: field.start()])
+    hasher.update(memoryview(data)[field.end() :])
+    return hasher.hexdigest().encode()
 
 
 def _canonical(content: Mapping[str, Any]) -> bytes:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -176,15 +176,12 @@ def to_table(data: PartData, layout: Layout) -> pa.Table:
     return pa.table(list(columns.values()), schema=pa.schema(fields))
 
 
-def encode(table: pa.Table, rows_per_group: int) -> bytes:
-    """Parquet bytes of a part; they hold no clock, host or path, so equal tables give equal bytes."""
-    counted = {"num_unique", "counts"}
-    leaves = {name: f"{name}.list.element" for name in table.column_names if pa.types.is_list(table[name].type)}
-    by_column: dict[str, Any] = {
-        "use_dictionary": [leaf for name, leaf in leaves.items() if name in counted],
-        "column_encoding": {leaf: "BYTE_STREAM_SPLIT" for name, leaf in leaves.items() if name not in counted},
-        "write_statistics": ["row_id"],
-    }
+def encode(table: pa.Table, rows_per_group: int) -> tuple[bytes, list[int]]:
+    """Parquet bytes of a part, and where each of its row groups and its footer end.
+
+    They hold no clock, host or path, so equal tables give equal bytes.
+    """
+    lists = [f"{name}.list.element" for name in table.column_names if pa.types.is_list(table[name].type)]
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
@@ -192,11 +189,21 @@ def encode(table: pa.Table, rows_per_group: int) -> bytes:
         row_group_size=rows_per_group,
         compression="zstd",
         compression_level=ZSTD_LEVEL,
+        use_dictionary=False,
+        column_encoding=cast(Any, dict.fromkeys(lists, "BYTE_STREAM_SPLIT")),
+        write_statistics=cast(Any, ["row_id"]),
         write_page_checksum=True,
         store_schema=False,
-        **by_column,
     )
-    return sink.getvalue().to_pybytes()
+    encoded = sink.getvalue()
+    metadata = pq.read_metadata(pa.BufferReader(encoded))
+    return encoded.to_pybytes(), [*(_end(metadata.row_group(g)) for g in range(metadata.num_row_groups)), encoded.size]
+
+
+def _end(group: pq.RowGroupMetaData) -> int:
+    """Where the last column of a row group ends in its file."""
+    last = group.column(group.num_columns - 1)
+    return min(last.dictionary_page_offset or last.data_page_offset, last.data_page_offset) + last.total_compressed_size
 
 
 def _flatten(ids: np.ndarray, values: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

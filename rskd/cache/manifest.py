@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from hashlib import sha256
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 from rskd import records
@@ -51,11 +51,23 @@ class PartRecord:
     record_sha256: str  # of the commit record
 
 
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a part file, from the end of the one before it: a Parquet row group, or the footer."""
+
+    end: int
+    sha256: str
+
+
 @dataclass(frozen=True)
 class Commit:
-    """A commit record: the part, the identity of the head that it was made under, and its histograms."""
+    """A commit record: the part, the identity of the head that it was made under, and its histograms.
+
+    Segments, row groups first and the footer last, let a reader check a row group without reading the whole file.
+    """
 
     part: PartRecord
+    segments: tuple[Segment, ...]
     head: str
     histograms: dict[str, Histogram]
 
@@ -76,13 +88,12 @@ class CacheManifest:
 
     def to_dict(self) -> dict[str, Any]:
         """As it is sealed."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        return plain | {"parts": [asdict(part) for part in self.parts]}
+        return _to_dict(self) | {"parts": [_to_dict(part) for part in self.parts]}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CacheManifest:
-        """Inverse of `to_dict`."""
-        return cls(**{**content, "parts": tuple(PartRecord(**part) for part in content["parts"])})
+        """Inverse of `to_dict`; the parts may be parsed already."""
+        return cls(**{**content, "parts": tuple(map(_parse_part, content["parts"]))})
 
     @property
     def head(self) -> Head:
@@ -141,7 +152,7 @@ def newest_manifest(store: Store) -> CacheManifest | None:
 def read_manifest(store: Store, generation: int) -> CacheManifest:
     """The manifest of one generation; CorruptPartError if it was changed or is another's."""
     origin = f"{store.uri}/{manifest_name(generation)}"
-    content = _checked_version(records.unseal(store.read(manifest_name(generation)), origin), origin)
+    content = _checked_version(records.unseal(store.read(manifest_name(generation)), origin, _parse_part), origin)
     if content["generation"] != generation:
         raise CorruptPartError(f"{origin} is of generation {content['generation']}: run rskd verify --repair on it")
     return CacheManifest.from_dict(content)
@@ -161,13 +172,19 @@ def committed_indices(listing: Iterable[str]) -> set[int]:
     return {int(stem) for name in names if (stem := name[len("part-") : -len(".json")]).isdecimal()}
 
 
+def segments_of(data: bytes, ends: Iterable[int]) -> tuple[Segment, ...]:
+    """Segments of a part file that end there."""
+    view = memoryview(data)
+    return tuple(Segment(end, sha256(view[start:end]).hexdigest()) for start, end in pairwise([0, *ends]))
+
+
 def seal_commit(commit: Commit) -> bytes:
     """The bytes of a commit record; `record_sha256`, which is their hash, is left out."""
-    part = asdict(commit.part)
+    part = _to_dict(commit.part)
     del part["record_sha256"]
-    return records.seal(
-        {**part, "format_version": FORMAT_VERSION, "head": commit.head, "histograms": commit.histograms}
-    )
+    segments = [[segment.end, segment.sha256] for segment in commit.segments]
+    shared = {"format_version": FORMAT_VERSION, "head": commit.head, "histograms": commit.histograms}
+    return records.seal({**part, **shared, "segments": segments})
 
 
 def read_commit(store: Store, index: int) -> Commit:
@@ -181,7 +198,8 @@ def read_commit(store: Store, index: int) -> Commit:
     part = PartRecord(**{name: content[name] for name in names}, record_sha256=sha256(data).hexdigest())
     if part.index != index:
         raise corrupt_part(store.uri, index, f"has the commit record of {part_name(part.index)}")
-    return Commit(part, content["head"], content["histograms"])
+    segments = tuple(Segment(*segment) for segment in content["segments"])
+    return Commit(part, segments, content["head"], content["histograms"])
 
 
 def read_commits(store: Store, indices: Iterable[int]) -> list[Commit]:
@@ -208,6 +226,15 @@ def check_same_head(stored: Head, wanted: Head, uri: str) -> None:
                     f"cache {uri} was made with {section}.{key}={old!r}, not {new!r}: undo the change, or choose "
                     "another name for the run or the sampling"
                 )
+
+
+def _parse_part(value: Any) -> Any:
+    """A record of a part as such, anything else as it is."""
+    return PartRecord(**value) if isinstance(value, dict) and "record_sha256" in value else value
+
+
+def _to_dict(instance: Any) -> dict[str, Any]:
+    return {field.name: getattr(instance, field.name) for field in fields(instance)}
 
 
 def _fixed_fields(head: Head) -> dict[str, Any]:

@@ -2,15 +2,18 @@
 
     row ids or row groups ─► part and place in it ─► Parquet row groups ─► check ─► CacheRows
 
-A part's sha256 is checked when a process first opens it, the checksums of its pages whenever they are read, and the
-row ids and window hashes of all rows that come out. So a part is read whole once, then only the groups asked for.
+Every byte is checked before it is decoded: the manifest's digest covers the commit records, a record the sha256 of each
+row group and of the footer. So only the groups asked for are read. Row ids and window hashes of all rows that come out
+are checked too, against a writer that was wrong.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
-from functools import cached_property
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from hashlib import sha256
 
 import numpy as np
@@ -23,11 +26,13 @@ from rskd.cache.manifest import (
     PARTS_FOLDER,
     CacheManifest,
     PartRecord,
+    Segment,
     committed_indices,
     corrupt_part,
     fold,
     manifest_name,
     newest_manifest,
+    read_commit,
     read_commits,
     read_head,
     read_manifest,
@@ -35,7 +40,16 @@ from rskd.cache.manifest import (
 from rskd.errors import ConfigError, MissingOutputError
 from rskd.storage import Store
 
-_OPEN_PARTS = 64  # files kept open
+_OPEN_PARTS = 1024  # whose footers are kept
+_REQUESTS = 16  # to an object store at once
+
+
+@dataclass(frozen=True)
+class _OpenPart:
+    """What it takes to read any row group of a part."""
+
+    segments: tuple[Segment, ...]
+    metadata: pq.FileMetaData
 
 
 class LogitCache:
@@ -46,8 +60,7 @@ class LogitCache:
         self.manifest = manifest
         self._store = store
         self._layout = Layout.of(manifest.sampling)
-        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
-        self._checked: set[int] = set()
+        self._opened = lru_cache(_OPEN_PARTS)(self._open_part)
 
     @classmethod
     def open(cls, uri: str, *, allow_partial: bool = False, generation: int | None = None) -> LogitCache:
@@ -118,40 +131,49 @@ class LogitCache:
         wanted = np.asarray(groups, dtype=np.int64)
         parts = np.searchsorted(self._first_group, wanted, side="right") - 1
         pieces: list[CacheRows | None] = [None] * len(wanted)
-        for part in np.unique(parts).tolist():
-            places = np.flatnonzero(parts == part)
-            table = self._read(part, (wanted[places] - self._first_group[part]).tolist())
-            start = 0
-            for place in places.tolist():
-                rows = int(self.group_rows[wanted[place], 1])
+        places = [np.flatnonzero(parts == part) for part in np.unique(parts)]
+        for at, table in zip(places, self._read_parts(parts, wanted, places)):
+            sizes = self.group_rows[wanted[at], 1]
+            for place, start, rows in zip(at.tolist(), (np.cumsum(sizes) - sizes).tolist(), sizes.tolist()):
                 pieces[place] = CacheRows(table.slice(start, rows), self._layout)
-                start += rows
         rows = CacheRows.concat([piece for piece in pieces if piece is not None])
         self._check_rows(rows, wanted, parts)
         return rows
 
+    def _read_parts(self, parts: np.ndarray, groups: np.ndarray, places: list[np.ndarray]) -> Iterator[pa.Table]:
+        """A table for each part; a disk is read by this thread, an object store is asked for many parts at once."""
+
+        def read(at: np.ndarray) -> pa.Table:
+            return self._read(int(parts[at[0]]), (groups[at] - self._first_group[parts[at[0]]]).tolist())
+
+        if self._store.is_local:
+            yield from map(read, places)
+        else:
+            with ThreadPoolExecutor(min(_REQUESTS, len(places))) as pool:
+                yield from pool.map(read, places)
+
     def _read(self, part: int, groups: list[int]) -> pa.Table:
+        """Row groups of one part, of which every byte that is decoded was checked."""
         record = self.manifest.parts[part]
         try:
             with self._store.explained(record.file):
-                return self._file(part, record).read_row_groups(groups, use_threads=False)
+                opened = self._opened(part)
+                file = _Pieces(_read_segments(self._store, record, opened.segments, groups), record.bytes)
+                file = pq.ParquetFile(file, metadata=opened.metadata, pre_buffer=False)
+                return file.read_row_groups(groups, use_threads=False)
+        except MissingOutputError:
+            raise corrupt_part(self.uri, record.index, f"is missing ({record.file})") from None
         except (OSError, pa.ArrowException) as error:
             problem = str(error).splitlines()[0]
             raise corrupt_part(self.uri, record.index, f"cannot be read ({problem})") from None
 
-    def _file(self, part: int, record: PartRecord) -> pq.ParquetFile:
-        """An open part, its sha256 checked if this process opens it for the first time."""
-        if part not in self._checked:
-            read_part_file(self._store, record)
-            self._checked.add(part)
-        if part not in self._files:
-            if len(self._files) == _OPEN_PARTS:
-                self._files.popitem(last=False)[1].close(force=True)
-            self._files[part] = pq.ParquetFile(
-                self._store.open(record.file), pre_buffer=True, page_checksum_verification=True
-            )
-        self._files.move_to_end(part)
-        return self._files[part]
+    def _open_part(self, part: int) -> _OpenPart:
+        record = self.manifest.parts[part]
+        commit = read_commit(self._store, record.index)
+        if commit.part != record:
+            raise corrupt_part(self.uri, record.index, "has another commit record than the manifest says")
+        footer = _read_segments(self._store, record, commit.segments, [len(commit.segments) - 1])
+        return _OpenPart(commit.segments, pq.read_metadata(pa.BufferReader(b"".join(footer.values()))))
 
     def _check_rows(self, rows: CacheRows, groups: np.ndarray, parts: np.ndarray) -> None:
         first, num_rows = self.group_rows[groups].T
@@ -180,6 +202,46 @@ class LogitCache:
     @cached_property
     def _first_group(self) -> np.ndarray:
         return np.cumsum(self._part_groups) - self._part_groups
+
+
+class _Pieces:
+    """A file of which some pieces are at hand, by where they start: what Arrow needs to read row groups."""
+
+    closed = False
+
+    def __init__(self, pieces: Mapping[int, bytes], size: int):
+        self._pieces = pieces
+        self._size = size
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int) -> memoryview:
+        start = max(start for start in self._pieces if start <= self._position)
+        found = memoryview(self._pieces[start])[self._position - start :][:size]
+        self._position += len(found)
+        return found
+
+    def close(self) -> None:
+        pass
+
+
+def _read_segments(
+    store: Store, part: PartRecord, segments: Sequence[Segment], wanted: Sequence[int]
+) -> dict[int, bytes]:
+    """Segments of a part file by where they start; CorruptPartError if one is not what was written."""
+    found = {}
+    for index in wanted:
+        start = segments[index - 1].end if index else 0
+        found[start] = store.read(part.file, start, segments[index].end)
+        if sha256(found[start]).hexdigest() != segments[index].sha256:
+            raise corrupt_part(store.uri, part.index, "is not what was written (its sha256 differs)")
+    return found
 
 
 def committed_so_far(store: Store) -> CacheManifest:

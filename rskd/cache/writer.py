@@ -36,6 +36,7 @@ from rskd.cache.manifest import (
     read_head,
     record_name,
     seal_commit,
+    segments_of,
 )
 from rskd.errors import CacheMismatchError, MissingOutputError
 from rskd.storage import Store
@@ -84,7 +85,7 @@ class CacheWriter:
     def commit_part(self, index: int, data: PartData, *, corpus_sha256: str) -> PartRecord:
         """Encode and write one part; where another writer was first, its part counts and is returned."""
         table = to_table(data, self._layout)
-        encoded = encode(table, self._head["corpus"]["rows_per_group"])
+        encoded, ends = encode(table, self._head["corpus"]["rows_per_group"])
         content_hash = sha256(encoded).hexdigest()
         num_unique = flat(table, "num_unique")
         part = PartRecord(
@@ -101,7 +102,8 @@ class CacheWriter:
         )
         values = {"num_unique": num_unique, **{name: flat(table, name) for name in self._layout.statistics}}
         drawn = {name: histogram(name, column) for name, column in values.items()}
-        commit = Commit(part, self._identity, {name: one for name, one in drawn.items() if one is not None})
+        histograms = {name: one for name, one in drawn.items() if one is not None}
+        commit = Commit(part, segments_of(encoded, ends), self._identity, histograms)
         self._store.write(part.file, encoded)
         sealed = seal_commit(commit)
         if self._store.create(record_name(index), sealed):

@@ -25,7 +25,7 @@ from rskd.storage import Store
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 PARTS_FOLDER = "parts"
-ROWS_PER_GROUP = 16  # what a loader shuffles by and reads at once
+_POSITIONS_PER_GROUP = 2**14  # a cache's ids then fill zstd's blocks of 128 KiB with bytes of one significance
 TOTALS = ("documents", "tokens", "windows", "dropped_tail_tokens")
 _GROWING = ("groups", "parts", "totals", "fingerprint")
 
@@ -48,6 +48,11 @@ class PartInfo:
     rows: int
     sha256: str
     bytes: int
+
+
+def rows_per_group(seq_len: int) -> int:
+    """Windows in a row group of a corpus or cache: what a loader shuffles by and reads at once."""
+    return max(1, _POSITIONS_PER_GROUP // seq_len)
 
 
 @dataclass(frozen=True)
@@ -228,15 +233,15 @@ def write_manifest(store: Store, manifest: CorpusManifest) -> None:
     records.write(store, MANIFEST_FILE, manifest.to_dict())
 
 
-def write_part(store: Store, index: int, first_row: int, input_ids: np.ndarray) -> PartInfo:
+def write_part(store: Store, index: int, first_row: int, input_ids: np.ndarray, *, rows_per_group: int) -> PartInfo:
     """Write the windows `input_ids` int32 [R, S+1] as one part; equal windows give equal bytes."""
-    data = _encode(first_row, input_ids)
+    data = _encode(first_row, input_ids, rows_per_group)
     file = f"{PARTS_FOLDER}/part-{index:05d}.parquet"
     store.write(file, data)
     return PartInfo(index, file, first_row, len(input_ids), hashlib.sha256(data).hexdigest(), len(data))
 
 
-def _encode(first_row: int, input_ids: np.ndarray) -> bytes:
+def _encode(first_row: int, input_ids: np.ndarray, rows_per_group: int) -> bytes:
     rows, width = input_ids.shape
     table = pa.table(
         {
@@ -247,5 +252,5 @@ def _encode(first_row: int, input_ids: np.ndarray) -> bytes:
         }
     )
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_PER_GROUP)
+    pq.write_table(table, sink, compression="zstd", row_group_size=rows_per_group)
     return sink.getvalue().to_pybytes()

@@ -27,11 +27,11 @@ from rskd.corpus.packed_corpus import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     PARTS_FOLDER,
-    ROWS_PER_GROUP,
     TOTALS,
     CorpusManifest,
     PartInfo,
     read_manifest,
+    rows_per_group,
     write_manifest,
     write_part,
 )
@@ -68,6 +68,7 @@ class Recipe:
     seq_len: int
     seed: int
     windows_per_part: int
+    rows_per_group: int
     uris: dict[str, str]
 
 
@@ -92,12 +93,13 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
         return _summary(config, packed, started, skipped=True)
 
     ensure_ray(config.ray)
+    layout = packed["train"].head if packed else head
     recipe = Recipe(
         source=source,
         tokenizer=tokenizer,
         end_of_text_id=head["tokenizer"]["end_of_text_id"],
         uris={split: Store(config.corpus_uri(split)).absolute_uri for split in SPLITS},
-        **{key: head[key] for key in ("seq_len", "seed", "windows_per_part")},
+        **{key: layout[key] for key in ("seq_len", "seed", "windows_per_part", "rows_per_group")},
     )
     groups = dict(enumerate(added, start=len(recorded)))
     counts = _count(recipe, groups)
@@ -144,7 +146,7 @@ def corpus_head(config: DistillConfig) -> tuple[dict[str, Any], Tokenizer]:
         "seed": corpus.seed,
         "isolate_documents": corpus.isolate_documents,
         "windows_per_part": corpus.windows_per_part,
-        "rows_per_group": ROWS_PER_GROUP,
+        "rows_per_group": rows_per_group(corpus.seq_len),
         "max_windows": corpus.max_windows,
     }
     return head, tokenizer.backend_tokenizer
@@ -276,7 +278,10 @@ def _write_group(recipe: Recipe, threshold: int, row: dict[str, Any]) -> Iterato
             raise ConfigError(f"the corpus source changed while it was packed ({names}): run rskd pack again")
         for number, start in enumerate(range(0, len(windows), recipe.windows_per_part)):
             chunk = windows[start : start + recipe.windows_per_part]
-            part = write_part(store, place["first_part"] + number, place["first_row"] + start, chunk)
+            first_row = place["first_row"] + start
+            part = write_part(
+                store, place["first_part"] + number, first_row, chunk, rows_per_group=recipe.rows_per_group
+            )
             yield {"split": split, **asdict(part)}
 
 

@@ -54,7 +54,7 @@ def pack_held_out(config: DistillConfig, num_windows: int = 7) -> np.ndarray:
         "eval_threshold": 0,
     }
     group = {"documents": 1, "tokens": windows.size, "dropped_tail_tokens": 0, "windows": num_windows}
-    manifest = CorpusManifest.of(head, [group], [write_part(store, 0, 0, windows)])
+    manifest = CorpusManifest.of(head, [group], [write_part(store, 0, 0, windows, rows_per_group=16)])
     write_manifest(store, manifest)
     return windows
 

@@ -36,7 +36,7 @@ def _counts(rounds: int, shape: tuple[int, int], most: int) -> np.ndarray:
 
 
 def _round_trip(data: PartData, layout: Layout) -> tuple[pa.Table, CacheRows]:
-    table = pq.read_table(io.BytesIO(encode(to_table(data, layout), 4)))
+    table = pq.read_table(io.BytesIO(encode(to_table(data, layout), 4)[0]))
     return table, CacheRows(table, layout)
 
 
@@ -100,12 +100,12 @@ def test_columns_are_those_of_the_design():
 
 
 def test_encodings_and_row_groups_are_those_of_the_design():
-    file = pq.ParquetFile(io.BytesIO(encode(to_table(_data(_counts(22, (6, 5), 20)), Layout.of(_sampling())), 4)))
+    file = pq.ParquetFile(io.BytesIO(encode(to_table(_data(_counts(22, (6, 5), 20)), Layout.of(_sampling())), 4)[0]))
     assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [4, 2]
     columns = [file.metadata.row_group(0).column(index) for index in range(file.metadata.num_columns)]
     assert {column.compression for column in columns} == {"ZSTD"}
     encodings = {column.path_in_schema.split(".")[0]: column.encodings for column in columns}
-    for name in ("input_ids", "token_ids"):
+    for name in ("input_ids", "num_unique", "token_ids", "counts"):
         assert "BYTE_STREAM_SPLIT" in encodings[name]
         assert "RLE_DICTIONARY" not in encodings[name]
 

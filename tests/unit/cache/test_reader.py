@@ -1,12 +1,15 @@
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_caches import make_corpus, make_head, make_part
 
+from rskd.cache.manifest import read_commit, record_name
 from rskd.cache.reader import LogitCache
 from rskd.cache.writer import CacheWriter
 from rskd.errors import ConfigError, CorruptPartError, MissingOutputError
+from rskd.storage import Store
 
 
 def test_rows_come_in_the_order_asked_for(cache):
@@ -80,23 +83,49 @@ def test_a_changed_part_is_named_before_a_row_comes_out(cache):
     path.write_bytes(data)
     assert reader.read_rows([0, 50]).row_ids.tolist() == [0, 50]
     with pytest.raises(CorruptPartError, match=r"part-00003 of cache .*sha256 differs\): run rskd verify --repair"):
-        reader.read_rows([0, 40])
+        reader.read_rows([0, *range(36, 48)])
 
 
-def test_a_page_that_changes_after_the_part_was_checked_is_seen(cache, monkeypatch):
-    monkeypatch.setattr("rskd.cache.reader._OPEN_PARTS", 1)
+def test_a_byte_that_changes_after_the_part_was_opened_is_seen(cache):
     reader = LogitCache.open(cache.uri)
     reader.read_rows([36])
     path = _part_path(reader, 3)
-    column = reader._files[3].metadata.row_group(2).column(4)
-    reader.read_rows([0])  # closes part 3
-    with path.open("r+b") as file:
-        file.seek(column.data_page_offset + column.total_compressed_size - 5)
-        byte = file.read(1)
-        file.seek(-1, 1)
-        file.write(bytes([byte[0] ^ 1]))
-    with pytest.raises(CorruptPartError, match=r"part-00003 of cache .* cannot be read \("):
-        reader.read_rows([44])
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptPartError, match=r"part-00003 of cache .*sha256 differs"):
+        reader.read_rows(range(36, 48))
+
+
+def test_a_changed_commit_record_is_named(cache):
+    reader = LogitCache.open(cache.uri)
+    part = reader.manifest.parts[2]
+    writer = CacheWriter(cache.uri, manifest_head=make_head())
+    (Path(cache.uri) / record_name(2)).unlink()
+    writer.commit_part(2, make_part(make_corpus()[2], seed=9), corpus_sha256=part.corpus_sha256)
+    with pytest.raises(CorruptPartError, match=r"part-00002 of cache .* has another commit record than the manifest"):
+        reader.read_rows([24])
+
+
+def test_a_row_costs_its_row_group_and_the_footer(cache, monkeypatch):
+    reader = LogitCache.open(cache.uri)
+    read = Counter()
+    original = Store.read
+
+    def counted(store, name, *bounds):
+        data = original(store, name, *bounds)
+        read[name] += len(data)
+        return data
+
+    monkeypatch.setattr(Store, "read", counted)
+    part = reader.manifest.parts[1]
+    segments = read_commit(Store(cache.uri), 1).segments
+    footer = segments[-1].end - segments[-2].end
+    read.clear()
+    reader.read_rows([16, 18, 19])
+    assert read == {part.file: segments[1].end - segments[0].end + footer, record_name(1): read[record_name(1)]}
+    reader.read_rows([17])
+    assert read[part.file] == 2 * (segments[1].end - segments[0].end) + footer
 
 
 def test_a_missing_part_is_named(cache):
@@ -106,9 +135,8 @@ def test_a_missing_part_is_named(cache):
         reader.read_rows([58])
 
 
-def test_more_parts_than_may_be_open(cache, monkeypatch):
+def test_more_parts_than_stay_open(cache, monkeypatch):
     monkeypatch.setattr("rskd.cache.reader._OPEN_PARTS", 2)
     reader = LogitCache.open(cache.uri)
     assert reader.read_rows(range(59)).row_ids.tolist() == list(range(59))
-    assert len(reader._files) == 2
     assert reader.read_rows([0, 58, 30]).row_ids.tolist() == [0, 58, 30]

@@ -159,5 +159,5 @@ def test_a_part_with_the_layout_of_the_manifest(cache):
     """The bytes of a part are those that the codec gives for its data, and nothing else."""
     manifest = newest_manifest(Store(cache.uri))
     assert manifest is not None
-    encoded = encode(to_table(cache.data[1], Layout.of(manifest.sampling)), 4)
+    encoded = encode(to_table(cache.data[1], Layout.of(manifest.sampling)), 4)[0]
     assert _part_file(cache.uri, 1).read_bytes() == encoded

@@ -16,7 +16,10 @@ INPUT_IDS = np.random.default_rng(0).integers(0, 384, (70, SEQ_LEN + 1), dtype=n
 def write_corpus(uri: str, cuts: tuple[int, ...] = (0, 40, 45, 70)) -> CorpusManifest:
     store = Store(uri)
     spans = list(pairwise(cuts))
-    parts = [write_part(store, index, first, INPUT_IDS[first:end]) for index, (first, end) in enumerate(spans)]
+    parts = [
+        write_part(store, index, first, INPUT_IDS[first:end], rows_per_group=16)
+        for index, (first, end) in enumerate(spans)
+    ]
     counted = {"documents": 1, "tokens": 9, "dropped_tail_tokens": 2, "files": []}
     head = {
         "format_version": 1,
