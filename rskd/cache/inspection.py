@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rskd.cache.manifest import newest_manifest
+from rskd.cache.manifest import expected_parts, newest_manifest
 from rskd.cache.reader import committed_so_far
 from rskd.storage import Store
 
@@ -27,7 +27,7 @@ def inspect(uri: str) -> dict[str, Any]:
         "tokens": totals["tokens"],
         "rows": totals["rows"],
         "parts": len(manifest.parts),
-        "parts_expected": manifest.corpus.get("parts"),
+        "parts_expected": expected_parts(manifest.head, (part.index for part in manifest.parts)),
         "bytes": size,
         "bytes_per_token": size / totals["tokens"] if totals["tokens"] else None,
         "unique_per_token": totals["samples"] / totals["tokens"] if totals["tokens"] else None,

@@ -172,6 +172,12 @@ def committed_indices(listing: Iterable[str]) -> set[int]:
     return {int(stem) for name in names if (stem := name[len("part-") : -len(".json")]).isdecimal()}
 
 
+def expected_parts(head: Head, committed: Iterable[int]) -> int | None:
+    """Parts of a whole cache, at least, for the corpus may have grown since its head was written; None if unknown."""
+    at_first = head["corpus"].get("parts")
+    return at_first and max([at_first, *(index + 1 for index in committed)])
+
+
 def segments_of(data: bytes, ends: Iterable[int]) -> tuple[Segment, ...]:
     """Segments of a part file that end there."""
     view = memoryview(data)

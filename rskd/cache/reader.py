@@ -29,6 +29,7 @@ from rskd.cache.manifest import (
     Segment,
     committed_indices,
     corrupt_part,
+    expected_parts,
     fold,
     manifest_name,
     newest_manifest,
@@ -75,9 +76,9 @@ class LogitCache:
             return cls(store, read_manifest(store, generation))
         manifest = newest_manifest(store)
         if manifest is None and not allow_partial:
-            expected = read_head(store)["corpus"].get("parts", "an unknown number of")
-            done = len(committed_indices(store.list(PARTS_FOLDER)))
-            raise MissingOutputError(f"cache {uri} is unfinished ({done} of {expected} parts): run rskd cache")
+            head, done = read_head(store), committed_indices(store.list(PARTS_FOLDER))
+            expected = expected_parts(head, done) or "an unknown number of"
+            raise MissingOutputError(f"cache {uri} is unfinished ({len(done)} of {expected} parts): run rskd cache")
         return cls(store, manifest or committed_so_far(store))
 
     @property
