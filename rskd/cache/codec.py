@@ -109,11 +109,11 @@ class CacheRows:
         if self._layout is None:
             return None
         num_unique = flat(self.table, "num_unique").reshape(len(self), -1)
-        filled = np.arange(max(1, num_unique.max(initial=0))) < num_unique[..., None]
+        filled = np.arange(max(1, num_unique.max(initial=0)), dtype=num_unique.dtype) < num_unique[..., None]
         ids = np.zeros(filled.shape, np.int64)
         weights = np.zeros(filled.shape, np.float32)
         ids[filled] = flat(self.table, "token_ids")
-        weights[filled] = flat(self.table, self._layout.column).astype(np.float32) / np.float32(self._layout.rounds)
+        weights[filled] = np.divide(flat(self.table, self._layout.column), self._layout.rounds, dtype=np.float32)
         return SparseTargets(torch.from_numpy(ids), torch.from_numpy(weights))
 
     @cached_property
@@ -133,13 +133,20 @@ class CacheRows:
 
 
 def flat(table: pa.Table, column: str) -> np.ndarray:
-    """All elements of a list column, one after the other."""
-    return table[column].combine_chunks().flatten().to_numpy()
+    """All elements of a list column, one after the other; no copy where the column is one chunk."""
+    lists = _one_chunk(table, column)
+    start, end = lists.offsets[0].as_py(), lists.offsets[-1].as_py()
+    return lists.values[start:end].to_numpy()
 
 
 def list_lengths(table: pa.Table, column: str) -> np.ndarray:
     """Elements in each row of a list column, int64 [R]."""
-    return np.diff(table[column].combine_chunks().offsets.to_numpy())
+    return np.diff(_one_chunk(table, column).offsets.to_numpy())
+
+
+def _one_chunk(table: pa.Table, column: str) -> pa.ListArray:
+    chunked = table[column]
+    return chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
 
 
 def window_hash(input_ids: np.ndarray) -> np.ndarray:

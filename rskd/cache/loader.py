@@ -13,10 +13,13 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count, islice
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
 
 from rskd.cache.codec import CacheRows
 from rskd.errors import ConfigError
@@ -72,6 +75,7 @@ class EpochOrder:
         ends = np.cumsum(self._sizes)
         starts = range(0, len(ends), BLOCK_GROUPS)
         self._block_starts = np.array([ends[start - 1] if start else 0 for start in starts])
+        self._block = lru_cache(2)(self._permuted_block)  # a step's rows are in one block or two
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Group and place within it of the rows at [start, stop) of the order; int64 [stop - start] each."""
@@ -82,7 +86,7 @@ class EpochOrder:
         groups, places = (np.concatenate(columns)[window] for columns in zip(*blocks))
         return groups, places
 
-    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+    def _permuted_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         members = slice(block * BLOCK_GROUPS, (block + 1) * BLOCK_GROUPS)
         sizes = self._sizes[members]
         shuffled = permutation(int(sizes.sum()), seed=self._seed, stream=self._stream + 1 + block).numpy()
@@ -91,11 +95,14 @@ class EpochOrder:
         return group[shuffled], place[shuffled]
 
 
-class CacheLoader:
+class CacheLoader(IterableDataset[CacheBatch]):
     """Iterates over the batches of one rank for ever, epoch after epoch; a thread makes them ahead.
 
     Step s of an epoch is rows [s·B, (s+1)·B) of its order, the remainder is dropped, and rank r has a contiguous slice
-    of them, so the global batches are equal for any `world_size`. Raises ConfigError for a source smaller than B.
+    of them, so the global batches are equal for any `world_size`. `DataLoader(loader, batch_size=None, num_workers=n)`
+    gives the same batches from n processes; `state_dict` counts those of an iterator in this process alone.
+
+    Raises ConfigError for a source smaller than B.
     """
 
     def __init__(
@@ -134,12 +141,15 @@ class CacheLoader:
         self._step = state["epoch"] * self.steps_per_epoch + state["step"]
 
     def __iter__(self) -> Iterator[CacheBatch]:
+        worker = get_worker_info()  # DataLoader takes from its workers in turn
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        steps = count(self._step + first, stride)
         pool = ThreadPoolExecutor(1, "cache-loader")
         try:
-            ahead = deque(pool.submit(self._batch, step) for step in range(self._step, self._step + PREFETCH))
+            ahead = deque(pool.submit(self._batch, step) for step in islice(steps, PREFETCH))
             while True:
                 batch = ahead.popleft().result()
-                ahead.append(pool.submit(self._batch, batch.step + PREFETCH))
+                ahead.append(pool.submit(self._batch, next(steps)))
                 self._step = batch.step + 1
                 yield batch
         finally:

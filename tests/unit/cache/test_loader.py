@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from rskd.cache.loader import BLOCK_GROUPS, CacheBatch, CacheLoader, EpochOrder
 from rskd.cache.reader import LogitCache
@@ -113,6 +114,32 @@ def test_resume_goes_on_where_batches_were_handed_out(cache, done):
     assert _rows(_take(resumed, 12 - done)) == whole[done:]
     started = CacheLoader(LogitCache.open(cache.uri), global_batch=BATCH, start_step=done)
     assert _rows(_take(started, 12 - done)) == whole[done:]
+
+
+def test_a_run_of_eight_ranks_goes_on_with_three(cache):
+    def batches(step: int, world_size: int, steps: int) -> list[list[int]]:
+        ranks = [
+            CacheLoader(LogitCache.open(cache.uri), global_batch=BATCH, rank=rank, world_size=world_size)
+            for rank in range(world_size)
+        ]
+        for loader in ranks:
+            loader.load_state_dict({"epoch": 0, "step": step})
+        taken = [_rows(_take(loader, steps)) for loader in ranks]
+        assert {loader.state_dict()["step"] for loader in ranks} == {step + steps}
+        return [list(itertools.chain(*pieces)) for pieces in zip(*taken)]
+
+    whole = _rows(_take(CacheLoader(LogitCache.open(cache.uri), global_batch=BATCH), 5))
+    assert [*batches(0, 8, 3), *batches(3, 3, 2)] == whole
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_batches_do_not_depend_on_the_number_of_reading_processes(cache, num_workers):
+    whole = _take(CacheLoader(LogitCache.open(cache.uri), global_batch=BATCH, start_step=2), 7)
+    loader = CacheLoader(LogitCache.open(cache.uri), global_batch=BATCH, start_step=2)
+    read = _take(DataLoader(loader, batch_size=None, num_workers=num_workers), 7)  # type: ignore[arg-type]
+    assert [batch.step for batch in read] == list(range(2, 9))
+    assert _rows(read) == _rows(whole)
+    assert all(torch.equal(one.targets.weights, other.targets.weights) for one, other in zip(read, whole))
 
 
 def test_an_epoch_reads_no_group_twice():
