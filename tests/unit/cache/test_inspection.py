@@ -38,6 +38,12 @@ def test_how_far_an_unfinished_cache_is(tmp_path):
     assert found["rows"] == corpus[1].rows + corpus[3].rows
 
 
+def test_an_unfinished_cache_that_had_grown_expects_no_less_than_it_has(tmp_path):
+    uri, corpus = str(tmp_path / "cache"), make_corpus(parts=8)
+    CacheWriter(uri, manifest_head=make_head()).commit_part(6, make_part(corpus[6]), corpus_sha256=corpus[6].sha256)
+    assert (inspect(uri)["parts"], inspect(uri)["parts_expected"]) == (1, 7)
+
+
 def test_no_cache(tmp_path):
     with pytest.raises(MissingOutputError, match="does not exist: run rskd cache"):
         inspect(str(tmp_path / "cache"))
