@@ -1,14 +1,11 @@
 """Caching with a real Ray and a tiny teacher: one pass, several caches, resumed and repeated byte for byte."""
 
 import shutil
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
@@ -111,27 +108,6 @@ def test_parts_do_not_depend_on_the_number_of_workers(make_config: MakeConfig, t
         cache_logits(config)
     for name in SAMPLINGS:
         assert cache_shas(one, name) == cache_shas(two, name)
-
-
-def test_a_killed_actor_is_replaced(make_config: MakeConfig):
-    config = make_config(corpus={"windows_per_part": 4})
-    pack_corpus(config)
-    parts = Path(config.cache_uri("top_k")) / "parts"
-
-    def kill_an_actor_at_work() -> int:
-        deadline = time.monotonic() + 120
-        while len(list(parts.glob("*.json"))) < 3 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        [actor] = [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::MapWorker")]
-        actor.kill()
-        return len(list(parts.glob("*.json")))
-
-    with ThreadPoolExecutor(1) as pool:
-        killed = pool.submit(kill_an_actor_at_work)
-        summaries = cache_logits(config)
-    assert 3 <= killed.result() < summaries["top_k"]["parts"]
-    for name in SAMPLINGS:
-        assert verify(config.cache_uri(name)).ok
 
 
 def test_a_cache_of_isolated_documents_is_honest(make_config: MakeConfig, tiny_teacher_dir: Path):
