@@ -58,5 +58,7 @@ class PatientS3FileSystem(S3FileSystem):
         if not cls._waiting:
             cls._waiting = True
             problem = f"status {status}" if status else type(caught_exception).__name__
-            _logger.warning("the object store does not answer (%s): waiting up to 5 minutes for it", problem)
+            _logger.warning(
+                "the object store does not answer (%s): waiting up to %.0f s for it", problem, PATIENCE_SECONDS
+            )
         return min(0.25 * 2**attempts, _LONGEST_DELAY_SECONDS)
