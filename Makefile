@@ -50,6 +50,8 @@ lint: $(INSTALLED) ## ruff, pyright, import-linter
 
 bench: $(INSTALLED) ## benchmarks beside their peers
 	$(BIN)/python tests/bench/bench_loss.py
+	$(BIN)/python tests/bench/bench_cache.py
+	$(BIN)/python tests/bench/bench_storage.py
 
 clean: ## remove the environment, caches and outputs
 	rm -rf $(VENV) .rskd .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,183 @@
+"""Bytes and fidelity of cached targets, by sampling: python tests/bench/bench_storage.py (about four minutes).
+
+SmolLM2-135M reads CPython's documentation once; every sampling is drawn from the same logits and written as a cache.
+Fidelity is the mean over positions of Σ(w - p)². The paper's format has 24 bits for each unique token (17 of the id, 7
+of the count); the unigram bound is the entropy of a cache's ids, as if each were coded by itself and counts were free.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from rskd.cache.codec import PartData
+from rskd.cache.verify import verify
+from rskd.cache.writer import CacheWriter
+from rskd.config import DistillConfig, load_config
+from rskd.corpus.packed_corpus import rows_per_group
+from rskd.corpus.packing import cut_windows, shuffled, tokenize
+from rskd.corpus.sources import group_files, list_files, read_documents
+from rskd.corpus.tokenizer import end_of_text_id, load_tokenizer
+from rskd.output_head import OutputHead
+from rskd.rng import position_keys
+from rskd.storage import Store
+from rskd.teacher.model_files import resolve_model
+from rskd.teacher.sampling import Distribution, Drawn, Sampling, concatenate, draw
+from rskd.teacher.transformers_teacher import TransformersTeacher
+
+PAPER = "random N=50"
+SAMPLINGS = {
+    **{f"random N={n}": Sampling("random", n) for n in (12, 25, 50)},
+    **{f"systematic N={n}": Sampling("systematic", n) for n in (12, 22, 50)},
+    **{f"top_k k={k}": Sampling("top_k", k=k) for k in (12, 50)},
+}
+STATISTICS = ("label_logprob", "entropy", "top1")
+WINDOWS_PER_BATCH, ROWS_PER_CHUNK = 4, 64
+
+
+@dataclass(frozen=True)
+class CorpusPart:
+    """The only part of the corpus, as `CacheWriter.finish` asks for it."""
+
+    rows: int
+    index: int = 0
+    first_row: int = 0
+    sha256: str = "bench"
+
+
+@dataclass
+class Samples:
+    """What one sampling drew: P positions in all."""
+
+    drawn: Drawn  # [P, K]
+    error: float  # mean Σ(w - p)²
+
+
+def read_windows(config: DistillConfig, teacher_dir: str, *, num_windows: int) -> tuple[np.ndarray, int]:
+    """Windows int32 [W, S+1] of shuffled documents, and the size of the vocabulary."""
+    tokenizer = load_tokenizer(teacher_dir)
+    source = config.corpus.source
+    groups = group_files(list_files(source), kind=source.kind)
+    texts = [text for group in groups for text in read_documents(source, group)]
+    order = shuffled(len(texts), seed=0, group=0)
+    documents, tokens = [], 0
+    for ids in tokenize(tokenizer.backend_tokenizer, (texts[i] for i in order), end_of_text_id(tokenizer)):
+        documents.append(ids)
+        tokens += len(ids)
+        if tokens > num_windows * config.corpus.seq_len:
+            break
+    return cut_windows(documents, config.corpus.seq_len)[:num_windows], len(tokenizer)
+
+
+@torch.inference_mode()
+def sample(
+    teacher: TransformersTeacher, windows: np.ndarray, vocab_size: int
+) -> tuple[dict[str, Samples], dict[str, np.ndarray]]:
+    """All samplings, and the statistics [P], of one pass over the windows."""
+    head = teacher.head.narrow(vocab_size)
+    drawn: dict[str, list[Drawn]] = defaultdict(list)
+    errors: dict[str, list[torch.Tensor]] = defaultdict(list)
+    statistics: dict[str, list[torch.Tensor]] = defaultdict(list)
+    for start in track(range(0, len(windows), WINDOWS_PER_BATCH), "teacher"):
+        input_ids = torch.tensor(windows[start : start + WINDOWS_PER_BATCH]).long()
+        keys = position_keys(torch.arange(start, start + len(input_ids)), windows.shape[1] - 1).flatten()
+        hidden = teacher.hidden(input_ids[:, :-1]).flatten(0, 1)
+        chunks = (x.split(ROWS_PER_CHUNK) for x in (hidden, keys, input_ids[:, 1:].flatten()))
+        for chunk, chunk_keys, labels in zip(*chunks):
+            distribution, p = distributions(head, chunk)
+            for name, sampling in SAMPLINGS.items():
+                part = draw(distribution, sampling, chunk_keys)
+                drawn[name].append(Drawn(part.ids.int(), part.values))
+                errors[name].append(squared_error(part, sampling, p))
+            statistics["label_logprob"].append(distribution.log_probabilities(labels[:, None])[:, 0])
+            statistics["entropy"].append(distribution.entropy())
+            statistics["top1"].append(distribution.logits.argmax(-1))
+    samples = {name: Samples(concatenate(drawn[name]), float(torch.cat(errors[name]).mean())) for name in SAMPLINGS}
+    return samples, {name: torch.cat(values).numpy() for name, values in statistics.items()}
+
+
+def distributions(head: OutputHead, hidden: torch.Tensor) -> tuple[Distribution, torch.Tensor]:
+    """The sampler's form of the teacher's distribution, and its probabilities [R, V] in float64."""
+    logits = head.logits(hidden)
+    return Distribution.of(logits), torch.softmax(logits.double(), -1)
+
+
+def squared_error(drawn: Drawn, sampling: Sampling, p: torch.Tensor) -> torch.Tensor:
+    """Σ(w - p)² of each position, [R]."""
+    targets = drawn.targets(sampling)
+    w = targets.weights.double()
+    return p.square().sum(-1) + (w.square() - 2 * w * p.gather(1, targets.ids)).sum(-1)
+
+
+def bytes_per_token(
+    drawn: Drawn, sampling: Sampling, windows: np.ndarray, vocab_size: int, statistics: dict[str, np.ndarray]
+) -> float:
+    """Bytes of all files of a cache of these samples, which is verified, for each position."""
+    rows, seq_len = len(windows), windows.shape[1] - 1
+    head: dict[str, Any] = {
+        "sampling": asdict(sampling) | {"statistics": list(statistics)},
+        "teacher": {},
+        "tokenizer": {"vocab_size": vocab_size},
+        "corpus": {"seq_len": seq_len, "rows_per_group": rows_per_group(seq_len), "parts": 1},
+    }
+    data = PartData(
+        np.arange(rows),
+        windows,
+        ids=drawn.ids.numpy().reshape(rows, seq_len, -1),
+        values=drawn.values.numpy().reshape(rows, seq_len, -1),
+        statistics={name: values.reshape(rows, seq_len) for name, values in statistics.items()},
+    )
+    with tempfile.TemporaryDirectory() as uri:
+        writer = CacheWriter(uri, manifest_head=head)
+        writer.commit_part(0, data, corpus_sha256="bench")
+        writer.finish([CorpusPart(rows)])
+        assert verify(uri).ok
+        return sum(Store(uri).sizes(recursive=True).values()) / (rows * seq_len)
+
+
+def unigram_bound(drawn: Drawn) -> float:
+    """Bytes a position for the ids alone, each coded by itself at their entropy."""
+    ids = drawn.ids[drawn.values > 0]
+    share = torch.unique(ids, return_counts=True)[1].double() / len(ids)
+    return float(-(share * share.log2()).sum() / 8 * len(ids) / len(drawn.ids))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="flows/configs/demo.yaml", help="corpus and teacher")
+    parser.add_argument("--windows", type=int, default=200)
+    args = parser.parse_args()
+    config = load_config(args.config)
+    teacher_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
+    windows, vocab_size = read_windows(config, teacher_dir, num_windows=args.windows)
+    samples, statistics = sample(TransformersTeacher.load(config.teacher, model_dir=teacher_dir), windows, vocab_size)
+
+    unique = {name: float((one.drawn.values > 0).sum(-1).float().mean()) for name, one in samples.items()}
+    paper = 3 * unique[PAPER]
+    positions = windows.size - len(windows)
+    title = f"{positions:,} positions of {args.config}; the paper's {PAPER} takes {paper:.1f} bytes a token"
+    table = Table("sampling", "mean Σ(w-p)²", "unique/token", "bytes/token", "to paper's", "unigram bound", title=title)
+    for name, one in samples.items():
+        size = bytes_per_token(one.drawn, SAMPLINGS[name], windows, vocab_size, {})
+        bound = f"{unigram_bound(one.drawn):.1f}"
+        table.add_row(name, f"{one.error:.2e}", f"{unique[name]:.2f}", f"{size:.2f}", f"{size / paper:.3f}", bound)
+    name = "systematic N=22"
+    drawn, sampling = samples[name].drawn, SAMPLINGS[name]
+    plain = bytes_per_token(drawn, sampling, windows, vocab_size, {})
+    for statistic in STATISTICS:
+        size = bytes_per_token(drawn, sampling, windows, vocab_size, {statistic: statistics[statistic]})
+        table.add_row(f"{statistic} with {name}", "", "", f"+{size - plain:.2f}", f"+{(size - plain) / paper:.3f}", "")
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
