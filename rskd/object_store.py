@@ -58,7 +58,6 @@ class PatientS3FileSystem(S3FileSystem):
         if not cls._waiting:
             cls._waiting = True
             problem = f"status {status}" if status else type(caught_exception).__name__
-            _logger.warning(
-                "the object store does not answer (%s): waiting up to %.0f s for it", problem, PATIENCE_SECONDS
-            )
+            patience = f"{PATIENCE_SECONDS / 60:.0f} minutes"
+            _logger.warning("the object store does not answer (%s): waiting up to %s for it", problem, patience)
         return min(0.25 * 2**attempts, _LONGEST_DELAY_SECONDS)
