@@ -3,12 +3,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_caches import make_corpus, make_head, make_part
+import torch
+from made_caches import SEQ_LEN, make_corpus, make_head, make_part
 
+from rskd.cache.codec import PartData
 from rskd.cache.manifest import read_commit, record_name
 from rskd.cache.reader import LogitCache
+from rskd.cache.verify import verify
 from rskd.cache.writer import CacheWriter
 from rskd.errors import ConfigError, CorruptPartError, MissingOutputError
+from rskd.sparse_targets import SparseTargets
 from rskd.storage import Store
 
 
@@ -38,6 +42,28 @@ def test_groups_partition_the_rows(cache):
 def test_facts(cache):
     reader = LogitCache.open(cache.uri)
     assert (reader.num_rows, reader.num_tokens, reader.seq_len, reader.vocab_size) == (59, 59 * 8, 8, 300)
+
+
+def test_a_vocabulary_of_262_144_and_300_rounds(tmp_path):
+    vocab, rounds, corpus = 262_144, 300, make_corpus(parts=1, rows=4)
+    head = make_head(tokenizer__vocab_size=vocab, sampling__num_samples=rounds, sampling__statistics=[])
+    rng = np.random.default_rng(0)
+    shape = (corpus[0].rows, SEQ_LEN, rounds)
+    ids = np.sort(rng.integers(0, vocab, shape), axis=-1)
+    ids[..., :100] = vocab - 1
+    unique = np.concatenate([ids[..., :1] == ids[..., :1], ids[..., 1:] != ids[..., :-1]], axis=-1)
+    values = unique.astype(np.int64)
+    values[..., 0] += rounds - values.sum(-1)
+    windows = rng.integers(0, vocab, (corpus[0].rows, SEQ_LEN + 1), dtype=np.int32)
+    writer = CacheWriter(str(tmp_path), manifest_head=head)
+    data = PartData(np.arange(corpus[0].rows), windows, ids.astype(np.int32), values, {})
+    writer.commit_part(0, data, corpus_sha256=corpus[0].sha256)
+    writer.finish(corpus)
+    assert verify(str(tmp_path)).ok
+    targets = LogitCache.open(str(tmp_path)).read_rows(range(corpus[0].rows)).targets
+    expected = SparseTargets(torch.from_numpy(ids), torch.from_numpy(values / rounds).float())
+    assert torch.allclose(targets.to_dense(vocab), expected.to_dense(vocab))
+    assert int(targets.ids.max()) == vocab - 1
 
 
 @pytest.mark.parametrize("rows", [[59], [-1], []])
