@@ -10,7 +10,7 @@ are checked too, against a writer that was wrong.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from rskd.cache.codec import CacheRows, Layout, window_hash
+from rskd.cache.codec import CacheRows, Layout, flat, window_hash
 from rskd.cache.manifest import (
     PARTS_FOLDER,
     CacheManifest,
@@ -129,63 +129,46 @@ class LogitCache:
 
         Raises CorruptPartError, naming the part, if anything about them is not as it was written.
         """
-        wanted = np.asarray(groups, dtype=np.int64)
-        parts = np.searchsorted(self._first_group, wanted, side="right") - 1
-        pieces: list[CacheRows | None] = [None] * len(wanted)
-        places = [np.flatnonzero(parts == part) for part in np.unique(parts)]
-        for at, table in zip(places, self._read_parts(parts, wanted, places)):
-            sizes = self.group_rows[wanted[at], 1]
-            for place, start, rows in zip(at.tolist(), (np.cumsum(sizes) - sizes).tolist(), sizes.tolist()):
-                pieces[place] = CacheRows(table.slice(start, rows), self._layout)
-        rows = CacheRows.concat([piece for piece in pieces if piece is not None])
-        self._check_rows(rows, wanted, parts)
-        return rows
-
-    def _read_parts(self, parts: np.ndarray, groups: np.ndarray, places: list[np.ndarray]) -> Iterator[pa.Table]:
-        """A table for each part; a disk is read by this thread, an object store is asked for many parts at once."""
-
-        def read(at: np.ndarray) -> pa.Table:
-            return self._read(int(parts[at[0]]), (groups[at] - self._first_group[parts[at[0]]]).tolist())
-
+        wanted = np.asarray(groups, dtype=np.int64).tolist()
         if self._store.is_local:
-            yield from map(read, places)
+            tables = list(map(self._read_group, wanted))
         else:
-            with ThreadPoolExecutor(min(_REQUESTS, len(places))) as pool:
-                yield from pool.map(read, places)
+            with ThreadPoolExecutor(_REQUESTS) as pool:
+                tables = list(pool.map(self._read_group, wanted))
+        return CacheRows(pa.concat_tables(tables), self._layout)
 
-    def _read(self, part: int, groups: list[int]) -> pa.Table:
-        """Row groups of one part, of which every byte that is decoded was checked."""
-        record = self.manifest.parts[part]
+    def _read_group(self, group: int) -> pa.Table:
+        part = int(np.searchsorted(self._first_group, group, side="right")) - 1
+        record, place = self.manifest.parts[part], group - int(self._first_group[part])
         try:
             with self._store.explained(record.file):
                 opened = self._opened(part)
-                file = _Pieces(_read_segments(self._store, record, opened.segments, groups), record.bytes)
-                file = pq.ParquetFile(file, metadata=opened.metadata, pre_buffer=False)
-                return file.read_row_groups(groups, use_threads=False)
+                file = _Piece(*_read_segment(self._store, record, opened.segments, place), record.bytes)
+                parquet = pq.ParquetFile(file, metadata=opened.metadata, pre_buffer=False)
+                table = parquet.read_row_group(place, use_threads=False)
         except MissingOutputError:
             raise corrupt_part(self.uri, record.index, f"is missing ({record.file})") from None
         except (OSError, pa.ArrowException) as error:
             problem = str(error).splitlines()[0]
             raise corrupt_part(self.uri, record.index, f"cannot be read ({problem})") from None
+        self._check_rows(table, group, record)
+        return table
 
     def _open_part(self, part: int) -> _OpenPart:
         record = self.manifest.parts[part]
         commit = read_commit(self._store, record.index)
         if commit.part != record:
             raise corrupt_part(self.uri, record.index, "has another commit record than the manifest says")
-        footer = _read_segments(self._store, record, commit.segments, [len(commit.segments) - 1])
-        return _OpenPart(commit.segments, pq.read_metadata(pa.BufferReader(b"".join(footer.values()))))
+        _, footer = _read_segment(self._store, record, commit.segments, len(commit.segments) - 1)
+        return _OpenPart(commit.segments, pq.read_metadata(pa.BufferReader(footer)))
 
-    def _check_rows(self, rows: CacheRows, groups: np.ndarray, parts: np.ndarray) -> None:
-        first, num_rows = self.group_rows[groups].T
-        part = np.repeat(parts, num_rows)
-        place = np.arange(len(part)) - np.repeat(np.cumsum(num_rows) - num_rows, num_rows)
-        same_row = rows.table["row_id"].to_numpy() == np.repeat(first, num_rows) + place
-        same_window = rows.table["window_hash"].to_numpy() == window_hash(rows.windows())
-        bad = part[~(same_row & same_window)]
-        if len(bad):
-            index = self.manifest.parts[bad[0]].index
-            raise corrupt_part(self.uri, index, "holds other windows than its row ids and window hashes say")
+    def _check_rows(self, table: pa.Table, group: int, record: PartRecord) -> None:
+        first, num_rows = self.group_rows[group]
+        hashes = window_hash(flat(table, "input_ids").reshape(num_rows, -1))
+        same_rows = np.array_equal(table["row_id"].to_numpy(), np.arange(first, first + num_rows))
+        if not same_rows or not np.array_equal(table["window_hash"].to_numpy(), hashes):
+            problem = "holds other windows than its row ids and window hashes say"
+            raise corrupt_part(self.uri, record.index, problem)
 
     @cached_property
     def _part_rows(self) -> np.ndarray:
@@ -205,13 +188,14 @@ class LogitCache:
         return np.cumsum(self._part_groups) - self._part_groups
 
 
-class _Pieces:
-    """A file of which some pieces are at hand, by where they start: what Arrow needs to read row groups."""
+class _Piece:
+    """A file of which one piece is at hand, from `start` on: what Arrow needs to read a row group."""
 
     closed = False
 
-    def __init__(self, pieces: Mapping[int, bytes], size: int):
-        self._pieces = pieces
+    def __init__(self, start: int, piece: bytes, size: int):
+        self._start = start
+        self._piece = memoryview(piece)
         self._size = size
         self._position = 0
 
@@ -223,8 +207,7 @@ class _Pieces:
         return self._position
 
     def read(self, size: int) -> memoryview:
-        start = max(start for start in self._pieces if start <= self._position)
-        found = memoryview(self._pieces[start])[self._position - start :][:size]
+        found = self._piece[self._position - self._start :][:size]
         self._position += len(found)
         return found
 
@@ -232,17 +215,13 @@ class _Pieces:
         pass
 
 
-def _read_segments(
-    store: Store, part: PartRecord, segments: Sequence[Segment], wanted: Sequence[int]
-) -> dict[int, bytes]:
-    """Segments of a part file by where they start; CorruptPartError if one is not what was written."""
-    found = {}
-    for index in wanted:
-        start = segments[index - 1].end if index else 0
-        found[start] = store.read(part.file, start, segments[index].end)
-        if sha256(found[start]).hexdigest() != segments[index].sha256:
-            raise corrupt_part(store.uri, part.index, "is not what was written (its sha256 differs)")
-    return found
+def _read_segment(store: Store, part: PartRecord, segments: Sequence[Segment], index: int) -> tuple[int, bytes]:
+    """Where a segment of a part file starts, and its bytes; CorruptPartError if they are not what was written."""
+    start = segments[index - 1].end if index else 0
+    data = store.read(part.file, start, segments[index].end)
+    if sha256(data).hexdigest() != segments[index].sha256:
+        raise corrupt_part(store.uri, part.index, "is not what was written (its sha256 differs)")
+    return start, data
 
 
 def committed_so_far(store: Store) -> CacheManifest:
