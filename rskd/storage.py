@@ -43,18 +43,19 @@ class Store:
         protocol = uri.split("://", 1)[0] if "://" in uri else "file"
         if protocol not in ("file", "s3"):
             raise ConfigError(f"storage {uri}: protocol {protocol} is not supported: use a local path or s3://bucket")
-        self.fs: Any  # an fsspec filesystem
-        if protocol == "s3":
-            from rskd.object_store import PatientS3FileSystem
-
-            self.fs = PatientS3FileSystem(**_S3_OPTIONS)
-        else:
-            self.fs = LocalFileSystem()
+        self._fs, self._pid = _filesystem(protocol), os.getpid()
         self.path: str = self.fs._strip_protocol(self.uri)
 
     @property
+    def fs(self) -> Any:
+        """The fsspec filesystem, made anew in a forked process: connections to S3 stay behind."""
+        if self._pid != os.getpid():
+            self._fs, self._pid = _filesystem("file" if self.is_local else "s3"), os.getpid()
+        return self._fs
+
+    @property
     def is_local(self) -> bool:
-        return isinstance(self.fs, LocalFileSystem)
+        return isinstance(self._fs, LocalFileSystem)
 
     @property
     def absolute_uri(self) -> str:
@@ -200,6 +201,14 @@ class Store:
             f"object store {endpoint} refuses or does not answer for bucket {bucket} ({type(error).__name__}): "
             "check AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
+
+
+def _filesystem(protocol: str) -> Any:
+    if protocol == "file":
+        return LocalFileSystem()
+    from rskd.object_store import PatientS3FileSystem
+
+    return PatientS3FileSystem(**_S3_OPTIONS)
 
 
 @contextmanager
