@@ -9,6 +9,7 @@ import sysconfig
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,15 @@ class ObjectStore:
         """SIGKILL; asked politely, it would wait 20 s for its clients."""
         self._server.kill()
         self._server.wait()
+
+    @contextmanager
+    def killed(self) -> Iterator[None]:
+        """Without it for this block; afterwards it starts again."""
+        self.kill()
+        try:
+            yield
+        finally:
+            self.start()
 
     def wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + 60
