@@ -1,6 +1,7 @@
 """What a distillation will cost: storage, teacher time, parts and epochs, for a number of tokens.
 
-Measured where a cache of this configuration exists, else from the defaults below; `source` says which.
+Measured where there is a cache of this configuration, or a finished stage in MLflow, else from the defaults below;
+`source` says which.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rskd import tracking
 from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig, SamplingConfig, TeacherConfig
 from rskd.corpus.packed_corpus import PackedCorpus
@@ -27,13 +29,15 @@ BYTES_PER_PROBABILITY = 6.0  # int32 id and float16 probability; an upper bound,
 # Sustained floating-point operations per second in a forward pass.
 CPU_THREAD_FLOPS = 27e9
 GPU_FLOPS = 150e12
+_SPEED_DEPENDS_ON = {"micro_batch", "precision", "workers", "gpus_per_worker", "threads_per_worker"}
 
 
 def estimate(config: DistillConfig, *, tokens: int | None = None) -> dict[str, Any]:
     """Costs of distilling `tokens` training tokens (those of the packed corpus by default).
 
     Returns corpus {tokens, windows, parts}, teacher {tokens_per_s, seconds, source}, caches {<name>: bytes,
-    bytes_per_token, unique_per_token, source}, students {<name>: tokens, epochs}.
+    bytes_per_token, unique_per_token, source}, students {<name>: tokens, epochs, tokens_per_s, seconds, source}; the
+    speed of a student that was not trained yet is unknown: None.
 
     Raises ConfigError for a teacher that does not exist, MissingOutputError without `tokens` and a packed corpus.
     """
@@ -41,14 +45,14 @@ def estimate(config: DistillConfig, *, tokens: int | None = None) -> dict[str, A
     seq_len = config.corpus.seq_len
     tokens = tokens or PackedCorpus.open(config.corpus_uri("train")).num_rows * seq_len
     windows = math.ceil(tokens / seq_len)
-    speed = teacher_tokens_per_s(config.teacher, num_parameters(teacher_dir))
+    measured = tracking.measured_speed(config, "cache", None, {"teacher": config.teacher.model_dump(mode="json")})
+    speed = measured or teacher_tokens_per_s(config.teacher, num_parameters(teacher_dir))
     caches = {name: _cache(config, name, sampling) for name, sampling in config.cache_samplings.items()}
-    seen = {name: spec.train.steps * spec.train.global_batch * seq_len for name, spec in config.student_specs.items()}
     return {
         "corpus": {"tokens": tokens, "windows": windows, "parts": math.ceil(windows / config.corpus.windows_per_part)},
-        "teacher": {"tokens_per_s": speed, "seconds": tokens / speed, "source": "default"},
+        "teacher": {"tokens_per_s": speed, "seconds": tokens / speed, "source": _source(measured)},
         "caches": {name: cache | {"bytes": round(tokens * cache["bytes_per_token"])} for name, cache in caches.items()},
-        "students": {name: {"tokens": trained, "epochs": trained / tokens} for name, trained in seen.items()},
+        "students": {name: _student(config, name, tokens) for name in config.student_specs},
     }
 
 
@@ -75,8 +79,27 @@ def default_costs(sampling: SamplingConfig) -> tuple[float, float]:
 
 def _cache(config: DistillConfig, name: str, sampling: SamplingConfig) -> dict[str, Any]:
     uri = config.cache_uri(name)
-    if Store(uri).exists("manifest.json"):
-        found = inspect(uri)
+    found = inspect(uri) if Store(uri).exists("manifest.json") else None
+    if found and found["sampling"] == sampling.model_dump(mode="json"):
         return {key: found[key] for key in ("unique_per_token", "bytes_per_token")} | {"source": "measured"}
     unique, num_bytes = default_costs(sampling)
     return {"unique_per_token": unique, "bytes_per_token": num_bytes, "source": "default"}
+
+
+def _student(config: DistillConfig, name: str, tokens: int) -> dict[str, Any]:
+    """Passes over `tokens`, and the time of training at the speed at which the same student was trained before."""
+    spec = config.student_specs[name]
+    trained = spec.train.steps * spec.train.global_batch * config.corpus.seq_len
+    params = spec.model_dump(mode="json", include={"student": True, "objective": {"kind"}, "train": _SPEED_DEPENDS_ON})
+    speed = tracking.measured_speed(config, "train", name, params)
+    return {
+        "tokens": trained,
+        "epochs": trained / tokens,
+        "tokens_per_s": speed,
+        "seconds": trained / speed if speed else None,
+        "source": _source(speed),
+    }
+
+
+def _source(measured: float | None) -> str:
+    return "default" if measured is None else "measured"

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from rskd.config import DistillConfig
@@ -31,6 +32,7 @@ FLUSH_SECONDS = 5.0
 RETRY_SECONDS = 60.0
 LOCAL_UI = "http://127.0.0.1:5000"  # where `mlflow server` serves a store that is no server itself
 _DISTILLATION, _STAGE, _STUDENT = "rskd.distillation", "rskd.stage", "rskd.student"
+_SPEED = "tokens_per_s"
 _METRICS_PER_BATCH, _PARAMS_PER_BATCH, _DIGEST_LENGTH = 1000, 100, 36  # MLflow's limits
 
 logger = logging.getLogger(__name__)
@@ -155,16 +157,14 @@ def distillation(config: DistillConfig) -> Run:
     Raises ConfigError if MLflow cannot be reached.
     """
     tracking_uri = _tracking_uri(config)
-    home = Store(config.home).absolute_uri
+    if tracking_uri.startswith("sqlite:///"):
+        Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     with _explained(tracking_uri), _one_at_a_time(tracking_uri):
         client = _client(tracking_uri)
         experiment_id = _experiment(client, config)
-        found = client.search_runs(
-            [experiment_id], f"attributes.run_name = '{config.name}' and tags.`{_STAGE}` = 'distillation'"
-        )
-        run_id = next((run.info.run_id for run in found if run.data.tags[_DISTILLATION] == home), None)
+        run_id = _find_distillation(client, config, experiment_id)
         if run_id is None:
-            tags = {_DISTILLATION: home, _STAGE: "distillation"}
+            tags = {_DISTILLATION: Store(config.home).absolute_uri, _STAGE: "distillation"}
             run_id = client.create_run(experiment_id, run_name=config.name, tags=tags).info.run_id
     return Run(tracking_uri, experiment_id, run_id)
 
@@ -199,6 +199,45 @@ def stage(config: DistillConfig, name: str, student: str | None = None) -> Itera
         parent.close(status)
 
 
+def measured_speed(config: DistillConfig, name: str, student: str | None, params: Mapping[str, Any]) -> float | None:
+    """Median tokens_per_s of the newest finished run of a stage whose params have these values; None without one.
+
+    Creates nothing: no database, no experiment. Raises ConfigError if a tracking server cannot be reached.
+    """
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+    tracking_uri = _tracking_uri(config)
+    if tracking_uri.startswith("sqlite:///") and not Path(tracking_uri.removeprefix("sqlite:///")).exists():
+        return None
+    with _explained(tracking_uri):
+        client = _client(tracking_uri)
+        experiment = client.get_experiment_by_name(config.tracking.experiment)
+        parent = _find_distillation(client, config, experiment.experiment_id) if experiment else None
+        if experiment is None or parent is None:
+            return None
+        tags = {MLFLOW_PARENT_RUN_ID: parent, _STAGE: name} | ({_STUDENT: student} if student else {})
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        runs = client.search_runs(
+            [experiment.experiment_id],
+            f"attributes.status = 'FINISHED' and {wanted}",
+            order_by=["attributes.start_time DESC"],
+        )
+        same = {key: str(value) for key, value in _flatten(params) if value is not None}
+        for run in runs:
+            if _SPEED in run.data.metrics and same.items() <= run.data.params.items():
+                return median(metric.value for metric in client.get_metric_history(run.info.run_id, _SPEED))
+    return None
+
+
+def _find_distillation(client: MlflowClient, config: DistillConfig, experiment_id: str) -> str | None:
+    """Id of the parent run of a distillation."""
+    found = client.search_runs(
+        [experiment_id], f"attributes.run_name = '{config.name}' and tags.`{_STAGE}` = 'distillation'"
+    )
+    home = Store(config.home).absolute_uri
+    return next((run.info.run_id for run in found if run.data.tags[_DISTILLATION] == home), None)
+
+
 def _sections(config: DistillConfig, student: str | None) -> dict[str, Any]:
     whole = config.model_dump(mode="json")
     sections = {key: whole[key] for key in ("name", "storage", "corpus", "teacher", "evaluate")}
@@ -220,7 +259,6 @@ def _tracking_uri(config: DistillConfig) -> str:
     if uri is None:
         root = Store(config.storage.root)
         folder = Path(root.path if root.is_local else ".rskd").resolve()
-        folder.mkdir(parents=True, exist_ok=True)
         return f"sqlite:///{folder}/mlflow.db"
     if uri.startswith("sqlite:///"):  # relative to this process, not to a worker elsewhere
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"

@@ -1,13 +1,16 @@
 from pathlib import Path
 
 import pytest
+from made_caches import make_head, write_cache
 
+from rskd import tracking
+from rskd.cache.inspection import inspect
 from rskd.config import SamplingConfig, TeacherConfig, validate_config
 from rskd.errors import ConfigError, MissingOutputError
 from rskd.estimate import default_costs, estimate, num_parameters, teacher_tokens_per_s
 
 
-def make_config(root: Path, teacher: Path, **sections):
+def make_config(root: Path, teacher: Path, /, **sections):
     return validate_config(
         {
             "name": "tiny",
@@ -52,7 +55,10 @@ def test_the_whole_plan(tmp_path: Path, tiny_teacher_dir: Path):
     )
     plan = estimate(config, tokens=2000)
     assert plan["corpus"] == {"tokens": 2000, "windows": 20, "parts": 3}
-    assert plan["students"] == {"s": {"tokens": 4000, "epochs": 2.0}}
+    assert plan["students"] == {
+        "s": {"tokens": 4000, "epochs": 2.0, "tokens_per_s": None, "seconds": None, "source": "default"}
+    }
+    assert list(tmp_path.iterdir()) == []  # no database, no experiment
     assert plan["caches"]["b"] == {
         "bytes": 60_000,
         "bytes_per_token": 30.0,
@@ -60,6 +66,32 @@ def test_the_whole_plan(tmp_path: Path, tiny_teacher_dir: Path):
         "source": "default",
     }
     assert plan["teacher"]["seconds"] == pytest.approx(2000 / plan["teacher"]["tokens_per_s"])
+
+
+def test_what_was_measured_is_used_for_the_same_configuration_alone(tmp_path: Path, tiny_teacher_dir: Path):
+    def make(workers: int = 1, **changed):
+        teacher = {"model": str(tiny_teacher_dir), "workers": workers}
+        return make_config(
+            tmp_path, tiny_teacher_dir, teacher=teacher, train={"steps": 10, "global_batch": 4} | changed
+        )
+
+    config = make()
+    with tracking.stage(config, "cache") as run:
+        run.metrics({"tokens_per_s": 500.0})
+    with tracking.stage(config, "train", "default") as run:
+        for step, speed in enumerate((1.0, 40.0, 50.0)):
+            run.metrics({"tokens_per_s": speed}, step)
+    write_cache(config.cache_uri("default"), head=make_head(sampling__statistics=[]))
+    plan = estimate(config, tokens=2000)
+    assert plan["teacher"] == {"tokens_per_s": 500.0, "seconds": 4.0, "source": "measured"}
+    assert plan["students"]["default"]["seconds"] == 100.0
+    found = inspect(config.cache_uri("default"))
+    assert plan["caches"]["default"]["bytes"] == round(2000 * found["bytes_per_token"])
+    assert estimate(make(steps=20), tokens=2000)["students"]["default"]["seconds"] == 200.0
+    other = estimate(make(workers=2, precision="float32"), tokens=2000)
+    assert (other["teacher"]["source"], other["students"]["default"]["source"]) == ("default", "default")
+    sampled = estimate(config.model_copy(update={"sampling": SamplingConfig(num_samples=50)}), tokens=2000)
+    assert sampled["caches"]["default"]["source"] == "default"
 
 
 def test_tied_weights_count_once(tiny_teacher_dir: Path):
