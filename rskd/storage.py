@@ -33,6 +33,7 @@ _S3_OPTIONS = {
         "retries": {"mode": "standard", "total_max_attempts": 3},
     },
 }
+_inherited: list[Any] = []  # kept from collection: closing one would unhook the parent's sockets, whose epoll is shared
 
 
 class Store:
@@ -50,6 +51,7 @@ class Store:
     def fs(self) -> Any:
         """The fsspec filesystem, made anew in a forked process: connections to S3 stay behind."""
         if self._pid != os.getpid():
+            _inherited.append(self._fs)
             self._fs, self._pid = _filesystem("file" if self.is_local else "s3"), os.getpid()
         return self._fs
 
