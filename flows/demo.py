@@ -76,7 +76,7 @@ def compare_seeds() -> Outcome:
         models | {"closer": closer},
         "sampled KD is closer to the teacher than CE",
         closer,
-        int(not all(closer.values())),
+        exit_code=int(not all(closer.values())),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections import defaultdict
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,8 +30,9 @@ from rskd.corpus.tokenizer import end_of_text_id, load_tokenizer
 from rskd.output_head import OutputHead
 from rskd.rng import position_keys
 from rskd.storage import Store
+from rskd.teacher.lm_head import SampledRows, sample_rows
 from rskd.teacher.model_files import resolve_model
-from rskd.teacher.sampling import Distribution, Drawn, Sampling, concatenate, draw
+from rskd.teacher.sampling import Drawn, Sampling, concatenate
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
 PAPER = "random N=50"
@@ -84,31 +85,33 @@ def sample(
 ) -> tuple[dict[str, Samples], dict[str, np.ndarray]]:
     """All samplings, and the statistics [P], of one pass over the windows."""
     head = teacher.head.narrow(vocab_size)
-    drawn: dict[str, list[Drawn]] = defaultdict(list)
-    errors: dict[str, list[torch.Tensor]] = defaultdict(list)
-    statistics: dict[str, list[torch.Tensor]] = defaultdict(list)
+    batches: list[SampledRows] = []
+    errors: Counter[str] = Counter()
     for start in track(range(0, len(windows), WINDOWS_PER_BATCH), "teacher"):
         input_ids = torch.tensor(windows[start : start + WINDOWS_PER_BATCH]).long()
         keys = position_keys(torch.arange(start, start + len(input_ids)), windows.shape[1] - 1).flatten()
         hidden = teacher.hidden(input_ids[:, :-1]).flatten(0, 1)
-        chunks = (x.split(ROWS_PER_CHUNK) for x in (hidden, keys, input_ids[:, 1:].flatten()))
-        for chunk, chunk_keys, labels in zip(*chunks):
-            distribution, p = distributions(head, chunk)
-            for name, sampling in SAMPLINGS.items():
-                part = draw(distribution, sampling, chunk_keys)
-                drawn[name].append(Drawn(part.ids.int(), part.values))
-                errors[name].append(squared_error(part, sampling, p))
-            statistics["label_logprob"].append(distribution.log_probabilities(labels[:, None])[:, 0])
-            statistics["entropy"].append(distribution.entropy())
-            statistics["top1"].append(distribution.logits.argmax(-1))
-    samples = {name: Samples(concatenate(drawn[name]), float(torch.cat(errors[name]).mean())) for name in SAMPLINGS}
-    return samples, {name: torch.cat(values).numpy() for name, values in statistics.items()}
+        labels = input_ids[:, 1:].flatten()
+        batches.append(sample_rows(hidden, head, SAMPLINGS, keys, labels=labels, statistics=STATISTICS))
+        errors.update(squared_errors(hidden, head, batches[-1].drawn))
+    positions = windows.size - len(windows)
+    samples = {
+        name: Samples(concatenate([batch.drawn[name] for batch in batches]), errors[name] / positions)
+        for name in SAMPLINGS
+    }
+    return samples, {name: torch.cat([batch.statistics[name] for batch in batches]).numpy() for name in STATISTICS}
 
 
-def distributions(head: OutputHead, hidden: torch.Tensor) -> tuple[Distribution, torch.Tensor]:
-    """The sampler's form of the teacher's distribution, and its probabilities [R, V] in float64."""
-    logits = head.logits(hidden)
-    return Distribution.of(logits), torch.softmax(logits.double(), -1)
+def squared_errors(hidden: torch.Tensor, head: OutputHead, drawn: dict[str, Drawn]) -> Counter[str]:
+    """Sum over positions of Σ(w - p)², by sampling, against probabilities in float64."""
+    total: Counter[str] = Counter()
+    for start in range(0, len(hidden), ROWS_PER_CHUNK):
+        rows = slice(start, start + ROWS_PER_CHUNK)
+        p = torch.softmax(head.logits(hidden[rows]).double(), -1)
+        for name, one in drawn.items():
+            part = Drawn(one.ids[rows], one.values[rows])
+            total[name] += float(squared_error(part, SAMPLINGS[name], p).sum())
+    return total
 
 
 def squared_error(drawn: Drawn, sampling: Sampling, p: torch.Tensor) -> torch.Tensor:
@@ -132,7 +135,7 @@ def bytes_per_token(
     data = PartData(
         np.arange(rows),
         windows,
-        ids=drawn.ids.numpy().reshape(rows, seq_len, -1),
+        ids=drawn.ids.int().numpy().reshape(rows, seq_len, -1),
         values=drawn.values.numpy().reshape(rows, seq_len, -1),
         statistics={name: values.reshape(rows, seq_len) for name, values in statistics.items()},
     )

@@ -97,7 +97,8 @@ def test_the_pandas_example(home: Path):
 
 
 def test_the_sql_example(home: Path):
-    duckdb = pytest.importorskip("duckdb", reason="duckdb is not installed")
+    import duckdb
+
     [query] = blocks("sql")
     found = duckdb.sql(query).fetchall()
     targets = LogitCache.open("caches/default").read_rows(range(59)).targets
