@@ -19,13 +19,15 @@ from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.storage import Store
 from rskd.teacher.model_files import resolve_model
 
-# Mean unique tokens follow a power law in the rounds (paper, Appendix C): U·(N/50)^e. U and e from SmolLM2-135M on
-# technical prose, where 50 random rounds give 17.2 unique tokens, 50 systematic ones 19.1, and 20 systematic ones 9.7.
-UNIQUE_AT_50_ROUNDS = {"random": 17.2, "systematic": 19.1}
-UNIQUE_EXPONENT = 0.74
-# Bytes for each unique token on the same data, the windows' own ids included: 33.9 / 17.2 and 18.2 / 9.7.
-BYTES_PER_COUNT = 1.92
-BYTES_PER_PROBABILITY = 6.0  # int32 id and float16 probability; an upper bound, for they compress little
+# From tests/bench/bench_storage.py: SmolLM2-135M on technical prose, 51,200 positions in windows of 256, 2026-11-24.
+# Mean unique tokens follow a power law in the rounds (paper, Appendix C): U·(N/50)^e.
+UNIQUE_AT_50_ROUNDS = {"random": 17.5, "systematic": 19.5}
+UNIQUE_EXPONENT = 0.73
+# Bytes for each position: the window's own ids, each unique token, each statistic.
+BYTES_PER_POSITION = 1.5
+BYTES_PER_COUNT = 1.9
+BYTES_PER_PROBABILITY = 3.15
+BYTES_PER_STATISTIC = {"label_logprob": 1.9, "entropy": 1.7, "top1": 1.4}
 # Sustained floating-point operations per second in a forward pass.
 CPU_THREAD_FLOPS = 27e9
 GPU_FLOPS = 150e12
@@ -70,11 +72,12 @@ def teacher_tokens_per_s(config: TeacherConfig, num_parameters: int) -> float:
 
 def default_costs(sampling: SamplingConfig) -> tuple[float, float]:
     """Unique tokens and bytes for each position of a cache that does not exist yet; for top_p, at most."""
+    fixed = BYTES_PER_POSITION + sum(BYTES_PER_STATISTIC[name] for name in sampling.statistics)
     if sampling.method in ("top_k", "top_p"):
         assert sampling.k is not None  # SamplingConfig checks it
-        return float(sampling.k), sampling.k * BYTES_PER_PROBABILITY
+        return float(sampling.k), sampling.k * BYTES_PER_PROBABILITY + fixed
     unique = UNIQUE_AT_50_ROUNDS[sampling.method] * (sampling.num_samples / 50) ** UNIQUE_EXPONENT
-    return unique, unique * BYTES_PER_COUNT
+    return unique, unique * BYTES_PER_COUNT + fixed
 
 
 def _cache(config: DistillConfig, name: str, sampling: SamplingConfig) -> dict[str, Any]:
