@@ -20,7 +20,7 @@ from rskd import records
 from rskd.cache.histogram import LABELS
 from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig, StudentSpec
-from rskd.errors import MissingOutputError
+from rskd.errors import ConfigError, MissingOutputError
 from rskd.evaluation.figures import histograms, loss_curves, reliability_diagrams
 from rskd.storage import Store
 from rskd.student.checkpoint import LOG_FILE
@@ -105,7 +105,10 @@ def render(findings: Findings) -> str:
 
 
 def write_cache_page(uri: str, cache: dict[str, Any], file: Path) -> None:
-    """Write what `inspect` says of the cache at `uri`, with its histograms, to a local HTML file."""
+    """Write what `inspect` says of the cache at `uri`, with its histograms, to a local HTML file.
+
+    Raises ConfigError if the file cannot be written.
+    """
     progress = f"{cache['parts']:,} of {cache['parts_expected'] or '?'} parts"
     facts = {
         "State": f"finished, generation {cache['generation']}" if cache["complete"] else f"unfinished: {progress}",
@@ -116,7 +119,11 @@ def write_cache_page(uri: str, cache: dict[str, Any], file: Path) -> None:
     sections = [_section("Cache", _definitions(facts) + _caches_table({uri: cache}), _CACHE_NOTE)]
     if cache["histograms"]:
         sections.append(_section("Positions", _histograms({uri: cache})))
-    Store(str(file.absolute().parent)).write(file.name, _page("rskd logit cache", uri, sections).encode())
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(_page("rskd logit cache", uri, sections), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--html {file} cannot be written ({error.strerror}): name another file") from None
 
 
 def _page(kind: str, title: str, sections: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from rskd.cache.histogram import Histogram, add_up
 from rskd.errors import CacheMismatchError, CorruptPartError, MissingOutputError
 from rskd.storage import Store
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no segments in its commit records
 HEAD_FILE = "head.json"
 PARTS_FOLDER = "parts"
 _HEAD_SECTIONS = ("sampling", "teacher", "tokenizer", "corpus")
@@ -200,6 +200,7 @@ def read_commit(store: Store, index: int) -> Commit:
         content = records.unseal(data, record_name(index))
     except (MissingOutputError, CorruptPartError):
         raise corrupt_part(store.uri, index, "has no whole commit record") from None
+    _checked_version(content, f"{store.uri}/{record_name(index)}")
     names = {field.name for field in fields(PartRecord)} - {"record_sha256"}
     part = PartRecord(**{name: content[name] for name in names}, record_sha256=sha256(data).hexdigest())
     if part.index != index:

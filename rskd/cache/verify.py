@@ -22,6 +22,7 @@ from rskd.cache.manifest import (
     HEAD_FILE,
     PARTS_FOLDER,
     CacheManifest,
+    Commit,
     Head,
     PartRecord,
     committed_indices,
@@ -33,6 +34,7 @@ from rskd.cache.manifest import (
     read_head,
     read_manifest,
     record_name,
+    segments_of,
 )
 from rskd.cache.reader import read_part_file
 from rskd.errors import CorruptPartError, MissingOutputError, OutputError
@@ -84,10 +86,10 @@ def verify(uri: str, *, repair: bool = False) -> VerifyReport:
     with progress_bar("verify", len(recorded | listed.keys())) as advance:
         for index in sorted(recorded | listed.keys()):
             try:
-                part = _check_record(store, index, listed.get(index), head)
-                known.add(part.file)
-                _check_part(store, part, head)
-                report.rows_checked += part.rows
+                commit = _check_record(store, index, listed.get(index), head)
+                known.add(commit.part.file)
+                _check_part(store, commit, head)
+                report.rows_checked += commit.part.rows
             except CorruptPartError as error:
                 report.add(part_name(index), error)
                 bad.add(index)
@@ -129,17 +131,20 @@ def _check_manifests(
     return newest
 
 
-def _check_record(store: Store, index: int, listed: PartRecord | None, head: Head | None) -> PartRecord:
+def _check_record(store: Store, index: int, listed: PartRecord | None, head: Head | None) -> Commit:
     commit = read_commit(store, index)
     if head is not None and commit.head != head_identity(head):
         raise corrupt_part(store.uri, index, "belongs to another cache")
     if listed is not None and commit.part != listed:
         raise corrupt_part(store.uri, index, "has another commit record than the manifest says")
-    return commit.part
+    return commit
 
 
-def _check_part(store: Store, part: PartRecord, head: Head | None) -> None:
+def _check_part(store: Store, commit: Commit, head: Head | None) -> None:
+    part = commit.part
     data = read_part_file(store, part)
+    if segments_of(data, [segment.end for segment in commit.segments]) != commit.segments:
+        raise corrupt_part(store.uri, part.index, "has other segments than its commit record says")
     if head is None:
         return  # nothing says what must be in it
     file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)

@@ -175,7 +175,12 @@ def check_finished(config: DistillConfig, flawless: DistillConfig, kept: dict[st
 
 def test_a_killed_driver(config: DistillConfig, flawless: DistillConfig, start):
     driver = start(config)
-    wait_for_commits(config, 2, lambda: driver.poll() is None or not print(driver.stderr.read()))
+
+    def is_running() -> bool:
+        assert driver.poll() is None, driver.stderr.read()
+        return True
+
+    wait_for_commits(config, 2, is_running)
     kill_with_children(driver)
     kept, uri = commit_records(config), config.cache_uri("default")
     expected = len(LogitCache.open(flawless.cache_uri("default")).manifest.parts)
