@@ -74,3 +74,12 @@ def test_inspect_of_an_unfinished_cache_as_json_and_html(tmp_path: Path) -> None
     text = page.read_text()
     assert "unfinished: 1 of 5 parts" in text
     assert text.count("Plotly.newPlot(") == 2
+
+
+def test_a_page_that_cannot_be_written_is_a_wrong_call(tmp_path: Path) -> None:
+    write_cache(str(tmp_path / "cache"))
+    (tmp_path / "file").touch()
+    page = tmp_path / "file" / "page.html"
+    done = rskd("inspect", str(tmp_path / "cache"), "--html", str(page))
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"rskd: --html {page} cannot be written (File exists): name another file"]

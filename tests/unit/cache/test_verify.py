@@ -1,15 +1,18 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_caches import make_corpus, make_head, make_part, write_cache
 
+from rskd import records
 from rskd.cache.codec import Layout, encode, to_table
-from rskd.cache.manifest import newest_manifest
+from rskd.cache.inspection import inspect
+from rskd.cache.manifest import newest_manifest, read_commit, record_name, seal_commit
 from rskd.cache.reader import LogitCache
 from rskd.cache.verify import verify
 from rskd.cache.writer import CacheWriter
-from rskd.errors import CorruptPartError, MissingOutputError, OutputError
+from rskd.errors import CacheMismatchError, CorruptPartError, MissingOutputError, OutputError
 from rskd.storage import Store
 
 
@@ -161,6 +164,32 @@ def test_a_wrong_writer_is_found_out(tmp_path, change, problem):
     report = verify(uri)
     assert [found["part"] for found in report.problems] == ["part-00000"]
     assert problem in report.problems[0]["problem"]
+
+
+def test_segments_that_are_not_those_of_the_file_are_named(cache):
+    store = Store(cache.uri)
+    commit = read_commit(store, 2)
+    shifted = (replace(commit.segments[0], sha256="0" * 64), *commit.segments[1:])
+    store.write(record_name(2), seal_commit(replace(commit, segments=shifted)))
+    store.remove("manifest.json")
+    problems = {found["part"]: found["problem"] for found in verify(cache.uri).problems}
+    assert problems.keys() == {"manifest", "part-00002"}
+    assert "has other segments than its commit record says" in problems["part-00002"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [verify, inspect, LogitCache.open, lambda uri: CacheWriter(uri, manifest_head=make_head())],
+    ids=["verify", "inspect", "open", "write"],
+)
+def test_a_cache_of_another_version_is_refused_by_its_number(cache, call):
+    store = Store(cache.uri)
+    for name in _files(cache.uri):
+        if name.endswith(".json"):
+            content = records.unseal(store.read(name), name)
+            records.write(store, name, content | {"format_version": 1})
+    with pytest.raises(CacheMismatchError, match="has format_version 1, this rskd reads 2"):
+        call(cache.uri)
 
 
 def test_a_part_with_the_layout_of_the_manifest(cache):
