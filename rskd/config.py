@@ -116,6 +116,11 @@ class SamplingConfig(Section):
     p: float | None = Field(default=None, gt=0, le=1, description="Probability mass kept (top_p).")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the draws (systematic, random).")
     statistics: tuple[Statistic, ...] = Field(default=(), description="Teacher statistics stored at each position.")
+    layout: Literal["plain", "compact"] = Field(
+        default="plain",
+        description="Columns of the cache. compact: ranks instead of ids, counts only above 1; a tenth fewer bytes "
+        "(not for top_k, top_p and another temperature than 1).",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -130,6 +135,8 @@ class SamplingConfig(Section):
             "top_p": {"k", "p"},
         }[self.method]
         self._refuse_unused(self.method, used, ["num_samples", "temperature", "k", "p", "seed"])
+        if self.layout == "compact" and (self.method in ("top_k", "top_p") or self.temperature != 1):
+            raise ValueError(f"layout compact stores counts, which {self.method} here has not: set layout plain")
         return self
 
 

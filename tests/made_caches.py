@@ -32,6 +32,7 @@ def make_head(**changes: Any) -> dict[str, Any]:
             "p": None,
             "seed": 0,
             "statistics": ["label_logprob"],
+            "layout": "plain",
         },
         "teacher": {
             "model": "tiny",

@@ -1,31 +1,26 @@
-"""One part of a cache as Parquet bytes, and back: flat arrays and offsets, no Python loop over positions.
+"""One part of a cache as Parquet bytes: flat arrays and offsets, no Python loop over positions.
 
     PartData (padded) ─► canonical order ─► flat values + offsets ─► pa.Table ─► encode ─► bytes of a part
-    Parquet row groups ─► pa.Table of any rows ─► CacheRows ─► padded tensors, when they are asked for
 
-Within a position, entries are in order of falling value, then rising id. Falling counts end in runs of ones: on
-synthetic Zipf data 21.7 bytes a token against 21.9 in order of id alone.
+Within a position, entries are in order of falling value, then rising id (plain: falling counts end in runs of ones),
+or of rising rank (compact).
 
 Shapes: R rows, S positions, K unique tokens. The columns are described in README.md beside this file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
-from rskd.sparse_targets import SparseTargets
+from rskd.cache.layout import STATISTICS, Layout
 
 ZSTD_LEVEL = 3  # level 9 saves 2% and writes at half the speed
-STATISTICS = {"label_logprob": np.float16, "entropy": np.float16, "top1": np.int32}
 _LOW_BITS = 31  # hold an id, and the bits of any value that is not negative
 _LOW_MASK = (1 << _LOW_BITS) - 1
 _PADDING = np.iinfo(np.int64).max  # above every key of an entry
@@ -40,96 +35,6 @@ class PartData:
     ids: np.ndarray  # int32 [R, S, K]
     values: np.ndarray  # [R, S, K]: counts, weights or probabilities, by the layout
     statistics: Mapping[str, np.ndarray]  # each [R, S]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the targets of one sampling setting are stored."""
-
-    column: str  # counts | weights | probs
-    value_type: Any  # numpy type of that column
-    count_type: Any  # numpy type of num_unique
-    rounds: int  # a weight is value / rounds
-    statistics: tuple[str, ...]
-
-    @classmethod
-    def of(cls, sampling: Mapping[str, Any]) -> Layout:
-        """Layout for the `sampling` of a manifest."""
-        method, rounds = sampling["method"], sampling["num_samples"]
-        if method in ("top_k", "top_p"):
-            column, value_type, rounds, most = "probs", np.float16, 1, sampling["k"]
-        elif method == "random" and sampling["temperature"] != 1:
-            column, value_type, rounds, most = "weights", np.float32, 1, rounds
-        else:
-            column, value_type, most = "counts", _unsigned(rounds), rounds
-        return cls(column, value_type, _unsigned(most), rounds, tuple(sampling["statistics"]))
-
-
-def _unsigned(largest: int) -> Any:
-    return np.uint8 if largest <= 255 else np.uint16
-
-
-class CacheRows:
-    """Windows and their targets, in the order asked for. They stay flat until an attribute pads them."""
-
-    def __init__(self, table: pa.Table, layout: Layout | None):
-        self.table = table
-        self._layout = layout
-
-    @classmethod
-    def of_windows(cls, row_ids: np.ndarray, input_ids: np.ndarray) -> CacheRows:
-        """Windows without targets, from int64 [R] and int32 [R, S+1]."""
-        return cls(pa.table({"row_id": row_ids, "input_ids": _lists(input_ids, _lengths(input_ids))}), None)
-
-    def __len__(self) -> int:
-        return self.table.num_rows
-
-    def slice(self, start: int, rows: int = 1) -> CacheRows:
-        """A run of rows, without a copy."""
-        return CacheRows(self.table.slice(start, rows), self._layout)
-
-    @classmethod
-    def concat(cls, pieces: Sequence[CacheRows]) -> CacheRows:
-        """The rows of all pieces, one copy of the flat data."""
-        return cls(pa.concat_tables(piece.table for piece in pieces).combine_chunks(), pieces[0]._layout)
-
-    @cached_property
-    def row_ids(self) -> Tensor:
-        """int64 [R]."""
-        return torch.from_numpy(self.table["row_id"].to_numpy().copy())
-
-    @cached_property
-    def input_ids(self) -> Tensor:
-        """Token ids int64 [R, S+1]."""
-        return torch.from_numpy(self.windows().astype(np.int64))
-
-    @cached_property
-    def targets(self) -> SparseTargets | None:
-        """Ids int64 and weights float32 [R, S, K], K the most unique tokens among these rows; None for a corpus."""
-        if self._layout is None:
-            return None
-        num_unique = flat(self.table, "num_unique").reshape(len(self), -1)
-        filled = np.arange(max(1, num_unique.max(initial=0)), dtype=num_unique.dtype) < num_unique[..., None]
-        ids = np.zeros(filled.shape, np.int64)
-        weights = np.zeros(filled.shape, np.float32)
-        ids[filled] = flat(self.table, "token_ids")
-        weights[filled] = np.divide(flat(self.table, self._layout.column), self._layout.rounds, dtype=np.float32)
-        return SparseTargets(torch.from_numpy(ids), torch.from_numpy(weights))
-
-    @cached_property
-    def statistics(self) -> dict[str, Tensor]:
-        """Statistics of the teacher by name, each [R, S]: float32, or int64 for top1."""
-        stored = {name: flat(self.table, name) for name in (self._layout.statistics if self._layout else ())}
-        return {
-            name: torch.from_numpy(values.astype(np.int64 if values.dtype.kind == "i" else np.float32)).reshape(
-                len(self), -1
-            )
-            for name, values in stored.items()
-        }
-
-    def windows(self) -> np.ndarray:
-        """Token ids int32 [R, S+1] as they are stored."""
-        return flat(self.table, "input_ids").reshape(len(self), -1)
 
 
 def flat(table: pa.Table, column: str) -> np.ndarray:
@@ -166,21 +71,27 @@ def window_hash(input_ids: np.ndarray) -> np.ndarray:
 def to_table(data: PartData, layout: Layout) -> pa.Table:
     """The columns of a part, entries in canonical order."""
     num_rows, num_positions = data.ids.shape[:2]
-    num_unique, ids, values = _flatten(data.ids, data.values, layout)
-    per_row = num_unique.reshape(num_rows, -1).sum(1, dtype=np.int64)
     positions = np.full(num_rows, num_positions)
     columns = {
         "row_id": pa.array(data.row_ids, pa.int64()),
         "input_ids": _lists(data.input_ids.astype(np.int32, copy=False), _lengths(data.input_ids)),
         "window_hash": pa.array(window_hash(data.input_ids)),
-        "num_unique": _lists(num_unique, positions),
-        "token_ids": _lists(ids, per_row),
-        layout.column: _lists(values, per_row),
     }
+    for entries, (lengths, ids, values) in zip(layout.entries, _entries(data, layout)):
+        per_row = lengths.reshape(num_rows, -1).sum(1, dtype=np.int64)
+        columns[entries.lengths] = _lists(lengths, positions)
+        columns[entries.ids] = _lists(ids, per_row)
+        if entries.values is not None:
+            columns[entries.values] = _lists(values, per_row)
     for name in layout.statistics:
         columns[name] = _lists(data.statistics[name].astype(STATISTICS[name]), positions)
     fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
     return pa.table(list(columns.values()), schema=pa.schema(fields))
+
+
+def num_unique(table: pa.Table, layout: Layout) -> np.ndarray:
+    """Entries of each position, int64 [R·S]."""
+    return np.stack([flat(table, entries.lengths) for entries in layout.entries]).sum(0, dtype=np.int64)
 
 
 def encode(table: pa.Table, rows_per_group: int) -> tuple[bytes, list[int]]:
@@ -213,22 +124,51 @@ def _end(group: pq.RowGroupMetaData) -> int:
     return min(last.dictionary_page_offset or last.data_page_offset, last.data_page_offset) + last.total_compressed_size
 
 
-def _flatten(ids: np.ndarray, values: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """num_unique [R·S], and ids and values of all entries: by position, falling value, rising id.
+def _entries(data: PartData, layout: Layout) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Lengths [R·S], ids or gaps, and values, for each of the layout's entries.
 
-    An entry is sorted as one int64: the complement of its value's bits, which order like the value since none is
-    negative, above its id.
+    An entry is sorted as one int64. plain: the complement of its value's bits, which order like the value since none
+    is negative, above its id. compact: its rank above its value.
     """
-    stored = values.astype(layout.value_type).reshape(-1, values.shape[-1])
-    bits = np.dtype(f"u{stored.dtype.itemsize}")
-    keys = (_LOW_MASK - stored.view(bits).astype(np.int64)) << _LOW_BITS
-    keys |= ids.reshape(stored.shape)
-    keys[stored == 0] = _PADDING
-    keys.sort(axis=-1)
-    filled = keys != _PADDING
-    keys = keys[filled]
-    in_order = (_LOW_MASK - (keys >> _LOW_BITS)).astype(bits).view(stored.dtype)
-    return filled.sum(-1).astype(layout.count_type), (keys & _LOW_MASK).astype(np.int32), in_order
+    values = data.values.astype(layout.value_type).reshape(-1, data.values.shape[-1])
+    ids = data.ids.reshape(values.shape)
+    if layout.ranked is None:
+        bits = np.dtype(f"u{values.dtype.itemsize}")
+        keys = (_LOW_MASK - values.view(bits).astype(np.int64)) << _LOW_BITS | ids
+        lengths, (high, low) = _sorted_pairs(keys, values > 0, layout)
+        return [(lengths, low.astype(np.int32), (_LOW_MASK - high).astype(bits).view(values.dtype))]
+    rank = np.empty(len(layout.ranked), np.int64)
+    rank[layout.ranked] = np.arange(len(rank))
+    keys = rank[ids] << _LOW_BITS | values
+    found = []
+    for chosen in (values > 1, values == 1):
+        lengths, (ranks, counts) = _sorted_pairs(keys, chosen, layout)
+        found.append((lengths, _to_gaps(ranks, lengths), counts.astype(values.dtype)))
+    return found
+
+
+def _sorted_pairs(
+    keys: np.ndarray, chosen: np.ndarray, layout: Layout
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """How many of the keys [P, K] of each position are chosen, and the two numbers in each of these, rising."""
+    in_order = np.where(chosen, keys, _PADDING)
+    in_order.sort(axis=-1)
+    found = in_order[in_order != _PADDING]
+    return chosen.sum(-1).astype(layout.count_type), (found >> _LOW_BITS, found & _LOW_MASK)
+
+
+def _to_gaps(ranks: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Differences of the rising ranks of each position, int32; the first is the rank itself."""
+    gaps = np.diff(ranks, prepend=0)
+    first = (np.cumsum(lengths) - lengths)[lengths > 0]
+    gaps[first] = ranks[first]
+    return gaps.astype(np.int32)
+
+
+def from_gaps(gaps: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Ranks int64 of all entries, from their gaps and the number of entries of each position."""
+    total = np.concatenate([[0], np.cumsum(gaps, dtype=np.int64)])
+    return total[1:] - np.repeat(total[np.cumsum(lengths) - lengths], lengths)
 
 
 def _lengths(array: np.ndarray) -> np.ndarray:

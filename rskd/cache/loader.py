@@ -21,7 +21,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from rskd.cache.codec import CacheRows
+from rskd.cache.rows import CacheRows, RowGroup
 from rskd.errors import ConfigError
 from rskd.rng import permutation
 from rskd.sparse_targets import SparseTargets
@@ -48,7 +48,7 @@ class WindowSource(Protocol):
     def num_rows(self) -> int: ...
     @property
     def group_rows(self) -> np.ndarray: ...
-    def read_groups(self, groups: np.ndarray, /) -> CacheRows | Windows: ...
+    def read_groups(self, groups: np.ndarray, /) -> list[RowGroup] | Windows: ...
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class CacheLoader(IterableDataset[CacheBatch]):
         self._slice = [global_batch * edge // world_size for edge in (rank, rank + 1)]
         self._step = start_step
         self._order: tuple[int, EpochOrder] | None = None
-        self._groups: OrderedDict[int, CacheRows] = OrderedDict()
+        self._groups: OrderedDict[int, RowGroup] = OrderedDict()
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and step within it of the batch after the last one that was handed out."""
@@ -179,13 +179,14 @@ class CacheLoader(IterableDataset[CacheBatch]):
             self._keep(missing, self._source.read_groups(missing))
         for group in needed.tolist():
             self._groups.move_to_end(group)
-        rows = [self._groups[group].slice(place) for group, place in zip(groups.tolist(), places.tolist())]
+        rows = [(self._groups[group], place) for group, place in zip(groups.tolist(), places.tolist())]
         while len(self._groups) > max(2 * BLOCK_GROUPS, len(needed)):
             self._groups.popitem(last=False)
-        return CacheRows.concat(rows)
+        return CacheRows.of(rows)
 
-    def _keep(self, groups: np.ndarray, found: CacheRows | Windows) -> None:
-        rows = found if isinstance(found, CacheRows) else CacheRows.of_windows(found.row_ids, found.input_ids)
-        sizes = self._group_rows[groups, 1]
-        for group, size, end in zip(groups.tolist(), sizes.tolist(), np.cumsum(sizes).tolist()):
-            self._groups[group] = rows.slice(end - size, size)
+    def _keep(self, groups: np.ndarray, found: list[RowGroup] | Windows) -> None:
+        if not isinstance(found, list):
+            edges = np.cumsum(self._group_rows[groups, 1])[:-1]
+            pieces = zip(np.split(found.row_ids, edges), np.split(found.input_ids, edges))
+            found = [RowGroup.of_windows(row_ids, input_ids) for row_ids, input_ids in pieces]
+        self._groups.update(zip(groups.tolist(), found))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from hashlib import sha256
 from itertools import count, pairwise
+from textwrap import shorten
 from typing import Any
 
 from rskd import records
@@ -229,8 +230,9 @@ def check_same_head(stored: Head, wanted: Head, uri: str) -> None:
             old, new = stored[section].get(key), wanted[section].get(key)
             fixed = key not in _FREE_FIELDS.get(section, ()) or (section, key) == ("teacher", "model")
             if fixed and old != new:
+                was, wants = (shorten(repr(value), 200, placeholder=" …") for value in (old, new))
                 raise CacheMismatchError(
-                    f"cache {uri} was made with {section}.{key}={old!r}, not {new!r}: undo the change, or choose "
+                    f"cache {uri} was made with {section}.{key}={was}, not {wants}: undo the change, or choose "
                     "another name for the run or the sampling"
                 )
 

@@ -1,6 +1,6 @@
 """Reading a cache: rows in any order, each checked before it is handed on.
 
-    row ids or row groups ─► part and place in it ─► Parquet row groups ─► check ─► CacheRows
+    row ids or row groups ─► part and place in it ─► Parquet row groups ─► check ─► RowGroup, CacheRows
 
 Every byte is checked before it is decoded: the manifest's digest covers the commit records, a record the sha256 of each
 row group and of the footer. So only the groups asked for are read. Row ids and window hashes of all rows that come out
@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from rskd.cache.codec import CacheRows, Layout, flat, window_hash
+from rskd.cache.codec import flat, window_hash
+from rskd.cache.layout import Layout
 from rskd.cache.manifest import (
     PARTS_FOLDER,
     CacheManifest,
@@ -38,6 +39,7 @@ from rskd.cache.manifest import (
     read_head,
     read_manifest,
 )
+from rskd.cache.rows import CacheRows, RowGroup
 from rskd.errors import ConfigError, MissingOutputError
 from rskd.storage import Store
 
@@ -60,7 +62,7 @@ class LogitCache:
         self.uri = store.uri
         self.manifest = manifest
         self._store = store
-        self._layout = Layout.of(manifest.sampling)
+        self._layout = Layout.of(manifest.head)
         self._opened = lru_cache(_OPEN_PARTS)(self._open_part)
 
     @classmethod
@@ -120,24 +122,21 @@ class LogitCache:
             raise ConfigError(f"{asked} asked of cache {self.uri}: ask for rows that it has, it has {self.num_rows}")
         groups, inverse = np.unique(self._first_group[part] + place // self._rows_per_group, return_inverse=True)
         found = self.read_groups(groups)
-        starts = np.concatenate([[0], np.cumsum(self.group_rows[groups, 1])])
-        places = starts[inverse] + place % self._rows_per_group
-        return CacheRows.concat([found.slice(int(row)) for row in places])
+        places = (place % self._rows_per_group).tolist()
+        return CacheRows.of([(found[group], row) for group, row in zip(inverse.tolist(), places)])
 
-    def read_groups(self, groups: Sequence[int] | np.ndarray) -> CacheRows:
-        """Rows of whole row groups, by their index in `group_rows`, one after the other as asked for.
+    def read_groups(self, groups: Sequence[int] | np.ndarray) -> list[RowGroup]:
+        """Whole row groups, by their index in `group_rows`, as asked for.
 
         Raises CorruptPartError, naming the part, if anything about them is not as it was written.
         """
         wanted = np.asarray(groups, dtype=np.int64).tolist()
         if self._store.is_local:
-            tables = list(map(self._read_group, wanted))
-        else:
-            with ThreadPoolExecutor(_REQUESTS) as pool:
-                tables = list(pool.map(self._read_group, wanted))
-        return CacheRows(pa.concat_tables(tables), self._layout)
+            return list(map(self._read_group, wanted))
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            return list(pool.map(self._read_group, wanted))
 
-    def _read_group(self, group: int) -> pa.Table:
+    def _read_group(self, group: int) -> RowGroup:
         part = int(np.searchsorted(self._first_group, group, side="right")) - 1
         record, place = self.manifest.parts[part], group - int(self._first_group[part])
         try:
@@ -152,7 +151,7 @@ class LogitCache:
             problem = str(error).splitlines()[0]
             raise corrupt_part(self.uri, record.index, f"cannot be read ({problem})") from None
         self._check_rows(table, group, record)
-        return table
+        return RowGroup.of_table(table, self._layout)
 
     def _open_part(self, part: int) -> _OpenPart:
         record = self.manifest.parts[part]

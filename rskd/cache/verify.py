@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rskd.cache.codec import CacheRows, Layout, flat, list_lengths, window_hash
+from rskd.cache.codec import flat, from_gaps, list_lengths, num_unique, window_hash
+from rskd.cache.layout import Layout
 from rskd.cache.manifest import (
     HEAD_FILE,
     PARTS_FOLDER,
@@ -156,30 +157,48 @@ def _check_part(store: Store, commit: Commit, head: Head | None) -> None:
 
 def _inconsistencies(table: pa.Table, part: PartRecord, head: Head) -> Iterator[str]:
     """What a writer got wrong in a part that is otherwise as it was written."""
-    layout = Layout.of(head["sampling"])
+    layout = Layout.of(head)
     seq_len, vocab_size = head["corpus"]["seq_len"], head["tokenizer"]["vocab_size"]
-    rows, windows = CacheRows(table, layout), flat(table, "input_ids")
-    num_unique, ids = flat(table, "num_unique").astype(np.int64), flat(table, "token_ids")
-    values = flat(table, layout.column)
-    if not np.array_equal(rows.row_ids, np.arange(part.first_row, part.first_row + part.rows)):
+    if not np.array_equal(table["row_id"].to_numpy(), np.arange(part.first_row, part.first_row + part.rows)):
         yield "has other row ids than its record says"
-    lengths = dict.fromkeys(("num_unique", *layout.statistics), (seq_len, part.tokens))
+    by_position = (*(entries.lengths for entries in layout.entries), *layout.statistics)
+    lengths = dict.fromkeys(by_position, (seq_len, part.tokens))
     for name, (each, total) in (lengths | {"input_ids": (seq_len + 1, part.rows * (seq_len + 1))}).items():
         if not (list_lengths(table, name) == each).all() or part.rows * each != total:
             yield f"has rows whose {name} are not {each} long"
-    per_row = num_unique.reshape(part.rows, -1).sum(1)
-    for name in ("token_ids", layout.column):
-        if not np.array_equal(list_lengths(table, name), per_row) or len(ids) != part.samples:
-            yield f"has {name} that num_unique does not count"
-    for name, column in (("token_ids", ids), ("input_ids", windows)):
-        if len(column) and not (column.min() >= 0 and column.max() < vocab_size):
+    for entries in layout.entries:
+        per_row = flat(table, entries.lengths).reshape(part.rows, -1).sum(1, dtype=np.int64)
+        for name in filter(None, (entries.ids, entries.values)):
+            if not np.array_equal(list_lengths(table, name), per_row):
+                yield f"has {name} that {entries.lengths} does not count"
+    if num_unique(table, layout).sum() != part.samples:
+        yield "has another number of entries than its record says"
+    for name, ids in (*_ids(table, layout), ("input_ids", flat(table, "input_ids"))):
+        if len(ids) and not (ids.min() >= 0 and ids.max() < vocab_size):
             yield f"has {name} outside the vocabulary of {vocab_size}"
-    if layout.column == "counts":
-        position = np.repeat(np.arange(len(num_unique)), num_unique)
-        if not (np.bincount(position, weights=values, minlength=len(num_unique)) == layout.rounds).all():
-            yield f"has counts that do not sum to {layout.rounds}"
-    if not np.array_equal(table["window_hash"].to_numpy(), window_hash(rows.windows())):
+    if layout.counts and not (_sums(table, layout) == layout.rounds).all():
+        yield f"has counts that do not sum to {layout.rounds}"
+    windows = flat(table, "input_ids").reshape(part.rows, -1)
+    if not np.array_equal(table["window_hash"].to_numpy(), window_hash(windows)):
         yield "has window hashes that are not those of its windows"
+
+
+def _ids(table: pa.Table, layout: Layout) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and ids, or ranks, of each of the layout's entries."""
+    for entries in layout.entries:
+        ids = flat(table, entries.ids)
+        yield entries.ids, ids if layout.ranked is None else from_gaps(ids, flat(table, entries.lengths))
+
+
+def _sums(table: pa.Table, layout: Layout) -> np.ndarray:
+    """Sum of the counts of each position, [R·S]."""
+    total = np.zeros(1)
+    for entries in layout.entries:
+        lengths = flat(table, entries.lengths)
+        counts = None if entries.values is None else flat(table, entries.values)
+        position = np.repeat(np.arange(len(lengths)), lengths)
+        total = total + np.bincount(position, weights=counts, minlength=len(lengths))
+    return total
 
 
 def _repair(store: Store, files: Iterable[str], bad: set[int], report: VerifyReport) -> None:

@@ -14,8 +14,9 @@ from hashlib import sha256
 from typing import Any, Protocol
 
 from rskd import records
-from rskd.cache.codec import Layout, PartData, encode, flat, to_table
+from rskd.cache.codec import PartData, encode, flat, num_unique, to_table
 from rskd.cache.histogram import Histogram, histogram
+from rskd.cache.layout import Layout
 from rskd.cache.manifest import (
     FORMAT_VERSION,
     HEAD_FILE,
@@ -67,7 +68,7 @@ class CacheWriter:
         self._store = Store(uri)
         self._head = manifest_head
         self._identity = head_identity(manifest_head)
-        self._layout = Layout.of(manifest_head["sampling"])
+        self._layout = Layout.of(manifest_head)
         if not self._store.create(HEAD_FILE, records.seal({**manifest_head, "format_version": FORMAT_VERSION})):
             check_same_head(read_head(self._store), manifest_head, uri)
 
@@ -87,20 +88,20 @@ class CacheWriter:
         table = to_table(data, self._layout)
         encoded, ends = encode(table, self._head["corpus"]["rows_per_group"])
         content_hash = sha256(encoded).hexdigest()
-        num_unique = flat(table, "num_unique")
+        unique = num_unique(table, self._layout)
         part = PartRecord(
             index=index,
             file=f"{PARTS_FOLDER}/{part_name(index)}-{content_hash[:12]}.parquet",
             first_row=int(data.row_ids[0]),
             rows=len(data.row_ids),
-            tokens=len(num_unique),
-            samples=int(num_unique.sum()),
+            tokens=len(unique),
+            samples=int(unique.sum()),
             bytes=len(encoded),
             sha256=content_hash,
             corpus_sha256=corpus_sha256,
             record_sha256="",
         )
-        values = {"num_unique": num_unique, **{name: flat(table, name) for name in self._layout.statistics}}
+        values = {"num_unique": unique, **{name: flat(table, name) for name in self._layout.statistics}}
         drawn = {name: histogram(name, column) for name, column in values.items()}
         histograms = {name: one for name, one in drawn.items() if one is not None}
         commit = Commit(part, segments_of(encoded, ends), self._identity, histograms)

@@ -33,7 +33,7 @@ from rskd.rng import permutation, position_keys, uniforms
 from rskd.sparse_targets import SparseTargets
 from rskd.storage import Store
 from rskd.teacher.model_files import resolve_model, weights_fingerprint
-from rskd.teacher.sampling import Distribution, Sampling, draw, rows_per_chunk
+from rskd.teacher.sampling import Distribution, Sampling, draw, rows_per_slice
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
 STANDARD_ERRORS = 4.0  # that `reproduced_wider` may lie below the teacher's own figure
@@ -122,7 +122,7 @@ def measure(cache: LogitCache, teacher: Teacher, wider: Teacher, *, rows: int, s
     with the wider teacher's), own (redrawn with itself: its mass). Σ w log p of the targets, and of those of the
     neighbours: fit, fit_before, fit_after. deviation: d less its expectation. rank_bin (one-hot) and expected_bin.
     """
-    options = {key: value for key, value in cache.manifest.sampling.items() if key != "statistics"}
+    options = {key: value for key, value in cache.manifest.sampling.items() if key not in ("statistics", "layout")}
     sampling = Sampling(**options)
     chosen = permutation(cache.num_rows, seed=seed)[:rows].sort().values
     windows = []
@@ -144,7 +144,7 @@ def _measure_window(
     hidden = [model.hidden(rows.input_ids[:, :-1], isolating_id)[0] for model in (teacher, wider)]
     heads = [model.head.narrow(cache.vocab_size) for model in (teacher, wider)]
     keys = position_keys(row_id, cache.seq_len)[0].to(teacher.device)
-    size = rows_per_chunk(cache.vocab_size, [sampling], teacher.device)
+    size = rows_per_slice(cache.vocab_size, [sampling], teacher.device)
     chunks = []
     for positions in torch.arange(cache.seq_len, device=teacher.device).split(size):
         p, p_wider = (Distribution.of(head.logits(states[positions])) for head, states in zip(heads, hidden))

@@ -18,9 +18,10 @@ from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
 from rskd import tracking
+from rskd.cache.layout import most_frequent
 from rskd.cache.manifest import CacheManifest
 from rskd.cache.writer import CacheWriter
-from rskd.config import DistillConfig
+from rskd.config import DistillConfig, SamplingConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.corpus.sources import list_files, located
 from rskd.errors import ConfigError, explained_by
@@ -103,12 +104,17 @@ def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
         teachers_uri=Store(config.teachers_uri).absolute_uri,
         samplings=config.cache_samplings,
         cache_uris={name: Store(config.cache_uri(name)).absolute_uri for name in config.cache_samplings},
-        heads={
-            name: {"sampling": sampling.model_dump(mode="json"), **shared}
-            for name, sampling in config.cache_samplings.items()
-        },
+        heads={name: _head(sampling, shared, corpus) for name, sampling in config.cache_samplings.items()},
     )
     return run, corpus
+
+
+def _head(sampling: SamplingConfig, shared: dict[str, Any], corpus: PackedCorpus) -> dict[str, Any]:
+    """The head of one cache; frequencies are those of the first part, which stays as it is when the corpus grows."""
+    head = {"sampling": sampling.model_dump(mode="json"), **shared}
+    if sampling.layout == "plain":
+        return head
+    return head | {"tokenizer": shared["tokenizer"] | {"most_frequent": most_frequent(corpus.read_part(0).input_ids)}}
 
 
 def _follow(config: DistillConfig, run: CacheRun, tasks: list[dict[str, Any]], *, rows: int) -> list[dict[str, Any]]:

@@ -137,4 +137,4 @@ class TeacherWorker:
 
 def as_sampling(config: SamplingConfig) -> Sampling:
     """The sampler's own form of a section of the configuration."""
-    return Sampling(**config.model_dump(exclude={"statistics"}))
+    return Sampling(**config.model_dump(exclude={"statistics", "layout"}))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from rskd.cache.codec import PartData
+from rskd.cache.layout import most_frequent
 from rskd.cache.verify import verify
 from rskd.cache.writer import CacheWriter
 from rskd.config import DistillConfig, load_config
@@ -122,14 +124,20 @@ def squared_error(drawn: Drawn, sampling: Sampling, p: torch.Tensor) -> torch.Te
 
 
 def bytes_per_token(
-    drawn: Drawn, sampling: Sampling, windows: np.ndarray, vocab_size: int, statistics: dict[str, np.ndarray]
+    drawn: Drawn,
+    sampling: Sampling,
+    windows: np.ndarray,
+    vocab_size: int,
+    *,
+    layout: str = "plain",
+    statistics: Mapping[str, np.ndarray] | None = None,
 ) -> float:
     """Bytes of all files of a cache of these samples, which is verified, for each position."""
     rows, seq_len = len(windows), windows.shape[1] - 1
     head: dict[str, Any] = {
-        "sampling": asdict(sampling) | {"statistics": list(statistics)},
+        "sampling": asdict(sampling) | {"statistics": list(statistics or ()), "layout": layout},
         "teacher": {},
-        "tokenizer": {"vocab_size": vocab_size},
+        "tokenizer": {"vocab_size": vocab_size, "most_frequent": most_frequent(windows)},
         "corpus": {"seq_len": seq_len, "rows_per_group": rows_per_group(seq_len), "parts": 1},
     }
     data = PartData(
@@ -137,7 +145,7 @@ def bytes_per_token(
         windows,
         ids=drawn.ids.int().numpy().reshape(rows, seq_len, -1),
         values=drawn.values.numpy().reshape(rows, seq_len, -1),
-        statistics={name: values.reshape(rows, seq_len) for name, values in statistics.items()},
+        statistics={name: values.reshape(rows, seq_len) for name, values in (statistics or {}).items()},
     )
     with tempfile.TemporaryDirectory() as uri:
         writer = CacheWriter(uri, manifest_head=head)
@@ -170,14 +178,17 @@ def main() -> None:
     title = f"{positions:,} positions of {args.config}; the paper's {PAPER} takes {paper:.1f} bytes a token"
     table = Table("sampling", "mean Σ(w-p)²", "unique/token", "bytes/token", "to paper's", "unigram bound", title=title)
     for name, one in samples.items():
-        size = bytes_per_token(one.drawn, SAMPLINGS[name], windows, vocab_size, {})
         bound = f"{unigram_bound(one.drawn):.1f}"
-        table.add_row(name, f"{one.error:.2e}", f"{unique[name]:.2f}", f"{size:.2f}", f"{size / paper:.3f}", bound)
+        for layout in ("plain", "compact") if SAMPLINGS[name].draws_counts else ("plain",):
+            size = bytes_per_token(one.drawn, SAMPLINGS[name], windows, vocab_size, layout=layout)
+            facts = (f"{one.error:.2e}", f"{unique[name]:.2f}", f"{size:.2f}", f"{size / paper:.3f}", bound)
+            table.add_row(f"{name}, {layout}", *facts)
     name = "systematic N=22"
     drawn, sampling = samples[name].drawn, SAMPLINGS[name]
-    plain = bytes_per_token(drawn, sampling, windows, vocab_size, {})
+    plain = bytes_per_token(drawn, sampling, windows, vocab_size)
     for statistic in STATISTICS:
-        size = bytes_per_token(drawn, sampling, windows, vocab_size, {statistic: statistics[statistic]})
+        chosen = {statistic: statistics[statistic]}
+        size = bytes_per_token(drawn, sampling, windows, vocab_size, statistics=chosen)
         table.add_row(f"{statistic} with {name}", "", "", f"+{size - plain:.2f}", f"+{(size - plain) / paper:.3f}", "")
     Console(width=110).print(table)
 

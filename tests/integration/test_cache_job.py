@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("ray_local")
 ROUNDS = 12
 SAMPLINGS = {
     "rskd": {"method": "systematic", "num_samples": ROUNDS, "statistics": ["label_logprob", "top1"]},
+    "compact": {"method": "systematic", "num_samples": ROUNDS, "layout": "compact"},
     "top_k": {"method": "top_k", "k": 5},
 }
 MakeConfig = Callable[..., DistillConfig]
@@ -70,12 +71,16 @@ def test_one_pass_writes_every_cache(make_config: MakeConfig, tiny_teacher_dir: 
     assert torch.equal((rows.targets.weights * ROUNDS).round().sum(-1), torch.full((corpus.num_rows, 32), ROUNDS))
     assert int(rows.targets.ids.max()) < cache.vocab_size
     assert set(rows.statistics) == {"label_logprob", "top1"}
+    compact = LogitCache.open(config.cache_uri("compact")).read_rows(range(corpus.num_rows))
+    assert torch.equal(compact.targets.to_dense(cache.vocab_size), rows.targets.to_dense(cache.vocab_size))
+    assert summaries["compact"]["bytes_per_token"] < summaries["rskd"]["bytes_per_token"]
     assert summaries["top_k"]["unique_per_token"] == 5
     for name in SAMPLINGS:
         assert verify(config.cache_uri(name)).ok
 
-    report = audit_cache(config.cache_uri("rskd"), str(tiny_teacher_dir), rows=16)
-    assert report.ok, report
+    for name in ("rskd", "compact"):
+        report = audit_cache(config.cache_uri(name), str(tiny_teacher_dir), rows=16)
+        assert report.ok, report
     assert not audit_cache(config.cache_uri("top_k"), str(tiny_teacher_dir), rows=16).ok
     again = cache_logits(config)
     assert all(summary["skipped"] for summary in again.values())

@@ -71,7 +71,7 @@ def make_config(root: Path, text: Path, teacher: Path) -> DistillConfig:
                 "windows_per_part": 100,
             },
             "teacher": {"model": str(teacher), "dtype": "float32"},
-            "sampling": {"num_samples": 8},
+            "sampling": {"num_samples": 8, "layout": "compact"},
             "train": {"steps": 2, "global_batch": 4, "precision": "float32", "threads_per_worker": 1},
         }
     )

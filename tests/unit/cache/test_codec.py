@@ -6,14 +6,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rskd.cache.codec import CacheRows, Layout, PartData, encode, to_table, window_hash
+from rskd.cache.codec import PartData, encode, to_table, window_hash
+from rskd.cache.layout import Layout, most_frequent, ranked_ids
+from rskd.cache.rows import CacheRows, RowGroup
 
 VOCAB = 300_000
 
 
-def _sampling(method: str = "systematic", **changes) -> dict:
-    defaults = {"method": method, "num_samples": 22, "temperature": 1.0, "k": None, "p": None, "statistics": []}
-    return defaults | changes
+def _layout(method: str = "systematic", **changes) -> Layout:
+    sampling = {"method": method, "num_samples": 22, "temperature": 1.0, "k": None, "p": None, "statistics": []}
+    tokenizer = {"most_frequent": [7, VOCAB - 1, VOCAB - 9], "vocab_size": VOCAB}
+    return Layout.of({"sampling": {**sampling, "layout": "plain", **changes}, "tokenizer": tokenizer})
 
 
 def _data(values: np.ndarray, statistics: dict | None = None, *, seed: int = 0) -> PartData:
@@ -37,7 +40,8 @@ def _counts(rounds: int, shape: tuple[int, int], most: int) -> np.ndarray:
 
 def _round_trip(data: PartData, layout: Layout) -> tuple[pa.Table, CacheRows]:
     table = pq.read_table(io.BytesIO(encode(to_table(data, layout), 4)[0]))
-    return table, CacheRows(table, layout)
+    group = RowGroup.of_table(table, layout)
+    return table, CacheRows.of([(group, row) for row in range(len(data.row_ids))])
 
 
 def _dense(ids: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -46,9 +50,10 @@ def _dense(ids: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return dense
 
 
+@pytest.mark.parametrize("kind", ["plain", "compact"])
 @pytest.mark.parametrize("rounds", [22, 300])
-def test_counts_come_back_as_weights(rounds):
-    layout = Layout.of(_sampling(num_samples=rounds))
+def test_counts_come_back_as_weights(rounds, kind):
+    layout = _layout(num_samples=rounds, layout=kind)
     data = _data(_counts(rounds, (6, 5), 20))
     table, rows = _round_trip(data, layout)
     expected = _dense(data.ids, data.values.astype(np.float32) / np.float32(rounds))
@@ -57,18 +62,19 @@ def test_counts_come_back_as_weights(rounds):
     np.testing.assert_array_equal(rows.targets.num_unique.numpy(), (data.values > 0).sum(-1))
     assert rows.targets.ids.dtype == torch.int64
     assert table.schema.field("counts").type.value_type == (pa.uint8() if rounds <= 255 else pa.uint16())
-    assert table.schema.field("num_unique").type.value_type == (pa.uint8() if rounds <= 255 else pa.uint16())
+    lengths = table.schema.field(layout.entries[0].lengths).type.value_type
+    assert lengths == (pa.uint8() if rounds <= 255 else pa.uint16())
 
 
 @pytest.mark.parametrize(
-    ("sampling", "column", "kind"),
-    [(_sampling("random", temperature=0.8), "weights", np.float32), (_sampling("top_k", k=20), "probs", np.float16)],
+    ("layout", "column", "kind"),
+    [(_layout("random", temperature=0.8), "weights", np.float32), (_layout("top_k", k=20), "probs", np.float16)],
 )
-def test_floating_values_come_back_in_their_precision(sampling, column, kind):
+def test_floating_values_come_back_in_their_precision(layout, column, kind):
     values = np.random.default_rng(2).random((6, 5, 20)).astype(np.float32)
     values[:, :, 15:] = 0
     data = _data(values)
-    table, rows = _round_trip(data, Layout.of(sampling))
+    table, rows = _round_trip(data, layout)
     assert rows.targets is not None
     expected = _dense(data.ids, values.astype(kind).astype(np.float32))
     np.testing.assert_array_equal(rows.targets.to_dense(VOCAB).numpy(), expected)
@@ -76,7 +82,7 @@ def test_floating_values_come_back_in_their_precision(sampling, column, kind):
 
 
 def test_columns_are_those_of_the_design():
-    layout = Layout.of(_sampling(statistics=["label_logprob", "entropy", "top1"]))
+    layout = _layout(statistics=["label_logprob", "entropy", "top1"])
     shape = (6, 5)
     statistics = {
         "label_logprob": np.full(shape, -1.5),
@@ -99,8 +105,30 @@ def test_columns_are_those_of_the_design():
         np.testing.assert_array_equal(rows.statistics[name].numpy(), values)
 
 
+def test_the_compact_layout_has_counts_above_one_alone():
+    data = _data(_counts(22, (6, 5), 20))
+    table, _ = _round_trip(data, _layout(layout="compact"))
+    assert {field.name: str(field.type) for field in table.schema}.items() >= {
+        "num_repeated": "list<element: uint8 not null>",
+        "repeated_gaps": "list<element: int32 not null>",
+        "counts": "list<element: uint8 not null>",
+        "num_single": "list<element: uint8 not null>",
+        "single_gaps": "list<element: int32 not null>",
+    }.items()
+    assert not {"num_unique", "token_ids"} & set(table.column_names)
+    counts = table["counts"].combine_chunks().flatten().to_numpy()
+    assert counts.min() == 2
+    assert np.sort(counts).tolist() == np.sort(data.values[data.values > 1]).tolist()
+
+
+def test_ranks_follow_frequency_then_id():
+    frequent = most_frequent(np.array([[3, 3, 1], [4, 3, 1]]))
+    assert frequent == [3, 1, 4]
+    assert ranked_ids(frequent, 6).tolist() == [3, 1, 4, 0, 2, 5]
+
+
 def test_encodings_and_row_groups_are_those_of_the_design():
-    file = pq.ParquetFile(io.BytesIO(encode(to_table(_data(_counts(22, (6, 5), 20)), Layout.of(_sampling())), 4)[0]))
+    file = pq.ParquetFile(io.BytesIO(encode(to_table(_data(_counts(22, (6, 5), 20)), _layout()), 4)[0]))
     assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [4, 2]
     columns = [file.metadata.row_group(0).column(index) for index in range(file.metadata.num_columns)]
     assert {column.compression for column in columns} == {"ZSTD"}
@@ -112,7 +140,7 @@ def test_encodings_and_row_groups_are_those_of_the_design():
 
 def test_order_of_entries_is_canonical():
     """The same entries in another order, with other padding, give the same bytes."""
-    layout = Layout.of(_sampling())
+    layout = _layout()
     data = _data(_counts(22, (6, 5), 20))
     order = np.random.default_rng(3).permutation(20)
     shuffled = PartData(data.row_ids, data.input_ids, data.ids[..., order], data.values[..., order], {})
@@ -126,16 +154,17 @@ def test_order_of_entries_is_canonical():
 
 
 def test_entries_fall_in_value_and_rise_in_id():
-    table = to_table(_data(_counts(22, (1, 1), 20)), Layout.of(_sampling()))
+    table = to_table(_data(_counts(22, (1, 1), 20)), _layout())
     entries = list(zip([-count for count in table["counts"][0].as_py()], table["token_ids"][0].as_py()))
     assert entries == sorted(entries)
     assert len(entries) > 1
 
 
-def test_a_position_without_entries_is_padding():
+@pytest.mark.parametrize("kind", ["plain", "compact"])
+def test_a_position_without_entries_is_padding(kind):
     values = _counts(22, (2, 3), 5)
     values[1, 2] = 0
-    _, rows = _round_trip(_data(values), Layout.of(_sampling()))
+    _, rows = _round_trip(_data(values), _layout(layout=kind))
     assert rows.targets is not None
     assert rows.targets.num_unique[1, 2] == 0
     assert rows.targets.mass[1, 2] == 0

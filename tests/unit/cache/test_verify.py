@@ -3,11 +3,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_caches import make_corpus, make_head, make_part, write_cache
+from made_caches import VOCAB, make_corpus, make_head, make_part, write_cache
 
 from rskd import records
-from rskd.cache.codec import Layout, encode, to_table
+from rskd.cache.codec import encode, to_table
 from rskd.cache.inspection import inspect
+from rskd.cache.layout import Layout
 from rskd.cache.manifest import newest_manifest, read_commit, record_name, seal_commit
 from rskd.cache.reader import LogitCache
 from rskd.cache.verify import verify
@@ -137,10 +138,10 @@ def test_repair_leaves_a_whole_cache_alone(cache):
     assert _files(cache.uri) == before
 
 
-def _write_unchecked(uri, change) -> None:
+def _write_unchecked(uri, change, head=None) -> None:
     """A cache whose writer stored the wrong thing in part 0, with hashes that are right."""
     corpus = make_corpus()
-    writer = CacheWriter(uri, manifest_head=make_head())
+    writer = CacheWriter(uri, manifest_head=head or make_head())
     for part in corpus:
         data = make_part(part)
         if part.index == 0:
@@ -164,6 +165,14 @@ def test_a_wrong_writer_is_found_out(tmp_path, change, problem):
     report = verify(uri)
     assert [found["part"] for found in report.problems] == ["part-00000"]
     assert problem in report.problems[0]["problem"]
+
+
+def test_counts_of_both_kinds_of_entries_are_summed(tmp_path):
+    head = make_head(sampling__layout="compact", tokenizer__most_frequent=[7, VOCAB - 1])
+    _write_unchecked(str(tmp_path / "whole"), lambda data: None, head)
+    assert verify(str(tmp_path / "whole")).ok
+    _write_unchecked(str(tmp_path / "less"), lambda data: data.values.__setitem__((3, 2, 0), 0), head)
+    assert "counts that do not sum to 22" in verify(str(tmp_path / "less")).problems[0]["problem"]
 
 
 def test_segments_that_are_not_those_of_the_file_are_named(cache):
@@ -196,5 +205,5 @@ def test_a_part_with_the_layout_of_the_manifest(cache):
     """The bytes of a part are those that the codec gives for its data, and nothing else."""
     manifest = newest_manifest(Store(cache.uri))
     assert manifest is not None
-    encoded = encode(to_table(cache.data[1], Layout.of(manifest.sampling)), 4)[0]
+    encoded = encode(to_table(cache.data[1], Layout.of(manifest.head)), 4)[0]
     assert _part_file(cache.uri, 1).read_bytes() == encoded
