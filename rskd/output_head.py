@@ -21,13 +21,21 @@ class OutputHead:
 
     def logits(self, hidden: Tensor, vocab_size: int | None = None) -> Tensor:
         """Logits [..., V] of `hidden` [..., D], float32 at least; ids from `vocab_size` on are -inf (padding)."""
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
+        logits = self.finish(torch.nn.functional.linear(hidden, self.weight, self.bias))
         if vocab_size is not None and vocab_size < logits.shape[-1]:
             logits[..., vocab_size:] = -torch.inf
         return logits
+
+    def project(self, hidden: Tensor, out: Tensor) -> Tensor:
+        """`linear(hidden, weight, bias)` of `hidden` [R, D], written into `out` [R, V] of the same dtype."""
+        if self.bias is None:
+            return torch.mm(hidden, self.weight.T, out=out)
+        return torch.addmm(self.bias, hidden, self.weight.T, out=out)
+
+    def finish(self, projected: Tensor) -> Tensor:
+        """Logits of what `project` gives: float32 at least, soft-capped."""
+        logits = projected.to(torch.promote_types(projected.dtype, torch.float32))
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def narrow(self, vocab_size: int | None) -> OutputHead:
         """The head of the first `vocab_size` ids alone: the same distribution as masking the others, for less work."""

@@ -1,17 +1,21 @@
 """From hidden states to sparse targets, a few rows at a time: [R, V] logits never exist for all R rows at once.
 
-    hidden ─► chunk of rows ─► logits ─► Distribution ─┬─► draw, once a sampling
-                                                       └─► statistics
+    hidden ─► chunk of rows ─► products ─► slice of a chunk ─► logits ─► Distribution ─┬─► pick, once a sampling, merge
+              one buffer                   in the cache                                └─► statistics
 
-A chunk's size depends on V and the samplings alone. Draws are the same for equal logits; a matrix product may round
-differently with another number of rows, so logits, and at their edges draws, repeat for equally cut batches.
+A matrix product is quick from some hundred rows on, the passes after it are quick on what fits in the processor's
+cache: hence slices of chunks. Memory is that of CHUNK_ROWS rows of products, in the head's dtype, and a slice's; no
+row count adds to it but by its targets. Nothing in the loop waits for a GPU.
+
+Draws are the same for equal logits; a matrix product may round differently with another number of rows, so logits, and
+at their edges draws, repeat for equally cut batches.
 
 Shapes: ... any leading shape, R rows (all leading dimensions flattened), D hidden, V vocabulary, K unique tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,9 +23,21 @@ from torch import Tensor
 
 from rskd.output_head import OutputHead
 from rskd.sparse_targets import SparseTargets
-from rskd.teacher.sampling import Distribution, Drawn, Method, Sampling, concatenate, draw, flat_keys, rows_per_chunk
+from rskd.teacher.sampling import (
+    Distribution,
+    Drawn,
+    Method,
+    Sampling,
+    flat_keys,
+    merge,
+    pick,
+    points,
+    require_distributions,
+    rows_per_slice,
+)
 
 STATISTICS = ("label_logprob", "entropy", "top1")
+CHUNK_ROWS = 384  # of one matrix product: more gain little
 
 
 @dataclass(frozen=True)
@@ -84,20 +100,35 @@ def sample_rows(
     head = head.narrow(vocab_size)
     rows = hidden.reshape(-1, hidden.shape[-1])
     keys = flat_keys(keys, hidden.shape[:-1], hidden.device)
-    chunk = rows_per_chunk(len(head.weight), samplings.values(), hidden.device)
-    drawn: dict[str, list[Drawn]] = {name: [] for name in samplings}
+    labels = None if labels is None else labels.reshape(-1)
+    u = {name: points(sampling, keys) for name, sampling in samplings.items()}
+    picks: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in samplings}
     measured: dict[str, list[Tensor]] = {name: [] for name in names}
-    for start in range(0, max(len(rows), 1), chunk):
-        part = slice(start, start + chunk)
-        distribution = Distribution.of(head.logits(rows[part]))
+    totals = []
+    for part, logits in _slices(rows, head, rows_per_slice(len(head.weight), samplings.values(), rows.device)):
+        distribution = Distribution.of(logits)
+        totals.append(distribution.total)
         for name, sampling in samplings.items():
-            drawn[name].append(draw(distribution, sampling, keys[part]))
+            picks[name].append(pick(distribution, sampling, u[name][part]))
         for name in names:
-            measured[name].append(_measure(name, distribution, None if labels is None else labels.reshape(-1)[part]))
+            measured[name].append(_measure(name, distribution, None if labels is None else labels[part]))
+    require_distributions(totals)
     return SampledRows(
-        {name: concatenate(parts) for name, parts in drawn.items()},
+        {name: merge(parts) for name, parts in picks.items()},
         {name: torch.cat(parts) for name, parts in measured.items()},
     )
+
+
+def _slices(hidden: Tensor, head: OutputHead, size: int) -> Iterator[tuple[slice, Tensor]]:
+    """Logits of `size` rows of `hidden` [R, D] at a time, and which rows; valid until the next ones are asked for."""
+    num_rows = len(hidden)
+    buffer = hidden.new_empty(min(num_rows, CHUNK_ROWS), len(head.weight))
+    for chunk in range(0, max(num_rows, 1), CHUNK_ROWS):
+        rows = hidden[chunk : chunk + CHUNK_ROWS]
+        products = head.project(rows, out=buffer[: len(rows)])
+        for start in range(0, max(len(rows), 1), size):
+            part = products[start : start + size]
+            yield slice(chunk + start, chunk + start + len(part)), head.finish(part)
 
 
 def _measure(statistic: str, distribution: Distribution, labels: Tensor | None) -> Tensor:

@@ -1,10 +1,16 @@
 """Sparse targets from a teacher's distribution p: two unbiased samplers and two biased baselines.
 
-    logits ─► exp in float64 ─► sums of blocks ─► running sum over blocks ─► block of each point ─► id within the block
-    Distribution                                                             draw
+    logits ─► softmax ─► sums of blocks ─► running sum over blocks ─► block of each point ─► id within the block
+              float32    float32           float64 (Distribution)     pick                   float64 running sum
 
-Only the blocks that a point hits are summed id by id. A row costs one float64 exp per id and a few numbers per draw.
-Everything is float64, so a systematic count is the floor or the ceiling of N·p_i at every id, not merely about so.
+A row costs a float32 softmax and one more pass, the sums of its blocks; only the blocks that a point hits are summed
+id by id. float64 logits stay in float64 throughout: with them the same code is its own reference.
+
+Rounding. What is sampled is a p' that is p but for float32: each p'_i within about 1e-6 of itself, half the sum of
+|p'_i - p_i| about 5e-8, so E[w] = p to well below what any number of draws could show. The running sum is off by some
+1e-8, and so is each id's place in it: at equal uniforms 2e-4 of the draws (V = 49,152; 1e-3 at 262,144) fall on the
+neighbour of the id that float64 gives. Counts keep their promises for p': they sum to N, and each is the floor or the
+ceiling of N·p_i but where N·p_i is within N·1e-6·p_i of a whole number. An id without mass is never drawn.
 
 Shapes: ... any leading shape, R rows, V vocabulary, N sampling rounds, K unique tokens.
 Source: Anshumann et al., "Sparse Logit Sampling" (the paper), section 3.4; systematic sampling is rskd's own.
@@ -25,9 +31,9 @@ from rskd.rng import uniforms
 from rskd.sparse_targets import SparseTargets
 
 BLOCK = 128  # ids that are summed before the running sum: part of what makes draws repeat
-CHUNK_BYTES_CPU = 32 * 2**20  # of the rows in work at once; malloc does not recycle more, which takes twice the time
-CHUNK_BYTES_GPU = 512 * 2**20  # fewer rows would leave a GPU waiting for the weights of the head
-_FLOAT64_BYTES = 8
+SLICE_BYTES_CPU = 2 * 2**20  # of rows in work at once: they stay in the processor's cache from one pass to the next
+SLICE_ROWS_GPU = 128  # about one a multiprocessor
+_FLOAT32_BYTES, _FLOAT64_BYTES = 4, 8
 
 Method = Literal["systematic", "random", "top_k", "top_p"]
 
@@ -111,13 +117,15 @@ def sample_targets(
     """
     sampling = Sampling(method, num_samples, temperature, k, p, seed)
     rows = logits.flatten(0, -2) if logits.ndim > 1 else logits.unsqueeze(0)
-    keys = flat_keys(keys, logits.shape[:-1], logits.device)
-    chunk = rows_per_chunk(logits.shape[-1], [sampling], logits.device)
-    parts = [
-        draw(Distribution.of(rows[start : start + chunk]), sampling, keys[start : start + chunk])
-        for start in range(0, max(len(rows), 1), chunk)
-    ]
-    return concatenate(parts).targets(sampling).reshape(*logits.shape[:-1])
+    u = points(sampling, flat_keys(keys, logits.shape[:-1], logits.device))
+    size = rows_per_slice(logits.shape[-1], [sampling], logits.device)
+    picks, totals = [], []
+    for part, part_u in zip(rows.split(size), u.split(size)):
+        distribution = Distribution.of(part)
+        picks.append(pick(distribution, sampling, part_u))
+        totals.append(distribution.total)
+    require_distributions(totals)
+    return merge(picks).targets(sampling).reshape(*logits.shape[:-1])
 
 
 def flat_keys(keys: Tensor | None, leading_shape: torch.Size, device: torch.device) -> Tensor:
@@ -129,15 +137,16 @@ def flat_keys(keys: Tensor | None, leading_shape: torch.Size, device: torch.devi
     return keys.reshape(-1).to(device)
 
 
-def rows_per_chunk(vocab_size: int, samplings: Iterable[Sampling], device: torch.device) -> int:
-    """Rows whose logits, float64 terms and the blocks that their draws hit fit in the device's CHUNK_BYTES."""
+def rows_per_slice(vocab_size: int, samplings: Iterable[Sampling], device: torch.device) -> int:
+    """Rows to sample from at once. Draws do not depend on it; speed and memory do."""
+    if device.type != "cpu":
+        return SLICE_ROWS_GPU
     draws = max((sampling.num_samples for sampling in samplings), default=0)
-    budget = CHUNK_BYTES_CPU if device.type == "cpu" else CHUNK_BYTES_GPU
-    return max(1, budget // (2 * _FLOAT64_BYTES * (vocab_size + BLOCK * draws)))
+    return max(1, SLICE_BYTES_CPU // (_FLOAT32_BYTES * vocab_size + _FLOAT64_BYTES * BLOCK * draws))
 
 
 def concatenate(parts: list[Drawn]) -> Drawn:
-    """Rows of several chunks as one, padded to the widest."""
+    """Rows of several batches as one, padded to the widest."""
     width = max(part.ids.shape[1] for part in parts)
     padded = [[F.pad(tensor, (0, width - tensor.shape[1])) for tensor in (part.ids, part.values)] for part in parts]
     return Drawn(torch.cat([ids for ids, _ in padded]), torch.cat([values for _, values in padded]))
@@ -145,100 +154,114 @@ def concatenate(parts: list[Drawn]) -> Drawn:
 
 @dataclass(frozen=True)
 class Distribution:
-    """softmax of R rows of logits, unnormalised, in float64: p_i = terms_i / total."""
+    """softmax(power·logits) of R rows: `masses`, normalised by their sum `total`."""
 
     logits: Tensor  # [R, V], as given
-    peak: Tensor  # float64 [R, 1], the greatest logit
-    terms: Tensor  # float64 [R, ⌈V/BLOCK⌉, BLOCK], exp(logit - peak), padded with 0
+    masses: Tensor  # [R, ⌈V/BLOCK⌉, BLOCK] float32, or float64 where the logits are; 0 beyond V
     block_cdf: Tensor  # float64 [R, ⌈V/BLOCK⌉], running sum of the blocks' sums
+    power: float
 
     @classmethod
     def of(cls, logits: Tensor, power: float = 1.0) -> Distribution:
-        """The distribution q ∝ softmax(logits)^power of `logits` [R, V]."""
-        num_rows, vocab_size = logits.shape
-        num_blocks = -(-vocab_size // BLOCK)
-        terms = torch.empty(num_rows, num_blocks * BLOCK, dtype=torch.float64, device=logits.device)
-        terms[:, vocab_size:] = -torch.inf
-        scaled = terms[:, :vocab_size].copy_(logits)
-        peak = scaled.amax(-1, keepdim=True)
-        if not peak.isfinite().all():  # amax hands NaN on
-            raise ValueError("logits must be finite or -inf, with one finite in each row: check the teacher's dtype")
-        scaled.sub_(peak)
+        """The distribution of `logits` [R, V] of any floating dtype."""
+        padding = -logits.shape[-1] % BLOCK
+        padded = F.pad(logits, (0, padding), value=-torch.inf) if padding else logits
+        padded = padded.to(torch.promote_types(logits.dtype, torch.float32))
         if power != 1:
-            scaled.mul_(power).masked_fill_(logits == -torch.inf, -torch.inf)
-        terms = terms.exp_().view(num_rows, num_blocks, BLOCK)
-        return cls(logits, peak, terms, terms.sum(-1).cumsum(-1))
+            padded = _raised(padded - padded.amax(-1, keepdim=True), power)
+        masses = padded.softmax(-1).unflatten(1, (-1, BLOCK))
+        return cls(logits, masses, masses.sum(-1).double().cumsum(-1), power)
 
     @property
     def total(self) -> Tensor:
-        """Sum of the terms, float64 [R, 1]."""
+        """Sum of the masses, float64 [R, 1]: 1 but for rounding, or NaN where the logits have no distribution."""
         return self.block_cdf[:, -1:]
 
     def probabilities(self, ids: Tensor) -> Tensor:
-        """p at `ids` [R, K], float64."""
-        return self.terms.flatten(1).gather(1, ids) / self.total
+        """p at `ids` [R, K], float64, within 1e-6 of itself: its masses have the precision of the logits."""
+        return self.masses.flatten(1).gather(1, ids).double() / self.total
 
     def log_probabilities(self, ids: Tensor) -> Tensor:
-        """log p at `ids` [R, K], float64."""
-        return self.logits.gather(1, ids).double() - self.peak - self.total.log()
+        """log p at `ids` [R, K], float64, within 1e-6: the likeliest id's, and the float64 distance of the logits."""
+        behind = self.logits.gather(1, ids).double() - self.logits.amax(-1, keepdim=True)
+        return _raised(behind, self.power) + (self.masses.amax((1, 2))[:, None].double() / self.total).log()
 
     def entropy(self) -> Tensor:
-        """-Σ p log p in nats, float64 [R]."""
+        """-Σ p log p in nats, float64 [R], within 1e-6 of itself."""
         total = self.total.squeeze(1)
-        return total.log() + torch.special.entr(self.terms).sum((1, 2)) / total
+        return total.log() + torch.special.entr(self.masses).sum(-1).double().sum(-1) / total
 
     def invert(self, u: Tensor) -> Tensor:
         """Ids int64 [R, N] whose share of the cumulative distribution holds `u` float64 [R, N], in [0, 1)."""
-        points = _below(u * self.total, self.total)
-        block = torch.searchsorted(self.block_cdf, points, right=True)
+        aim = _below(u * self.total, self.total)
+        last = self.block_cdf.shape[1] - 1  # nothing goes beyond, nor beyond the last id, but where total is NaN
+        block = torch.searchsorted(self.block_cdf, aim, right=True).clamp_(max=last)
         start = F.pad(self.block_cdf, (1, 0)).gather(1, block)
-        within = self.terms[torch.arange(len(block), device=block.device)[:, None], block].cumsum(-1)
-        rest = _below((points - start)[..., None], within[..., -1:])
-        return block * BLOCK + torch.searchsorted(within, rest, right=True)[..., 0]
+        share = (aim - start) / (self.block_cdf.gather(1, block) - start)
+        hit = self.masses[torch.arange(len(block), device=block.device)[:, None], block]
+        within = hit.cumsum(-1, dtype=torch.float64)  # its end may be off the block's sum by rounding: hence shares
+        end = within[..., -1:]
+        inner = torch.searchsorted(within, _below(share[..., None] * end, end), right=True)[..., 0]
+        return (block * BLOCK + inner).clamp_(max=self.logits.shape[-1] - 1)
+
+
+def require_distributions(totals: list[Tensor]) -> None:
+    """Raise ValueError if a row of `Distribution.total` is not finite. Once for many slices: a GPU waits for it."""
+    if totals and not torch.cat(totals).isfinite().all():
+        raise ValueError("logits must be finite or -inf, with one finite in each row: check the teacher's dtype")
 
 
 def draw(distribution: Distribution, sampling: Sampling, keys: Tensor) -> Drawn:
-    """Draw from R rows; `keys` int64 [R]."""
+    """Draw from R rows; `keys` int64 [R]. Raises ValueError for a row without a distribution."""
+    require_distributions([distribution.total])
+    return merge([pick(distribution, sampling, points(sampling, keys))])
+
+
+def points(sampling: Sampling, keys: Tensor) -> Tensor:
+    """Where R rows are drawn from their cumulative distributions, float64 [R, N] in [0, 1); [R, 0] for top_k, top_p."""
+    if sampling.method == "systematic":
+        steps = torch.arange(sampling.num_samples, device=keys.device)
+        return (steps + uniforms(keys, 1, seed=sampling.seed)) / sampling.num_samples
+    return uniforms(keys, sampling.num_samples if sampling.method == "random" else 0, seed=sampling.seed)
+
+
+def pick(distribution: Distribution, sampling: Sampling, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids int64 [R, N] at the points `u`, in any order, some repeated; and what each counts for, as `Drawn.values`."""
     if sampling.method in ("top_k", "top_p"):
         return _top(distribution, sampling)
-    num_samples = sampling.num_samples
-    if sampling.method == "systematic":
-        steps = torch.arange(num_samples, device=keys.device)
-        return _accumulate(distribution.invert((steps + uniforms(keys, 1, seed=sampling.seed)) / num_samples))
-    u = uniforms(keys, num_samples, seed=sampling.seed)
-    if sampling.temperature == 1:
-        return _accumulate(distribution.invert(u).sort(-1).values)
-    ids = Distribution.of(distribution.logits, power=sampling.temperature).invert(u).sort(-1).values
-    log_ratio = (1 - sampling.temperature) * distribution.log_probabilities(ids)  # of p to q, less a constant
-    return _accumulate(ids, log_ratio.softmax(-1).float())
+    if sampling.draws_counts:
+        ids = distribution.invert(u)
+        return ids, torch.ones_like(ids)
+    ids = Distribution.of(distribution.logits, power=sampling.temperature).invert(u)
+    log_ratio = (1 - sampling.temperature) * distribution.logits.gather(1, ids).double()  # of p to q, less a constant
+    return ids, log_ratio.softmax(-1).float()
 
 
-def _below(points: Tensor, bound: Tensor) -> Tensor:
+def merge(picks: list[tuple[Tensor, Tensor]]) -> Drawn:
+    """Rows of several slices as one, ids ascending, repeated ones added up, those that count for nothing dropped."""
+    ids, shares = (torch.cat(parts) for parts in zip(*picks))
+    ids, order = ids.masked_fill(shares == 0, torch.iinfo(ids.dtype).max).sort(-1)
+    slot = F.pad(ids[:, 1:] != ids[:, :-1], (1, 0)).cumsum(-1)
+    values = torch.zeros_like(shares).scatter_add_(1, slot, shares.gather(1, order))
+    width = int((values > 0).sum(-1).max()) if len(values) else 0
+    ids, values = torch.zeros_like(ids).scatter_(1, slot, ids)[:, :width], values[:, :width]
+    return Drawn(ids.masked_fill(values == 0, 0), values)
+
+
+def _raised(logits: Tensor, power: float) -> Tensor:
+    """power·logits, where -inf (a masked id) stays -inf at power 0 too."""
+    return logits if power == 1 else torch.where(logits == -torch.inf, logits, power * logits)
+
+
+def _below(aim: Tensor, bound: Tensor) -> Tensor:
     """Points that rounding put on the end of their interval, back inside it: so that no id of zero mass is drawn."""
-    return torch.minimum(points, torch.nextafter(bound, torch.zeros_like(bound)))
+    return torch.minimum(aim, torch.nextafter(bound, torch.zeros_like(bound)))
 
 
-def _accumulate(ids: Tensor, shares: Tensor | None = None) -> Drawn:
-    """Add up repeated draws: ascending `ids` [R, N] with what each draw counts for, by default 1."""
-    first = F.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
-    slot = first.cumsum(-1) - 1
-    width = int(slot[:, -1].max()) + 1 if len(slot) else 0
-    shares = torch.ones_like(ids) if shares is None else shares
-    return Drawn(
-        ids.new_zeros(len(ids), width).scatter_(1, slot, ids),
-        shares.new_zeros(len(ids), width).scatter_add_(1, slot, shares),
-    )
-
-
-def _top(distribution: Distribution, sampling: Sampling) -> Drawn:
-    vocab_size = distribution.logits.shape[-1]
+def _top(distribution: Distribution, sampling: Sampling) -> tuple[Tensor, Tensor]:
     assert sampling.k is not None  # Sampling checks it
-    ids = distribution.logits.topk(min(sampling.k, vocab_size)).indices
+    ids = distribution.logits.topk(min(sampling.k, distribution.logits.shape[-1])).indices
     probs = distribution.probabilities(ids)
     if sampling.p is not None and sampling.method == "top_p":
         probs = torch.where(probs.cumsum(-1) - probs < sampling.p, probs, 0)
-    probs = probs.float()
-    ids, order = torch.where(probs > 0, ids, vocab_size).sort(-1)
-    width = int((ids < vocab_size).sum(-1).max()) if len(ids) else 0
-    ids, order = ids[:, :width], order[:, :width]
-    return Drawn(torch.where(ids < vocab_size, ids, 0), probs.gather(1, order))
+    return ids, probs.float()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rskd.output_head import OutputHead
-from rskd.teacher import sampling
+from rskd.teacher import lm_head, sampling
 from rskd.teacher.lm_head import sample_from_hidden, sample_rows
 from rskd.teacher.sampling import Sampling, sample_targets
 
@@ -13,7 +13,8 @@ D, V = 16, 300
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(sampling, "CHUNK_BYTES_CPU", 100_000)
+    monkeypatch.setattr(sampling, "SLICE_BYTES_CPU", 100_000)
+    monkeypatch.setattr(lm_head, "CHUNK_ROWS", 20)
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_targets_are_canonical_and_deterministic(name):
 def test_a_row_does_not_depend_on_its_batch(name, monkeypatch):
     logits, keys = logits_of(64, 500), torch.arange(64) * 2**20 + 3
     whole = sample_targets(logits, **options(name), keys=keys).to_dense(500)
-    monkeypatch.setattr(sampling, "CHUNK_BYTES_CPU", 300_000)
+    monkeypatch.setattr(sampling, "SLICE_BYTES_CPU", 150_000)
     chunked = sample_targets(logits, **options(name), keys=keys).to_dense(500)
     order = torch.arange(63, -1, -1)
     reordered = sample_targets(logits[order], **options(name), keys=keys[order]).to_dense(500)
