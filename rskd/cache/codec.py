@@ -23,6 +23,7 @@ from rskd.cache.layout import STATISTICS, Layout
 ZSTD_LEVEL = 3  # level 9 saves 2% and writes at half the speed
 _LOW_BITS = 31  # hold an id, and the bits of any value that is not negative
 _LOW_MASK = (1 << _LOW_BITS) - 1
+_SINGLE = 1 << 2 * _LOW_BITS
 _PADDING = np.iinfo(np.int64).max  # above every key of an entry
 
 
@@ -128,33 +129,40 @@ def _entries(data: PartData, layout: Layout) -> list[tuple[np.ndarray, np.ndarra
     """Lengths [R·S], ids or gaps, and values, for each of the layout's entries.
 
     An entry is sorted as one int64. plain: the complement of its value's bits, which order like the value since none
-    is negative, above its id. compact: its rank above its value.
+    is negative, above its id. compact: whether it was drawn once, above its rank, above its value.
     """
     values = data.values.astype(layout.value_type).reshape(-1, data.values.shape[-1])
     ids = data.ids.reshape(values.shape)
+    chosen = values > 0
+    lengths = chosen.sum(-1).astype(layout.count_type)
     if layout.ranked is None:
         bits = np.dtype(f"u{values.dtype.itemsize}")
-        keys = (_LOW_MASK - values.view(bits).astype(np.int64)) << _LOW_BITS | ids
-        lengths, (high, low) = _sorted_pairs(keys, values > 0, layout)
-        return [(lengths, low.astype(np.int32), (_LOW_MASK - high).astype(bits).view(values.dtype))]
+        keys = (_LOW_MASK - values.view(bits).astype(np.int64)) << _LOW_BITS
+        keys |= ids
+        found = _sorted(keys, chosen)
+        in_order = (_LOW_MASK - (found >> _LOW_BITS)).astype(bits).view(values.dtype)
+        return [(lengths, (found & _LOW_MASK).astype(np.int32), in_order)]
     rank = np.empty(len(layout.ranked), np.int64)
-    rank[layout.ranked] = np.arange(len(rank))
-    keys = rank[ids] << _LOW_BITS | values
-    found = []
-    for chosen in (values > 1, values == 1):
-        lengths, (ranks, counts) = _sorted_pairs(keys, chosen, layout)
-        found.append((lengths, _to_gaps(ranks, lengths), counts.astype(values.dtype)))
-    return found
+    rank[layout.ranked] = np.arange(len(rank)) << _LOW_BITS
+    keys = rank[ids]
+    keys |= values
+    keys[values == 1] |= _SINGLE
+    found = _sorted(keys, chosen)
+    single = found >= _SINGLE
+    ranks, counts = found >> _LOW_BITS & _LOW_MASK, (found & _LOW_MASK).astype(values.dtype)
+    num_repeated = (values > 1).sum(-1).astype(layout.count_type)
+    num_single = lengths - num_repeated
+    return [
+        (num_repeated, _to_gaps(ranks[~single], num_repeated), counts[~single]),
+        (num_single, _to_gaps(ranks[single], num_single), counts[single]),
+    ]
 
 
-def _sorted_pairs(
-    keys: np.ndarray, chosen: np.ndarray, layout: Layout
-) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """How many of the keys [P, K] of each position are chosen, and the two numbers in each of these, rising."""
-    in_order = np.where(chosen, keys, _PADDING)
-    in_order.sort(axis=-1)
-    found = in_order[in_order != _PADDING]
-    return chosen.sum(-1).astype(layout.count_type), (found >> _LOW_BITS, found & _LOW_MASK)
+def _sorted(keys: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The chosen ones of `keys` [P, K], rising within each position, one position after the other."""
+    keys[~chosen] = _PADDING
+    keys.sort(axis=-1)
+    return keys[keys != _PADDING]
 
 
 def _to_gaps(ranks: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -58,7 +58,7 @@ class Layout:
             column, value_type, rounds, most = "weights", np.float32, 1, rounds
         else:
             column, value_type, most = "counts", _unsigned(rounds), rounds
-        if sampling["layout"] == "compact":
+        if sampling.get("layout") == "compact":
             ranked = ranked_ids(head["tokenizer"]["most_frequent"], head["tokenizer"]["vocab_size"])
             return cls(_COMPACT, value_type, _unsigned(most), rounds, statistics, ranked)
         return cls((Entries("num_unique", "token_ids", column),), value_type, _unsigned(most), rounds, statistics)

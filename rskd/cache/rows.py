@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from itertools import accumulate
 
 import numpy as np
 import pyarrow as pa
@@ -30,8 +31,9 @@ class RowGroup:
 
     @classmethod
     def of_table(cls, table: pa.Table, layout: Layout) -> RowGroup:
-        """The rows of a table; no copy of columns of one chunk."""
-        return cls({name: _elements(table, name) for name in table.column_names}, layout)
+        """The rows of a table, less their hashes; no copy of columns of one chunk."""
+        names = (name for name in table.column_names if name != "window_hash")
+        return cls({name: _elements(table, name) for name in names}, layout)
 
     @classmethod
     def of_windows(cls, row_ids: np.ndarray, input_ids: np.ndarray) -> RowGroup:
@@ -74,7 +76,7 @@ class CacheRows:
         if layout is None:
             return None
         lengths = [self._columns[entries.lengths].astype(np.int64) for entries in layout.entries]
-        ends = np.cumsum(lengths, axis=0)
+        ends = list(accumulate(lengths))
         width = max(1, ends[-1].max(initial=0))
         padded = [
             self._padded(layout, entries, length, end, width)
@@ -82,10 +84,8 @@ class CacheRows:
         ]
         ids, weights = (reduce(np.bitwise_or, bits) for bits in zip(*padded))
         shape = (len(self), -1, width)
-        return SparseTargets(
-            torch.from_numpy(ids.astype(np.int64)).view(shape),
-            torch.from_numpy(weights.view(np.float32)).view(shape),
-        )
+        padded_ids, padded_weights = ids.astype(np.int64), weights.view(np.float32)
+        return SparseTargets(*(torch.from_numpy(array.reshape(shape)) for array in (padded_ids, padded_weights)))
 
     @cached_property
     def statistics(self) -> dict[str, Tensor]:
@@ -113,7 +113,10 @@ class CacheRows:
         weights = np.divide(values, layout.rounds, dtype=np.float32).view(np.int32)
         starts = np.cumsum(lengths) - ends  # of runs whose first entry is at place ends - lengths
         filled = _filled(ends - lengths, ends, width)
-        return _runs(ids, starts, width) & filled, _runs(weights, starts, width) & filled
+        padded = _runs(ids, starts, width), _runs(weights, starts, width)
+        for runs in padded:
+            runs &= filled
+        return padded
 
 
 def _elements(table: pa.Table, column: str) -> tuple[np.ndarray, Sequence[int]]:
@@ -135,7 +138,8 @@ def _pieces(column: str, places: Sequence[tuple[RowGroup, int]]) -> list[np.ndar
 def _filled(first: np.ndarray, end: np.ndarray, width: int) -> np.ndarray:
     """int32 [P, width]: all bits at places [first, end) of a row, none elsewhere."""
     below = np.tril(np.full((width + 1, width), -1, np.int32), -1)
-    return below[end] ^ below[first] if first.any() else below[end]
+    filled = below.take(end, axis=0)
+    return filled ^ below.take(first, axis=0) if first.any() else filled
 
 
 def _runs(elements: np.ndarray, starts: np.ndarray, width: int) -> np.ndarray:

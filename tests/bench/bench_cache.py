@@ -29,7 +29,8 @@ from rich.table import Table
 
 from rskd import records
 from rskd.cache.codec import PartData
-from rskd.cache.loader import CacheLoader, EpochOrder
+from rskd.cache.layout import MOST_FREQUENT
+from rskd.cache.loader import PREFETCH, CacheLoader, EpochOrder
 from rskd.cache.manifest import PartRecord, fold, manifest_name, part_name
 from rskd.cache.reader import LogitCache
 from rskd.cache.writer import CacheWriter
@@ -38,7 +39,7 @@ from rskd.storage import Store
 
 VOCAB, SEQ_LEN, ROUNDS, UNIQUE = 49_152, 1024, 22, 11
 ROWS_PER_PART, PARTS, BATCH = 256, 8, 8
-MANY_PARTS = 100_000
+MANY_PARTS, RESTART = 100_000, 2_000_000  # parts of a large cache, and a step of its first epoch
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,13 @@ class CorpusPart:
     sha256: str = "bench"
 
 
-def make_head() -> dict[str, Any]:
+def make_head(layout: str = "plain") -> dict[str, Any]:
     """The head of a cache of these samples."""
     sampling = {"method": "systematic", "num_samples": ROUNDS, "temperature": 1.0, "k": None, "p": None, "seed": 0}
     return {
-        "sampling": sampling | {"statistics": []},
+        "sampling": sampling | {"statistics": [], "layout": layout},
         "teacher": {},
-        "tokenizer": {"vocab_size": VOCAB},
+        "tokenizer": {"vocab_size": VOCAB, "most_frequent": list(range(MOST_FREQUENT))},
         "corpus": {"seq_len": SEQ_LEN, "rows_per_group": rows_per_group(SEQ_LEN), "parts": PARTS},
     }
 
@@ -76,17 +77,18 @@ def make_part(seed: int = 0) -> PartData:
     return PartData(np.arange(ROWS_PER_PART), windows, ids.reshape(shape), values.reshape(shape), {})
 
 
-def write_cache(uri: str, part: PartData) -> None:
-    writer = CacheWriter(uri, manifest_head=make_head())
+def write_cache(uri: str, part: PartData, layout: str) -> LogitCache:
+    writer = CacheWriter(uri, manifest_head=make_head(layout))
     corpus = [CorpusPart(index, index * ROWS_PER_PART, ROWS_PER_PART) for index in range(PARTS)]
     for one in corpus:
         data = replace(part, row_ids=np.arange(one.first_row, one.first_row + one.rows))
         writer.commit_part(one.index, data, corpus_sha256=one.sha256)
     writer.finish(corpus)
+    return LogitCache.open(uri)
 
 
-def write_many(uri: str) -> None:
-    """The manifest of a cache of MANY_PARTS parts, without the parts."""
+def write_many(uri: str, part: PartData) -> None:
+    """The manifest of a cache of MANY_PARTS parts, and those parts alone that the loader needs at step RESTART."""
     hashes = [sha256(str(index).encode()).hexdigest() for index in range(MANY_PARTS)]
     size = ROWS_PER_PART * SEQ_LEN
     parts = [
@@ -104,6 +106,13 @@ def write_many(uri: str) -> None:
         )
         for index, digest in enumerate(hashes)
     ]
+    cache = LogitCache(Store(uri), fold(make_head(), parts, [], generation=0))
+    order = EpochOrder(cache.group_rows, seed=0, epoch=0)
+    groups, _ = order.rows(RESTART * BATCH, (RESTART + PREFETCH + 1) * BATCH)
+    writer = CacheWriter(uri, manifest_head=make_head())
+    for index in np.unique(cache.group_rows[groups, 0] // ROWS_PER_PART).tolist():
+        row_ids = np.arange(index * ROWS_PER_PART, (index + 1) * ROWS_PER_PART)
+        parts[index] = writer.commit_part(index, replace(part, row_ids=row_ids), corpus_sha256="bench")
     manifest = fold(make_head(), parts, [], generation=0)
     records.write(Store(uri), manifest_name(0), manifest.to_dict())
 
@@ -122,6 +131,23 @@ def read_with_loader(cache: LogitCache) -> int:
     return sum(batch.labels.numel() for batch in batches)
 
 
+def measure(cache: LogitCache, writer: CacheWriter, part: PartData, rounds: int) -> dict[str, float]:
+    """Seconds for each position of writing, of reading with pyarrow, and of reading with the loader."""
+    indices = itertools.count()
+    seconds = medians(
+        {
+            "encode, hash, write, commit": lambda: writer.commit_part(next(indices), part, corpus_sha256="bench"),
+            "pyarrow reads": lambda: read_with_pyarrow(cache),
+            "loader reads": lambda: read_with_loader(cache),
+        },
+        rounds,
+    )
+    return {
+        name: each / (cache.num_tokens if "reads" in name else ROWS_PER_PART * SEQ_LEN)
+        for name, each in seconds.items()
+    }
+
+
 def medians(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Seconds of each, the median of paired rounds after one that warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -134,13 +160,13 @@ def medians(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, 
 
 
 def open_many(uri: str) -> None:
-    """In a process of its own: to open, then to find the rows of a step: seconds and peak memory in MB of each."""
+    """In a process of its own: seconds and peak memory in MB when it is open, and when the first batch is there."""
     started = time.perf_counter()
     cache = LogitCache.open(uri)
     print(time.perf_counter() - started, peak_memory())
-    started = time.perf_counter()
-    EpochOrder(cache.group_rows, seed=0, epoch=0).rows(2_000_000, 2_000_000 + BATCH)
+    batch = next(iter(CacheLoader(cache, global_batch=BATCH, start_step=RESTART)))
     print(time.perf_counter() - started, peak_memory())
+    assert batch.step == RESTART
 
 
 def peak_memory() -> float:
@@ -161,34 +187,25 @@ def main() -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     part = make_part()
+    table = Table("layout", "what", "M positions/s", "time to pyarrow's", title=f"S={SEQ_LEN}, one core")
     with tempfile.TemporaryDirectory() as folder:
-        write_cache(f"{folder}/cache", part)
-        cache = LogitCache.open(f"{folder}/cache")
-        writer = CacheWriter(f"{folder}/again", manifest_head=make_head())
-        indices = itertools.count()
-        seconds = medians(
-            {
-                "encode, hash, write, commit": lambda: writer.commit_part(next(indices), part, corpus_sha256="bench"),
-                "pyarrow reads": lambda: read_with_pyarrow(cache),
-                "loader reads": lambda: read_with_loader(cache),
-            },
-            args.rounds,
-        )
-        write_many(f"{folder}/many")
+        for layout in ("plain", "compact"):
+            cache = write_cache(f"{folder}/{layout}", part, layout)
+            writer = CacheWriter(f"{folder}/again-{layout}", manifest_head=make_head(layout))
+            measured = measure(cache, writer, part, args.rounds)
+            peer = measured["pyarrow reads"]
+            for name, each in measured.items():
+                table.add_row(layout, name, f"{1e-6 / each:.2f}", f"{each / peer:.2f}" if "reads" in name else "")
+        unique = cache.manifest.totals["samples"] / cache.num_tokens
+        write_many(f"{folder}/many", part)
         call = [sys.executable, __file__, "--open-many", f"{folder}/many"]
         opening = subprocess.run(call, check=True, capture_output=True, text=True).stdout
-        unique = cache.manifest.totals["samples"] / cache.num_tokens
-        positions = {name: cache.num_tokens if "reads" in name else ROWS_PER_PART * SEQ_LEN for name in seconds}
 
-    table = Table("what", "M positions/s", "to pyarrow", title=f"{unique:.1f} unique tokens, S={SEQ_LEN}, one core")
-    peer = seconds["pyarrow reads"] / positions["pyarrow reads"]
-    for name, time_taken in seconds.items():
-        each = time_taken / positions[name]
-        table.add_row(name, f"{1e-6 / each:.2f}", f"{each / peer:.2f}" if "reads" in name else "")
+    print(f"{unique:.1f} unique tokens at a position")
     Console().print(table)
-    for what, line in zip(("opened", "rows of a step found"), opening.splitlines()):
+    for what, line in zip(("opened", f"first batch of step {RESTART:,}"), opening.splitlines()):
         time_taken, peak = map(float, line.split())
-        print(f"{MANY_PARTS:,} parts: {what} in {time_taken:.2f} s, {peak:.0f} MB at most")
+        print(f"{MANY_PARTS:,} parts: {what} after {time_taken:.2f} s, {peak:.0f} MB at most")
 
 
 if __name__ == "__main__":

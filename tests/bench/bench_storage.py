@@ -134,10 +134,11 @@ def bytes_per_token(
 ) -> float:
     """Bytes of all files of a cache of these samples, which is verified, for each position."""
     rows, seq_len = len(windows), windows.shape[1] - 1
+    ranks = {"most_frequent": most_frequent(windows)} if layout == "compact" else {}
     head: dict[str, Any] = {
         "sampling": asdict(sampling) | {"statistics": list(statistics or ()), "layout": layout},
         "teacher": {},
-        "tokenizer": {"vocab_size": vocab_size, "most_frequent": most_frequent(windows)},
+        "tokenizer": {"vocab_size": vocab_size} | ranks,
         "corpus": {"seq_len": seq_len, "rows_per_group": rows_per_group(seq_len), "parts": 1},
     }
     data = PartData(
