@@ -25,7 +25,7 @@ UNIQUE_AT_50_ROUNDS = {"random": 17.5, "systematic": 19.5}
 UNIQUE_EXPONENT = 0.73
 # Bytes for each position: the window's own ids, each unique token, each statistic.
 BYTES_PER_POSITION = 1.5
-BYTES_PER_COUNT = 1.9
+BYTES_PER_COUNT = {"plain": 1.9, "compact": 1.6}
 BYTES_PER_PROBABILITY = 3.15
 BYTES_PER_STATISTIC = {"label_logprob": 1.9, "entropy": 1.7, "top1": 1.4}
 # Sustained floating-point operations per second in a forward pass.
@@ -77,7 +77,7 @@ def default_costs(sampling: SamplingConfig) -> tuple[float, float]:
         assert sampling.k is not None  # SamplingConfig checks it
         return float(sampling.k), sampling.k * BYTES_PER_PROBABILITY + fixed
     unique = UNIQUE_AT_50_ROUNDS[sampling.method] * (sampling.num_samples / 50) ** UNIQUE_EXPONENT
-    return unique, unique * BYTES_PER_COUNT + fixed
+    return unique, unique * BYTES_PER_COUNT[sampling.layout] + fixed
 
 
 def _cache(config: DistillConfig, name: str, sampling: SamplingConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_caches import ROUNDS, VOCAB, write_cache
+from made_caches import ROUNDS, VOCAB, make_head, write_cache
 from torch.utils.data import DataLoader
 
 import rskd.cache
@@ -84,10 +84,15 @@ def test_a_trainer_that_accumulates_has_the_loss_of_the_whole_batch(home: Path):
     assert logged[4] == pytest.approx(logged[8], rel=1e-3)
 
 
-def test_the_pandas_example(home: Path):
+@pytest.mark.parametrize(("layout", "uri"), [("plain", "caches/default"), ("compact", "caches/compact")])
+def test_the_pandas_examples(home: Path, layout: str, uri: str):
+    write_cache("caches/compact", head=make_head(sampling__layout="compact", tokenizer__most_frequent=[7, VOCAB - 1]))
+    plain, compact = blocks("python")[3:]
     names: dict[str, Any] = {}
-    run(blocks("python")[3], names)
-    cache = LogitCache.open("caches/default")
+    run(plain, names)
+    if layout == "compact":
+        run(compact, names)
+    cache = LogitCache.open(uri)
     assert len(names["windows"]) == cache.num_rows
     targets = cache.read_rows([0]).targets
     assert targets is not None

@@ -28,6 +28,7 @@ def make_config(root: Path, teacher: Path, /, **sections):
         ({"method": "random", "num_samples": 12}, 6.22, 14.02),
         ({"method": "random", "num_samples": 50}, 17.48, 35.11),
         ({"method": "systematic", "num_samples": 22}, 10.70, 21.71),
+        ({"method": "systematic", "num_samples": 22, "layout": "compact"}, 10.70, 18.74),
         ({"method": "systematic", "num_samples": 50}, 19.49, 37.52),
         ({"method": "systematic", "num_samples": 22, "statistics": ["entropy", "top1"]}, 10.70, 21.71 + 1.74 + 1.45),
         ({"method": "top_k", "k": 12}, 12, 39.66),
