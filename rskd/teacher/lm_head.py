@@ -27,6 +27,7 @@ from rskd.teacher.sampling import (
     Distribution,
     Drawn,
     Method,
+    RowResults,
     Sampling,
     flat_keys,
     merge,
@@ -102,33 +103,32 @@ def sample_rows(
     keys = flat_keys(keys, hidden.shape[:-1], hidden.device)
     labels = None if labels is None else labels.reshape(-1)
     u = {name: points(sampling, keys) for name, sampling in samplings.items()}
-    picks: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in samplings}
-    measured: dict[str, list[Tensor]] = {name: [] for name in names}
-    totals = []
-    for part, logits in _slices(rows, head, rows_per_slice(len(head.weight), samplings.values(), rows.device)):
-        distribution = Distribution.of(logits)
-        totals.append(distribution.total)
+    totals = RowResults(len(rows))
+    picks = {name: RowResults(len(rows)) for name in samplings}
+    measured = {name: RowResults(len(rows)) for name in names}
+    for start, logits in _slices(rows, head, rows_per_slice(len(head.weight), samplings.values(), rows.device)):
+        distribution, part = Distribution.of(logits), slice(start, start + len(logits))
+        totals.put(start, distribution.total)
         for name, sampling in samplings.items():
-            picks[name].append(pick(distribution, sampling, u[name][part]))
+            picks[name].put(start, *pick(distribution, sampling, u[name][part]))
         for name in names:
-            measured[name].append(_measure(name, distribution, None if labels is None else labels[part]))
-    require_distributions(totals)
+            measured[name].put(start, _measure(name, distribution, None if labels is None else labels[part]))
+    require_distributions(*totals.tensors)
     return SampledRows(
-        {name: merge(parts) for name, parts in picks.items()},
-        {name: torch.cat(parts) for name, parts in measured.items()},
+        {name: merge(*results.tensors) for name, results in picks.items()},
+        {name: results.tensors[0] for name, results in measured.items()},
     )
 
 
-def _slices(hidden: Tensor, head: OutputHead, size: int) -> Iterator[tuple[slice, Tensor]]:
-    """Logits of `size` rows of `hidden` [R, D] at a time, and which rows; valid until the next ones are asked for."""
+def _slices(hidden: Tensor, head: OutputHead, size: int) -> Iterator[tuple[int, Tensor]]:
+    """Logits of `size` rows of `hidden` [R, D] at a time, with the first row; valid until the next are asked for."""
     num_rows = len(hidden)
     buffer = hidden.new_empty(min(num_rows, CHUNK_ROWS), len(head.weight))
     for chunk in range(0, max(num_rows, 1), CHUNK_ROWS):
         rows = hidden[chunk : chunk + CHUNK_ROWS]
         products = head.project(rows, out=buffer[: len(rows)])
         for start in range(0, max(len(rows), 1), size):
-            part = products[start : start + size]
-            yield slice(chunk + start, chunk + start + len(part)), head.finish(part)
+            yield chunk + start, head.finish(products[start : start + size])
 
 
 def _measure(statistic: str, distribution: Distribution, labels: Tensor | None) -> Tensor:

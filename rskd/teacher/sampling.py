@@ -119,13 +119,13 @@ def sample_targets(
     rows = logits.flatten(0, -2) if logits.ndim > 1 else logits.unsqueeze(0)
     u = points(sampling, flat_keys(keys, logits.shape[:-1], logits.device))
     size = rows_per_slice(logits.shape[-1], [sampling], logits.device)
-    picks, totals = [], []
-    for part, part_u in zip(rows.split(size), u.split(size)):
-        distribution = Distribution.of(part)
-        picks.append(pick(distribution, sampling, part_u))
-        totals.append(distribution.total)
-    require_distributions(totals)
-    return merge(picks).targets(sampling).reshape(*logits.shape[:-1])
+    totals, picks = RowResults(len(rows)), RowResults(len(rows))
+    for start in range(0, max(len(rows), 1), size):
+        distribution = Distribution.of(rows[start : start + size])
+        totals.put(start, distribution.total)
+        picks.put(start, *pick(distribution, sampling, u[start : start + size]))
+    require_distributions(*totals.tensors)
+    return merge(*picks.tensors).targets(sampling).reshape(*logits.shape[:-1])
 
 
 def flat_keys(keys: Tensor | None, leading_shape: torch.Size, device: torch.device) -> Tensor:
@@ -205,16 +205,35 @@ class Distribution:
         return (block * BLOCK + inner).clamp_(max=self.logits.shape[-1] - 1)
 
 
-def require_distributions(totals: list[Tensor]) -> None:
+class RowResults:
+    """Tensors with results for each of R rows, which come a slice of rows at a time.
+
+    They exist from the first slice on. Small tensors kept from every slice, between the large ones that it frees,
+    would leave the heap full of holes: memory would grow with R.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        self._num_rows = num_rows
+        self.tensors: tuple[Tensor, ...] = ()
+
+    def put(self, start: int, *parts: Tensor) -> None:
+        """Keep the `parts` [r, ...] of the rows from `start` on."""
+        if not self.tensors:
+            self.tensors = tuple(part.new_empty(self._num_rows, *part.shape[1:]) for part in parts)
+        for tensor, part in zip(self.tensors, parts):
+            tensor[start : start + len(part)] = part
+
+
+def require_distributions(total: Tensor) -> None:
     """Raise ValueError if a row of `Distribution.total` is not finite. Once for many slices: a GPU waits for it."""
-    if totals and not torch.cat(totals).isfinite().all():
+    if not total.isfinite().all():
         raise ValueError("logits must be finite or -inf, with one finite in each row: check the teacher's dtype")
 
 
 def draw(distribution: Distribution, sampling: Sampling, keys: Tensor) -> Drawn:
     """Draw from R rows; `keys` int64 [R]. Raises ValueError for a row without a distribution."""
-    require_distributions([distribution.total])
-    return merge([pick(distribution, sampling, points(sampling, keys))])
+    require_distributions(distribution.total)
+    return merge(*pick(distribution, sampling, points(sampling, keys)))
 
 
 def points(sampling: Sampling, keys: Tensor) -> Tensor:
@@ -237,9 +256,8 @@ def pick(distribution: Distribution, sampling: Sampling, u: Tensor) -> tuple[Ten
     return ids, log_ratio.softmax(-1).float()
 
 
-def merge(picks: list[tuple[Tensor, Tensor]]) -> Drawn:
-    """Rows of several slices as one, ids ascending, repeated ones added up, those that count for nothing dropped."""
-    ids, shares = (torch.cat(parts) for parts in zip(*picks))
+def merge(ids: Tensor, shares: Tensor) -> Drawn:
+    """What was picked, [R, N] each: ids ascending, repeated ones added up, those that count for nothing dropped."""
     ids, order = ids.masked_fill(shares == 0, torch.iinfo(ids.dtype).max).sort(-1)
     slot = F.pad(ids[:, 1:] != ids[:, :-1], (1, 0)).cumsum(-1)
     values = torch.zeros_like(shares).scatter_add_(1, slot, shares.gather(1, order))
