@@ -49,6 +49,10 @@ class SparseTargets:
             self.ids.to(device, non_blocking=non_blocking), self.weights.to(device, non_blocking=non_blocking)
         )
 
+    def pin_memory(self) -> SparseTargets:
+        """The same targets in page-locked memory, from which a GPU copies while it computes."""
+        return SparseTargets(self.ids.pin_memory(), self.weights.pin_memory())
+
     def reshape(self, *leading: int) -> SparseTargets:
         """The same targets with another leading shape."""
         num = self.ids.shape[-1]

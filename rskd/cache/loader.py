@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count, islice
 from typing import Any, Protocol
@@ -63,6 +63,16 @@ class CacheBatch:
     targets: SparseTargets | None  # [b, S, K]; None where the source is a corpus
     statistics: dict[str, Tensor]  # each [b, S]
 
+    def pin_memory(self) -> CacheBatch:
+        """The same batch in page-locked memory, from which a GPU copies while it computes."""
+        return replace(
+            self,
+            input_ids=self.input_ids.pin_memory(),
+            labels=self.labels.pin_memory(),
+            targets=self.targets and self.targets.pin_memory(),
+            statistics={name: values.pin_memory() for name, values in self.statistics.items()},
+        )
+
 
 class EpochOrder:
     """The order of all rows in one epoch, a pure function of (group_rows, seed, epoch); a block at a time."""
@@ -101,6 +111,7 @@ class CacheLoader(IterableDataset[CacheBatch]):
     Step s of an epoch is rows [s·B, (s+1)·B) of its order, the remainder is dropped, and rank r has a contiguous slice
     of them, so the global batches are equal for any `world_size`. `DataLoader(loader, batch_size=None, num_workers=n)`
     gives the same batches from n processes; `state_dict` counts those of an iterator in this process alone.
+    `pin_memory`, which needs a GPU, puts batches where copies to it need not be waited for.
 
     Raises ConfigError for a source smaller than B.
     """
@@ -114,6 +125,7 @@ class CacheLoader(IterableDataset[CacheBatch]):
         world_size: int = 1,
         seed: int = 0,
         start_step: int = 0,
+        pin_memory: bool = False,
     ):
         if source.num_rows < global_batch:
             raise ConfigError(
@@ -128,6 +140,7 @@ class CacheLoader(IterableDataset[CacheBatch]):
         self._global_batch = global_batch
         self._slice = [global_batch * edge // world_size for edge in (rank, rank + 1)]
         self._step = start_step
+        self._pin_memory = pin_memory
         self._order: tuple[int, EpochOrder] | None = None
         self._groups: OrderedDict[int, RowGroup] = OrderedDict()
 
@@ -161,7 +174,7 @@ class CacheLoader(IterableDataset[CacheBatch]):
             self._order = epoch, EpochOrder(self._group_rows, seed=self._seed, epoch=epoch)
         start, stop = (step_in_epoch * self._global_batch + edge for edge in self._slice)
         rows = self._gather(*self._order[1].rows(start, stop))
-        return CacheBatch(
+        batch = CacheBatch(
             step=step,
             epoch=epoch,
             row_ids=rows.row_ids,
@@ -170,6 +183,7 @@ class CacheLoader(IterableDataset[CacheBatch]):
             targets=rows.targets,
             statistics=rows.statistics,
         )
+        return batch.pin_memory() if self._pin_memory else batch
 
     def _gather(self, groups: np.ndarray, places: np.ndarray) -> CacheRows:
         """Rows by group and place; groups that later steps may need stay in memory, the last used of two blocks."""

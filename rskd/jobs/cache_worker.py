@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,8 @@ class TeacherWorker:
         row_ids, input_ids = torch.from_numpy(windows.row_ids), torch.from_numpy(windows.input_ids).long()
         size = self._run.teacher.batch_windows
         batches = [self._sample(teacher, *batch, caches) for batch in zip(row_ids.split(size), input_ids.split(size))]
+        if teacher.device.type == "cuda":
+            torch.cuda.synchronize(teacher.device)
         shape = (len(row_ids), self._corpus.seq_len)
         data = {}
         for name in caches:
@@ -116,7 +118,7 @@ class TeacherWorker:
     def _sample(
         self, teacher: TransformersTeacher, row_ids: Tensor, input_ids: Tensor, caches: list[str]
     ) -> SampledRows:
-        """All samplings and statistics of one batch of windows [B, S+1], on the CPU."""
+        """All samplings and statistics of one batch of windows [B, S+1], on their way to the CPU."""
         manifest, run = self._corpus.manifest, self._run
         input_ids = input_ids.to(teacher.device)
         isolating_id = manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None
@@ -129,9 +131,10 @@ class TeacherWorker:
             labels=input_ids[:, 1:],
             statistics={statistic for name in caches for statistic in run.samplings[name].statistics},
         )
+        to_host = partial(Tensor.to, device="cpu", non_blocking=True)
         return SampledRows(
-            {name: Drawn(drawn.ids.int().cpu(), drawn.values.cpu()) for name, drawn in rows.drawn.items()},
-            {name: values.cpu() for name, values in rows.statistics.items()},
+            {name: Drawn(to_host(drawn.ids.int()), to_host(drawn.values)) for name, drawn in rows.drawn.items()},
+            {name: to_host(values) for name, values in rows.statistics.items()},
         )
 
 

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import (
     CheckpointConfig,
@@ -38,12 +37,12 @@ from ray.util.queue import Queue
 from rskd import records, tracking
 from rskd.cache.histogram import percentile
 from rskd.cache.reader import LogitCache
-from rskd.config import DistillConfig, StudentSpec, TrainConfig
+from rskd.config import DistillConfig, RayConfig, StudentSpec
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.corpus.tokenizer import end_of_text_id, load_tokenizer, tokenizer_fingerprint
 from rskd.errors import CacheMismatchError, ConfigError, RskdError
 from rskd.jobs.failures import GiveUpOnExplainedErrors
-from rskd.jobs.ray_session import ensure_ray
+from rskd.jobs.ray_session import ensure_ray, worker_resources
 from rskd.jobs.train_worker import TrainingRun, train_worker
 from rskd.progress import progress_bar
 from rskd.storage import Store
@@ -81,7 +80,7 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
                 updates,
                 Store(config.checkpoints_uri(student)),
                 name=records.digest(recipe)[:16],
-                on_cluster=config.ray.address is not None,
+                ray_config=config.ray,
             )
         summary = _publish(checkpoint, target) | {"seconds": time.monotonic() - started}
         records.write(target, RESULT_FILE, {"recipe": recipe, "summary": summary})
@@ -170,15 +169,20 @@ def _hard_threshold(source: LogitCache | PackedCorpus, spec: StudentSpec) -> flo
     return percentile(histogram, spec.objective.hard_percentile)
 
 
-def _fit(run: TrainingRun, updates: Queue, checkpoints: Store, *, name: str, on_cluster: bool) -> Store:
+def _fit(run: TrainingRun, updates: Queue, checkpoints: Store, *, name: str, ray_config: RayConfig) -> Store:
     """Run the workers to the last step, from the newest checkpoint of the run `name`; the last two are kept.
 
     Returns the last checkpoint.
     """
     config = run.spec.train
+    resources = worker_resources(
+        ray_config, "train", config.workers, threads=config.threads_per_worker, gpus=config.gpus_per_worker
+    )
     trainer = TorchTrainer(
         partial(train_worker, run, updates),
-        scaling_config=_scaling(config, on_cluster=on_cluster),
+        scaling_config=ScalingConfig(
+            num_workers=config.workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=resources
+        ),
         run_config=RunConfig(
             name=name,
             storage_path=checkpoints.path,
@@ -210,22 +214,6 @@ def _explained(error: TrainingFailedError) -> RskdError:
     return RskdError(
         f"training failed after its restarts, at last with {type(causes[0]).__name__} ({reason}): "
         "run it again to go on from the newest checkpoint, or raise train.max_failures"
-    )
-
-
-def _scaling(config: TrainConfig, *, on_cluster: bool) -> ScalingConfig:
-    """On a cluster a worker reserves its threads; on one machine, which its workers share, one logical CPU."""
-    per_worker = {"CPU": float(config.threads_per_worker if on_cluster else 1), "GPU": config.gpus_per_worker}
-    if not on_cluster:
-        there = ray.cluster_resources()
-        for resource, amount in per_worker.items():
-            if amount * config.workers > there.get(resource, 0):
-                raise ConfigError(
-                    f"train.workers={config.workers} need {amount * config.workers:g} {resource} but this machine has "
-                    f"{there.get(resource, 0):g}: lower train.workers"
-                )
-    return ScalingConfig(
-        num_workers=config.workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=per_worker
     )
 
 

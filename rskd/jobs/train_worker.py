@@ -1,6 +1,7 @@
 """What each worker of Ray Train runs: restore or build the student, read this rank's batches, train, report.
 
-Rank 0 alone writes: checkpoints through Ray Train, and the metrics of every step into a queue that the driver reads.
+Rank 0 alone writes: checkpoints through Ray Train, which uploads them while training goes on, and the metrics of every
+step into a queue that the driver reads.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import ray.train
 import torch
-from ray.train import Checkpoint
+from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 from ray.util.queue import Queue
 
@@ -70,6 +71,7 @@ def train_worker(run: TrainingRun, updates: Queue) -> None:
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         seed=config.seed,
+        pin_memory=device.type == "cuda",
     )
     if progress.loader:
         loader.load_state_dict(progress.loader)
@@ -80,11 +82,17 @@ def train_worker(run: TrainingRun, updates: Queue) -> None:
             updates.put(log[-1])
 
     def save(step: int) -> None:
-        with tempfile.TemporaryDirectory() as temporary:
-            if is_first:
-                progress = Progress(step, loader.state_dict())
-                save_checkpoint(Path(temporary), student, tokenizer, optimizer, progress, log)
-            ray.train.report({"step": step}, checkpoint=Checkpoint(temporary) if is_first else None)
+        checkpoint = None
+        if is_first:
+            folder = tempfile.mkdtemp()
+            save_checkpoint(Path(folder), student, tokenizer, optimizer, Progress(step, loader.state_dict()), log)
+            checkpoint = Checkpoint(folder)
+        ray.train.report(
+            {"step": step},
+            checkpoint=checkpoint,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
 
     train(loss, optimizer, loader, config, start_step=progress.step, device=device, log=record, save=save)
 

@@ -220,13 +220,13 @@ def _micro_batches(num_rows: int, size: int) -> Iterator[slice]:
 def _to_device(
     batch: CacheBatch, rows: slice, device: torch.device
 ) -> tuple[Tensor, Tensor, SparseTargets | None, Tensor | None]:
-    targets = batch.targets and SparseTargets(batch.targets.ids[rows], batch.targets.weights[rows]).to(device)
+    targets = batch.targets and SparseTargets(batch.targets.ids[rows], batch.targets.weights[rows])
     label_logprob = batch.statistics.get("label_logprob")
     return (
-        batch.input_ids[rows].to(device),
-        batch.labels[rows].to(device),
-        targets,
-        None if label_logprob is None else label_logprob[rows].to(device),
+        batch.input_ids[rows].to(device, non_blocking=True),
+        batch.labels[rows].to(device, non_blocking=True),
+        targets and targets.to(device, non_blocking=True),
+        None if label_logprob is None else label_logprob[rows].to(device, non_blocking=True),
     )
 
 
