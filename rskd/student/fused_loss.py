@@ -1,17 +1,20 @@
 """Output head and loss in one, chunk by chunk: the gradient is made in the forward pass, where the logits are.
 
     hidden ─► chunk of rows ─► logits ─► losses, and gradients in the logits' memory ─┬─► @ weight: grad_hidden
-                                                                                      └─► @ hidden: grad_weight
+                                         (tile by tile here, or triton_loss)          └─► @ hidden: grad_weight
 
-No [N, V] tensor exists: beyond the inputs and their gradients there is one chunk of logits. A summed loss costs what
-the plain one does, three matrix products. Losses a token cost a fourth: the gradient waits for the upstream's weights.
+No [N, V] tensor exists: beyond the inputs and their gradients there is one buffer of logits, used by all chunks. A
+summed loss costs what the plain one does, three matrix products. Losses a token cost a fourth: the gradient waits for
+the upstream's weights. Products are made in the inputs' dtype on a GPU and in float32 on a CPU, where narrower ones are
+emulated; the softmax and the sum of the head's gradient over chunks are in float32.
 
 Shapes: N tokens, R tokens of a chunk, D hidden, V vocabulary, K target entries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -21,8 +24,8 @@ from torch.autograd.function import once_differentiable
 
 from rskd.output_head import OutputHead
 
-CHUNK_BYTES_CPU = 32 * 2**20  # of float32 logits at once; malloc does not recycle more
-CHUNK_BYTES_GPU = 512 * 2**20
+TILE_BYTES_CPU = 2**21  # float32 values of a tile: passes over it stay in the cache
+TILE_BYTES_GPU = 2**27
 
 
 class Target(NamedTuple):
@@ -52,46 +55,89 @@ class Target(NamedTuple):
         return self.teacher_logits.float().softmax(-1) * self.teacher_coefficients[:, None]
 
 
-def chunked_loss(hidden: Tensor, head: OutputHead, target: Target, *, summed: bool) -> Tensor:
-    """Loss Σ_v c_v (lse(z) - z_v) of each token, [N], or its sum over them.
-
-    `F.cross_entropy(head.logits(hidden), c, reduction="sum")` where c sums to 1 and softcap and vocabulary allow.
-
-    `hidden` is [N, D]. Logits are made in the inputs' dtype (under autocast, in autocast's), the softmax in float32,
-    the gradient of the head is added up over chunks in float32.
-    """
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    return _ChunkedLoss.apply(
-        hidden, head.weight, head.bias, head.softcap, target, dtype, summed, torch.is_grad_enabled()
-    )  # pyright: ignore[reportReturnType]
+ToGradients = Callable[[Tensor, Target, float | None], Tensor]
+"""Losses [R] of logits [R, V] before the soft-cap, which are overwritten by their gradients."""
 
 
-def _to_gradients(logits: Tensor, target: Target) -> Tensor:
-    """Losses [R] of `logits` [R, V], overwritten by their gradients (Σc)·softmax - c (paper, Eq. 4)."""
-    logits.sub_(logits.amax(-1, keepdim=True))
-    coefficients = target.coefficients.to(logits.dtype)
-    picked = (coefficients * logits.gather(1, target.ids)).sum(-1)
+def to_gradients(logits: Tensor, target: Target, softcap: float | None) -> Tensor:
+    """Losses [R], float32 at least, of `logits` [R, V]; the logits become (Σc)·softmax - c (paper, Eq. 4)."""
+    num_bytes = TILE_BYTES_CPU if logits.device.type == "cpu" else TILE_BYTES_GPU
+    size = max(1, num_bytes // (torch.float32.itemsize * logits.shape[1]))
+    tiles = _slices(len(logits), size)
+    return torch.cat([_tile_to_gradients(logits[tile], target.rows(tile), softcap) for tile in tiles])
+
+
+def _tile_to_gradients(logits: Tensor, target: Target, softcap: float | None) -> Tensor:
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    slope = None
+    if softcap is not None:
+        z.div_(softcap).tanh_()
+        slope = 1 - z**2
+        z.mul_(softcap)
+    z.sub_(z.amax(-1, keepdim=True))
+    coefficients = target.coefficients.to(z.dtype)
+    picked = (coefficients * z.gather(1, target.ids)).sum(-1)
     mass = coefficients.sum(-1)
     dense = target.dense()
     if dense is not None:
-        picked += (dense * logits).sum(-1)
+        picked += (dense * z).sum(-1)
         mass += dense.sum(-1)
-    total = logits.exp_().sum(-1)
-    logits.mul_((mass / total)[:, None])
-    logits.scatter_add_(1, target.ids, -coefficients)
+    total = z.exp_().sum(-1)
+    z.mul_((mass / total)[:, None])
+    z.scatter_add_(1, target.ids, -coefficients)
     if dense is not None:
-        logits.sub_(dense)
+        z.sub_(dense)
+    if slope is not None:
+        z.mul_(slope)
+    if z is not logits:
+        logits.copy_(z)
     return mass * total.log() - picked
+
+
+def chunked_loss(
+    hidden: Tensor,
+    head: OutputHead,
+    target: Target,
+    *,
+    summed: bool,
+    vocab_size: int | None = None,
+    kernel: ToGradients = to_gradients,
+) -> Tensor:
+    """Loss Σ_v c_v (lse(z) - z_v) of each token, [N], or its sum over them.
+
+    `F.cross_entropy(head.logits(hidden)[:, :vocab_size], c, reduction="sum")` where c sums to 1.
+
+    `hidden` is [N, D]. Under autocast the inputs count as being of its dtype.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    options = _Options(
+        head.softcap, vocab_size or len(head.weight), torch.promote_types(dtype, torch.float32), dtype, kernel
+    )
+    apply: Callable[..., Tensor] = _ChunkedLoss.apply  # pyright: ignore[reportAssignmentType]
+    if torch.compiler.is_compiling():
+        apply = torch.compiler.disable(apply)  # pyright: ignore[reportAssignmentType]
+    return apply(hidden, head.weight, head.bias, target, options, summed, torch.is_grad_enabled())
+
+
+class _Options(NamedTuple):
+    softcap: float | None
+    vocab_size: int
+    high: torch.dtype  # of sums
+    dtype: torch.dtype  # of the inputs
+    kernel: ToGradients
+
+    def product_dtype(self, device: torch.device) -> torch.dtype:
+        return self.high if device.type == "cpu" else self.dtype
 
 
 class _ChunkedLoss(Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, softcap, target, dtype, summed, with_gradients):
-        ctx.options = (softcap, dtype)
+    def forward(ctx, hidden, weight, bias, target, options, summed, with_gradients):
+        ctx.options = options
         ctx.summed = summed
         wanted = tuple(with_gradients and summed and needed for needed in ctx.needs_input_grad[:3])
-        losses, ctx.gradients = _run((hidden, weight, bias), target, wanted, *ctx.options)
+        losses, ctx.gradients = _run((hidden, weight, bias), target, wanted, options)
         if with_gradients and not summed:
             ctx.target = target
             ctx.save_for_backward(hidden, weight, bias)
@@ -100,57 +146,120 @@ class _ChunkedLoss(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
-        if ctx.summed:
-            scaled = (None if gradient is None else gradient * grad_output for gradient in ctx.gradients)
+        if not ctx.summed:
+            _, gradients = _run(
+                ctx.saved_tensors, ctx.target.scaled(grad_output), ctx.needs_input_grad[:3], ctx.options
+            )
+        elif ctx.gradients is None:
+            raise RuntimeError("the loss's gradients went to the first backward: call that with retain_graph=True")
+        elif torch._C._autograd._get_current_graph_task_keep_graph():  # pyright: ignore[reportAttributeAccessIssue]
+            gradients = [None if gradient is None else gradient * grad_output for gradient in ctx.gradients]
         else:
-            wanted = ctx.needs_input_grad[:3]
-            _, scaled = _run(ctx.saved_tensors, ctx.target.scaled(grad_output), wanted, *ctx.options)
-        return *scaled, None, None, None, None, None
+            gradients, ctx.gradients = ctx.gradients, None
+            _scale(gradients, grad_output)
+        return *gradients, None, None, None, None
+
+
+def _scale(gradients: list[Tensor | None], factor: Tensor) -> None:
+    """In place, so that autograd can hand on the tensors themselves; where that is free to know, not by 1."""
+    if factor.device.type == "cpu" and factor == 1:
+        return
+    for gradient in gradients:
+        if gradient is not None:
+            gradient.mul_(factor)
 
 
 def _run(
-    inputs: tuple[Tensor, Tensor, Tensor | None],
-    target: Target,
-    wanted: tuple[bool, ...],
-    softcap: float | None,
-    dtype: torch.dtype,
+    inputs: tuple[Tensor, Tensor, Tensor | None], target: Target, wanted: tuple[bool, ...], options: _Options
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Losses [N], and the gradients of their sum to those of hidden, weight and bias that are `wanted`."""
-    hidden, weight, bias = (None if tensor is None else tensor.to(dtype) for tensor in inputs)
-    assert hidden is not None
-    assert weight is not None
-    head = OutputHead(weight, bias, softcap)
-    high = torch.promote_types(dtype, torch.float32)
-    losses = torch.empty(len(hidden), dtype=high, device=hidden.device)
-    grad_hidden = torch.empty_like(hidden) if wanted[0] else None
-    grad_weight = torch.zeros_like(weight, dtype=high) if wanted[1] else None
-    grad_bias = torch.zeros_like(weight[:, 0], dtype=high) if wanted[2] else None
+    hidden, weight, _ = inputs
+    make = torch.empty_like if len(hidden) else torch.zeros_like  # the first chunk writes, the others add
+    gradients = [
+        make(hidden) if wanted[0] else None,
+        make(weight, dtype=options.high) if wanted[1] else None,
+        torch.zeros_like(weight[:, 0], dtype=options.high) if wanted[2] else None,
+    ]
     with torch.autocast(hidden.device.type, enabled=False):
-        for rows in _chunks(len(hidden), len(weight), hidden.device):
-            logits = head.logits(hidden[rows])
-            slope = None if softcap is None else 1 - (logits / softcap) ** 2
-            losses[rows] = _to_gradients(logits, target.rows(rows))
-            grad_logits = logits if slope is None else logits.mul_(slope)
-            if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
-            grad_logits = grad_logits.to(dtype)
-            if grad_hidden is not None:
-                torch.mm(grad_logits, weight, out=grad_hidden[rows])
-            if grad_weight is not None:
-                _add_product(grad_weight, grad_logits.T, hidden[rows])
-    gradients = (grad_hidden, grad_weight, grad_bias)
+        losses = _run_chunks(inputs, target, gradients, options)
     return losses, [None if g is None else g.to(tensor.dtype) for g, tensor in zip(gradients, inputs)]  # pyright: ignore
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, the sum in float32 also where the factors are narrower."""
+def _run_chunks(
+    inputs: tuple[Tensor, Tensor, Tensor | None],
+    target: Target,
+    gradients: list[Tensor | None],
+    options: _Options,
+) -> Tensor:
+    """Losses [N]; fills `gradients`, those of hidden in its dtype, of weight and bias in float32."""
+    dtype = options.product_dtype(inputs[0].device)
+    hidden = inputs[0]
+    weight, bias = (None if tensor is None else tensor[: options.vocab_size].to(dtype) for tensor in inputs[1:])
+    assert weight is not None
+    grad_hidden, grad_weight, grad_bias = gradients
+    if grad_weight is not None:
+        grad_weight[len(weight) :] = 0
+        grad_weight = grad_weight[: len(weight)]
+    losses = torch.empty(len(hidden), dtype=options.high, device=hidden.device)
+    chunk_rows = _chunk_rows(len(hidden), hidden.shape[1], hidden.device)
+    buffer = _logits_buffer(chunk_rows, weight)
+    for rows in _slices(len(hidden), chunk_rows):
+        hidden_RD = hidden[rows].to(dtype)
+        logits = buffer[: len(hidden_RD)]
+        if bias is None:
+            torch.mm(hidden_RD, weight.T, out=logits)
+        else:
+            torch.addmm(bias, hidden_RD, weight.T, out=logits)
+        losses[rows] = options.kernel(logits, target.rows(rows), options.softcap)
+        if grad_bias is not None:
+            grad_bias[: len(weight)] += logits.sum(0, dtype=grad_bias.dtype)
+        if grad_hidden is not None and grad_hidden.dtype == dtype:
+            torch.mm(logits, weight, out=grad_hidden[rows])
+        elif grad_hidden is not None:
+            grad_hidden[rows] = logits @ weight
+        if grad_weight is not None:
+            _add_product(grad_weight, logits.T, hidden_RD, beta=int(rows.start > 0))
+    return losses
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, *, beta: int) -> None:
+    """total = beta·total + left @ right, the sum in float32 also where the factors are narrower."""
     if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
+        total.addmm_(left, right, beta=beta)
+    elif _adds_products_in_float32(total.device):
+        torch.addmm(total, left, right, out_dtype=total.dtype, beta=beta, out=total)
+    elif beta:
         total += left @ right
+    else:
+        total.copy_(left @ right)
 
 
-def _chunks(num_tokens: int, vocab_size: int, device: torch.device) -> Iterator[slice]:
-    budget = CHUNK_BYTES_CPU if device.type == "cpu" else CHUNK_BYTES_GPU
-    size = max(1, budget // (torch.float32.itemsize * vocab_size))
-    return (slice(start, start + size) for start in range(0, num_tokens, size))
+@cache
+def _adds_products_in_float32(device: torch.device) -> bool:
+    """Whether this torch adds a product of narrower factors to a float32 matrix on the device (2.9 does not)."""
+    total = torch.zeros(16, 16, device=device)
+    try:
+        torch.addmm(total, total.bfloat16(), total.bfloat16(), out_dtype=total.dtype, out=total)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _chunk_rows(num_tokens: int, hidden_size: int, device: torch.device) -> int:
+    """Tokens of a chunk: logits of half the size of the head's gradient, within what keeps matrix products efficient.
+
+    Every chunk reads the head twice and its gradient once, whatever its size.
+    """
+    least, most = (64, 512) if device.type == "cpu" else (512, 4096)
+    return max(1, min(num_tokens, max(least, min(most, hidden_size // 2))))
+
+
+def _logits_buffer(num_rows: int, weight: Tensor) -> Tensor:
+    """Memory for logits [R, V], whose rows are not a multiple of a page apart: they would share cache sets."""
+    vocab_size = len(weight)
+    aliased = vocab_size * weight.itemsize % 4096 == 0
+    return weight.new_empty(num_rows, vocab_size + 32 * aliased)[:, :vocab_size]
+
+
+def _slices(num: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, num, size))

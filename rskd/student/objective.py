@@ -57,9 +57,10 @@ def sparse_kd_loss(
     target = Target(targets.ids, targets.weights.detach().float())
     return _loss(
         hidden,
-        OutputHead(lm_head_weight, bias, softcap).narrow(vocab_size),
+        OutputHead(lm_head_weight, bias, softcap),
         target,
         labels,
+        vocab_size=vocab_size,
         ce_weight=ce_weight,
         token_weights=token_weights,
         ignore_index=ignore_index,
@@ -99,8 +100,8 @@ def full_kd_loss(
     With `vocab_size`, t is over the ids below it, and the teacher's padding may differ from the student's. The other
     arguments and errors are those of `sparse_kd_loss`.
     """
-    head = OutputHead(lm_head_weight, bias, softcap).narrow(vocab_size)
-    num_ids = len(head.weight)
+    head = OutputHead(lm_head_weight, bias, softcap)
+    num_ids = len(head.narrow(vocab_size).weight)
     _check_shape("teacher_logits", teacher_logits[:, :vocab_size], (len(hidden), num_ids))
     target = Target(
         torch.empty(len(hidden), 0, dtype=torch.int64, device=hidden.device),
@@ -113,6 +114,7 @@ def full_kd_loss(
         head,
         target,
         labels,
+        vocab_size=vocab_size,
         ce_weight=ce_weight,
         token_weights=token_weights,
         ignore_index=ignore_index,
@@ -137,6 +139,7 @@ def _loss(
     target: Target,
     labels: Tensor | None,
     *,
+    vocab_size: int | None,
     ce_weight: float,
     token_weights: Tensor | None,
     ignore_index: int,
@@ -152,11 +155,12 @@ def _loss(
     if reduction == "mean":
         scale = scale / valid.sum().clamp(min=1)  # here rather than at the end, so that gradients are rounded once
     target = target.scaled(scale)
+    narrow = head.narrow(vocab_size)
     summed = reduction != "none"
     if impl == "eager":
-        losses = _eager_losses(hidden, head, target)
+        losses = _eager_losses(hidden, narrow, target)
         return losses.sum() if summed else losses
-    return chunked_loss(hidden, head, target, summed=summed)
+    return chunked_loss(hidden, head, target, summed=summed, vocab_size=vocab_size)
 
 
 def _mix(target: Target, labels: Tensor, ce_weight: float) -> Target:

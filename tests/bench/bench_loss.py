@@ -1,75 +1,225 @@
-"""Sparse KD loss, forward and backward, beside cross-entropy: `make bench`, or python tests/bench/bench_loss.py.
+"""The losses, forward and backward, beside their peers: time and peak memory by one and the same setting.
 
-Every round times each loss once, one after the other, so that a busy machine slows all of them alike; the table shows
-medians, and ratios to the fastest cross-entropy of the same table.
+    python tests/bench/bench_loss.py [--out DIR] [--quick]
+
+torch alone is enough; the Triton kernel runs on a GPU. Sparse KD is held against cross-entropy:
+`F.cross_entropy(F.linear(...))`, `F.linear_cross_entropy` by its options, and on a GPU Liger and cut-cross-entropy
+where they are installed. Full KD and top-k are held against the same loss written densely. Times are paired: each
+contender runs once a round, `time` is the median ratio to the fastest peer. Peaks are beyond the inputs, on a CPU each
+in a process of its own, beside the fastest peer's and beside the smallest of all peers' at whatever time.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
+import json
 import statistics
-import time
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
+from measure import Row, markdown_table, paired_seconds, peak_mib, ratio, write_results
 from torch import Tensor
 
 from rskd import SparseTargets, sparse_kd_loss
+from rskd.student.objective import full_kd_loss
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+OURS = "rskd"
 
 
-def losses(num_tokens: int, vocab_size: int, num_unique: int) -> dict[str, Loss]:
-    """Name to loss(hidden [N, D], weight [V, D]); the first two are the peers."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(vocab_size, (num_tokens,), generator=generator)
-    ids = torch.randint(vocab_size, (num_tokens, num_unique), generator=generator)
-    targets = SparseTargets(ids, torch.full(ids.shape, 1 / num_unique))
+class Setting(NamedTuple):
+    """What one table is about."""
+
+    family: str
+    num_tokens: int
+    hidden_size: int
+    vocab_size: int
+    num_unique: int
+    dtype: str
+    rounds: int
+
+    def __str__(self) -> str:
+        n, d, v, k = self[1:5]
+        return f"{self.family}, N={n} D={d} V={v} K={k} {self.dtype}"
+
+
+CPU_SETTINGS = [
+    Setting("sparse_kd", 1024, 576, 49152, 16, "float32", 9),
+    Setting("sparse_kd", 1024, 576, 49152, 50, "float32", 9),
+    Setting("sparse_kd", 1024, 576, 49152, 16, "bfloat16", 7),
+    Setting("sparse_kd", 1024, 576, 49152, 50, "bfloat16", 7),
+    Setting("sparse_kd", 4096, 576, 49152, 16, "float32", 3),
+    Setting("full_kd", 1024, 576, 49152, 0, "float32", 7),
+    Setting("top_k", 1024, 576, 49152, 50, "float32", 7),
+]
+GPU_SETTINGS = [
+    Setting(family, 8192, hidden_size, vocab_size, num_unique, "bfloat16", 20)
+    for vocab_size in (128256, 49152)
+    for family, hidden_size, num_unique in (
+        ("sparse_kd", 2048, 16),
+        ("sparse_kd", 4096, 16),
+        ("sparse_kd", 4096, 50),
+        ("full_kd", 2048, 0),
+        ("top_k", 2048, 50),
+    )
+]
+
+
+def make_inputs(setting: Setting) -> tuple[Tensor, Tensor]:
+    """hidden [N, D] and weight [V, D]."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+
+    def normal(rows: int, scale: float) -> Tensor:
+        values = scale * torch.randn(rows, setting.hidden_size, generator=generator, device=DEVICE)
+        return values.to(getattr(torch, setting.dtype)).requires_grad_()
+
+    return normal(setting.num_tokens, 1.0), normal(setting.vocab_size, 0.02)
+
+
+def contenders(setting: Setting) -> dict[str, Loss]:
+    """Peers and ours, whose names start with OURS."""
+    generator = torch.Generator(DEVICE).manual_seed(1)
+    num_tokens, vocab_size = setting.num_tokens, setting.vocab_size
+    if setting.family == "sparse_kd":
+        labels = torch.randint(vocab_size, (num_tokens,), generator=generator, device=DEVICE)
+        ids = torch.randint(vocab_size, (num_tokens, setting.num_unique), generator=generator, device=DEVICE)
+        targets = SparseTargets(ids, torch.full(ids.shape, 1 / setting.num_unique, device=DEVICE))
+        peers = _linear_cross_entropies(labels) | _gpu_peers(labels)
+        if DEVICE != "cpu" or setting.dtype == "float32":  # in emulated bf16 it takes minutes
+            peers["cross_entropy(linear)"] = lambda h, w: F.cross_entropy(F.linear(h, w), labels)
+        impls = ("eager", "chunked", "triton") if DEVICE == "cuda" else ("eager", "chunked")
+        return peers | {
+            f"{OURS} {impl}": lambda h, w, impl=impl: sparse_kd_loss(h, w, targets, impl=impl)
+            for impl in impls
+            if impl != "eager" or DEVICE != "cpu" or setting.dtype == "float32"
+        }
+    teacher_logits = torch.randn(num_tokens, vocab_size, generator=generator, device=DEVICE).mul_(3)
+    if setting.family == "full_kd":
+        return _full_kd(teacher_logits)
+    weights, ids = teacher_logits.softmax(-1).topk(setting.num_unique)
+    return _top_k(SparseTargets(ids, weights))
+
+
+def _full_kd(teacher_logits: Tensor) -> dict[str, Loss]:
     return {
-        "cross_entropy(linear)": lambda hidden, weight: F.cross_entropy(F.linear(hidden, weight), labels),
-        "linear_cross_entropy": lambda hidden, weight: F.linear_cross_entropy(hidden, weight, labels),
-        "sparse_kd eager": lambda hidden, weight: sparse_kd_loss(hidden, weight, targets, impl="eager"),
-        "sparse_kd chunked": lambda hidden, weight: sparse_kd_loss(hidden, weight, targets, impl="chunked"),
+        "dense": lambda h, w: F.cross_entropy(F.linear(h, w), teacher_logits.softmax(-1)),
+        OURS: lambda h, w: full_kd_loss(h, w, teacher_logits),
     }
 
 
-def seconds(loss: Loss, hidden: Tensor, weight: Tensor) -> float:
-    """Wall time of one forward and backward."""
-    hidden.grad = weight.grad = None
-    started = time.perf_counter()
-    loss(hidden, weight).backward()
-    return time.perf_counter() - started
+def _top_k(targets: SparseTargets) -> dict[str, Loss]:
+    return {
+        "dense": lambda h, w: _dense_top_k(F.linear(h, w), targets),
+        OURS: lambda h, w: sparse_kd_loss(h, w, targets),
+    }
+
+
+def _dense_top_k(logits: Tensor, targets: SparseTargets) -> Tensor:
+    return -(targets.weights * logits.log_softmax(-1).gather(1, targets.ids)).sum(-1).mean()
+
+
+def _linear_cross_entropies(labels: Tensor) -> dict[str, Loss]:
+    """torch's fused loss by the options that bear on time and memory (torch >= 2.13)."""
+    if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        return {}
+    sizes = (64, 128, 256, 512) if DEVICE == "cpu" else (512, 1024, 2048, 4096)
+    choices: dict[str, dict] = {"defaults": {}, "aspect_ratio": {"chunking_method": "aspect_ratio"}}
+    choices |= {f"chunks of {size}": {"batch_chunk_size": size} for size in sizes}
+    losses: dict[str, Loss] = {}
+    for name, choice in choices.items():
+        options = torch.nn.LinearCrossEntropyOptions(**choice)
+        losses[f"linear_cross_entropy, {name}"] = lambda h, w, options=options: F.linear_cross_entropy(
+            h, w, labels, options=options
+        )
+    return losses
+
+
+def _gpu_peers(labels: Tensor) -> dict[str, Loss]:
+    losses: dict[str, Loss] = {}
+    if DEVICE == "cuda" and find_spec("liger_kernel"):
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        liger = LigerFusedLinearCrossEntropyLoss()
+        losses["Liger"] = lambda h, w: liger(w, h, labels)
+    if DEVICE == "cuda" and find_spec("cut_cross_entropy"):
+        from cut_cross_entropy import linear_cross_entropy
+
+        losses["cut-cross-entropy"] = lambda h, w: linear_cross_entropy(h, w, labels)
+    return losses
+
+
+def forward_backward(loss: Loss, inputs: tuple[Tensor, Tensor]) -> None:
+    for tensor in inputs:
+        tensor.grad = None
+    loss(*inputs).backward()
+
+
+def peak_here(setting: Setting, name: str) -> float:
+    """Peak MiB of one contender, after a small call that loads what it needs."""
+    small = setting._replace(num_tokens=8, vocab_size=1000)
+    forward_backward(contenders(small)[name], make_inputs(small))
+    loss, inputs = contenders(setting)[name], make_inputs(setting)
+    for tensor in inputs:
+        tensor.grad = None
+    return peak_mib(lambda: forward_backward(loss, inputs))
+
+
+def peak_elsewhere(setting: Setting, name: str) -> float:
+    """`peak_here` in a process of its own."""
+    command = [sys.executable, __file__, "--peak", json.dumps([*setting, name])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def compare(setting: Setting) -> list[Row]:
+    """The table of one setting, fastest first."""
+    losses, inputs = contenders(setting), make_inputs(setting)
+    runs = {name: lambda loss=loss: forward_backward(loss, inputs) for name, loss in losses.items()}
+    paired_seconds(runs, rounds=1)
+    times = paired_seconds(runs, setting.rounds)
+    peak = peak_here if DEVICE == "cuda" else peak_elsewhere
+    peaks = {name: peak(setting, name) for name in losses}
+    peers = [name for name in losses if not name.startswith(OURS)]
+    fastest = min(peers, key=lambda name: statistics.median(times[name]))
+    smallest = min(peaks[name] for name in peers)
+    return [
+        {
+            "loss": name,
+            "median s": statistics.median(times[name]),
+            "time / fastest peer": ratio(times[name], times[fastest]),
+            "peak MiB": peaks[name],
+            "peak / fastest peer": peaks[name] / peaks[fastest],
+            "peak / smallest peer": peaks[name] / smallest,
+        }
+        for name in sorted(losses, key=lambda name: statistics.median(times[name]))
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--hidden", type=int, default=576)
-    parser.add_argument("--vocab", type=int, default=49152)
-    parser.add_argument("--unique", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
+    parser.add_argument("--quick", action="store_true", help="the first setting alone, two rounds")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
     args = parser.parse_args()
-
-    torch.manual_seed(0)
-    hidden = torch.randn(args.tokens, args.hidden, requires_grad=True)
-    weight = (0.02 * torch.randn(args.vocab, args.hidden)).requires_grad_()
-    contenders = losses(args.tokens, args.vocab, args.unique)
-    for loss in contenders.values():
-        seconds(loss, hidden, weight)
-    rounds = [{name: seconds(loss, hidden, weight) for name, loss in contenders.items()} for _ in range(args.rounds)]
-    medians = {name: statistics.median(one[name] for one in rounds) for name in contenders}
-    fastest = min(medians[name] for name in list(contenders)[:2])
-
-    shape = f"N={args.tokens} D={args.hidden} V={args.vocab} K={args.unique} fp32"
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    table = Table("loss", "median s", "ratio", title=f"forward + backward, {shape}; {machine}", title_justify="left")
-    for name, median in medians.items():
-        table.add_row(name, f"{median:.3f}", f"{median / fastest:.2f}")
-    Console().print(table)
+    if args.peak:
+        *fields, name = json.loads(args.peak)
+        print(peak_here(Setting(*fields), name))
+        return
+    settings = GPU_SETTINGS if DEVICE == "cuda" else CPU_SETTINGS
+    if args.quick:
+        settings = [settings[0]._replace(rounds=2)]
+    tables: dict[str, list[Row]] = {}
+    for setting in settings:
+        tables[str(setting)] = compare(setting)
+        print(f"\n{setting}\n{markdown_table(tables[str(setting)])}", flush=True)
+    write_results(args.out, f"loss-{DEVICE}", "Losses, forward and backward, beside their peers", tables)
 
 
 if __name__ == "__main__":

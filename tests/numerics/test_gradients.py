@@ -80,7 +80,7 @@ def assert_no_worse(actual: list[Tensor], naive: list[Tensor], truth: list[Tenso
 
 @pytest.fixture(autouse=True)
 def _several_chunks(monkeypatch):
-    monkeypatch.setattr(fused_loss, "CHUNK_BYTES_CPU", 100_000)
+    monkeypatch.setattr(fused_loss, "_chunk_rows", lambda *_: 4)
 
 
 @pytest.mark.parametrize("impl", IMPLS)

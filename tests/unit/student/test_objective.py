@@ -14,7 +14,7 @@ IMPLS = ("eager", "chunked")
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(fused_loss, "CHUNK_BYTES_CPU", 4 * V * 4)
+    monkeypatch.setattr(fused_loss, "_chunk_rows", lambda *_: 4)
 
 
 @pytest.fixture
@@ -155,6 +155,55 @@ def test_backward_may_be_called_again(batch):
     (first,) = torch.autograd.grad(3 * loss, hidden, retain_graph=True)
     (second,) = torch.autograd.grad(loss, hidden)
     torch.testing.assert_close(first, 3 * second)
+
+
+def test_backward_twice_without_retaining_is_refused(batch):
+    hidden, weight, targets, _ = batch
+    loss = sparse_kd_loss(hidden, weight, targets, impl="chunked")
+    loss.backward()
+    with pytest.raises(RuntimeError, match="retain_graph"):
+        loss.backward()
+
+
+def test_autograd_hands_on_the_gradient_that_the_forward_pass_made(batch, monkeypatch):
+    hidden, weight, targets, _ = batch
+    made = []
+    monkeypatch.setattr(
+        fused_loss, "_scale", lambda gradients, factor: made.extend(g.data_ptr() for g in gradients[:2])
+    )
+    sparse_kd_loss(hidden, weight, targets, impl="chunked").backward()
+    assert made == [hidden.grad.data_ptr(), weight.grad.data_ptr()]
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_gradients_accumulate_over_micro_batches(batch, reduction):
+    hidden, weight, targets, _ = batch
+    tied = torch.nn.functional.embedding(targets.ids[:, 0], weight)  # the head's weight has another use
+    factor = torch.tensor(0.3)
+
+    def step(rows, impl):
+        part = SparseTargets(targets.ids[rows], targets.weights[rows])
+        loss = sparse_kd_loss((hidden + tied)[rows], weight, part, reduction=reduction, impl=impl)
+        (factor * loss.sum()).backward(retain_graph=True)
+
+    gradients = {}
+    for impl in IMPLS:
+        hidden.grad = weight.grad = None
+        step(slice(0, 5), impl)
+        step(slice(5, N), impl)
+        gradients[impl] = (hidden.grad, weight.grad)
+    torch.testing.assert_close(gradients["chunked"], gradients["eager"])
+
+
+def test_works_inside_a_compiled_student(batch):
+    hidden, weight, targets, labels = batch
+
+    def student(hidden, weight):
+        return 2 * sparse_kd_loss(torch.tanh(hidden), weight, targets, labels, ce_weight=0.1, impl="chunked")
+
+    expected = torch.autograd.grad(student(hidden, weight), (hidden, weight))
+    compiled = torch.compile(student, backend="aot_eager")
+    torch.testing.assert_close(torch.autograd.grad(compiled(hidden, weight), (hidden, weight)), expected)
 
 
 def test_hard_tokens_weigh_ratio_times_easy_ones_and_the_mean_is_one():

@@ -1,0 +1,122 @@
+"""How the benchmarks measure: paired times, peak memory, and results with the environment that they come from.
+
+Needs torch alone, so that it runs on a bare machine with a GPU.
+"""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import datetime
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Row = dict[str, Any]
+
+
+def paired_seconds(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Times of each contender, once a round one after the other, so that a busy machine slows all of them alike.
+
+    Wall time on a GPU; on a CPU the processor time of this process, which is not spent while others run.
+    """
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            synchronize()
+            started = clock()
+            run()
+            synchronize()
+            times[name].append(clock() - started)
+    return times
+
+
+def ratio(times: list[float], peer: list[float]) -> float:
+    """Median over the rounds of time / peer's time."""
+    return statistics.median(mine / theirs for mine, theirs in zip(times, peer))
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_mib(run: Callable[[], Any]) -> float:
+    """Peak memory of `run` beyond what is held before it: allocated on a GPU, resident on a CPU (Linux).
+
+    On a CPU call it once in a fresh process: freed memory that the process still holds would hide a peak.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _status_mib("VmRSS")
+    run()
+    return _status_mib("VmHWM") - before
+
+
+def _status_mib(field: str) -> float:
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None
+    return int(match[1]) / 1024
+
+
+def environment() -> dict[str, str]:
+    """What the figures depend on."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    return {
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "command": " ".join(["python", *sys.argv]),
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    match = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return f"{match[1] if match else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def markdown_table(rows: list[Row]) -> str:
+    """A table of the rows, whose keys are the columns."""
+    header = list(rows[0])
+    lines = [header, ["---"] * len(header), *([_text(row.get(name, "")) for name in header] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _text(value: Any) -> str:
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float) and abs(value) < 100
+        else str(value if isinstance(value, str) else round(value))
+    )
+
+
+def write_results(out: Path, name: str, title: str, tables: dict[str, list[Row]]) -> None:
+    """`out`/<date>-<name>.md with the environment and a table under each heading, and one .csv with all rows."""
+    out.mkdir(parents=True, exist_ok=True)
+    stem = out / f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}-{name}"
+    facts = "\n".join(f"- {key}: {value}" for key, value in environment().items())
+    parts = [f"## {heading}\n\n{markdown_table(rows)}\n" for heading, rows in tables.items() if rows]
+    stem.with_suffix(".md").write_text(f"# {title}\n\n{facts}\n\n" + "\n".join(parts))
+    rows = [{"table": heading, **row} for heading, table in tables.items() for row in table]
+    with stem.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"written: {stem}.md, {stem}.csv")
