@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rskd.rng import uniforms
 from rskd.sparse_targets import SparseTargets
-from rskd.teacher.sampling import sample_targets
+from rskd.teacher.sampling import Distribution, sample_targets
 
 NUM_SAMPLES = 22
 MIN_HITS = 20
@@ -99,6 +100,49 @@ def test_systematic_counts_are_floor_or_ceiling_at_every_id(vocab_size):
     rounding = 1e-9
     assert (counts >= (expected - rounding).floor()).all()
     assert (counts <= (expected + rounding).ceil()).all()
+
+
+def model_logits(num_rows: int, vocab_size: int) -> Tensor:
+    """float32 logits [R, V] as a model's: a random head on random states, over frequencies with a Zipf tail."""
+    generator = torch.Generator().manual_seed(3)
+    hidden, weight = (torch.randn(size, 64, generator=generator) for size in (num_rows, vocab_size))
+    return zipf_logits(vocab_size) + 0.25 * hidden @ weight.T
+
+
+@WIDE
+@pytest.mark.parametrize("method", ["systematic", "random"])
+def test_float32_logits_change_few_of_the_draws_that_float64_gives(vocab_size, method):
+    """The place of each of V ids in the running sum is off by some 1e-9: some 1e-8 at the likeliest."""
+    num_samples, rows = 4000, 60 * 49_152 // vocab_size
+    logits = model_logits(rows, vocab_size)
+    single, double = (
+        num_samples * sample_targets(part, method=method, num_samples=num_samples).to_dense(vocab_size)
+        for part in (logits, logits.double())
+    )
+    changed = (single - double).abs().sum() / 2 / (rows * num_samples)
+    assert 0 < changed < 1e-8 * vocab_size
+
+
+@WIDE
+def test_float32_masses_are_those_of_float64_but_for_rounding(vocab_size):
+    logits = model_logits(20 * 49_152 // vocab_size, vocab_size)
+    p = logits.double().softmax(-1)
+    distribution = Distribution.of(logits)
+    every_id = torch.arange(vocab_size).expand(len(logits), -1)
+    error = distribution.probabilities(every_id) - p
+    assert ((error.abs() / p).amax(-1) < 2e-6).all()
+    assert (error.abs().sum(-1) / 2 < 1.5e-7).all()
+    shares = distribution.block_cdf / distribution.total
+    torch.testing.assert_close(shares, p.view(len(logits), -1, 128).sum(-1).cumsum(-1), atol=1e-7, rtol=0)
+
+
+@WIDE
+def test_float64_logits_are_drawn_from_in_float64(vocab_size):
+    logits = model_logits(4, vocab_size).double() + 1e-9 * torch.rand(4, vocab_size, dtype=torch.float64)
+    points = (torch.arange(1000) + uniforms(torch.arange(4), 1, seed=0)) / 1000
+    ids = torch.searchsorted(logits.softmax(-1).cumsum(-1), points, right=True)
+    expected = torch.zeros(4, vocab_size).scatter_add_(1, ids, torch.ones(4, 1000))
+    assert torch.equal((1000 * sample_targets(logits, num_samples=1000).to_dense(vocab_size)).round(), expected)
 
 
 @pytest.mark.parametrize("method", ["systematic", "random"])

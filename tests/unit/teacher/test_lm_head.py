@@ -77,6 +77,40 @@ def test_entropy_of_masked_and_certain_rows():
     torch.testing.assert_close(rows.statistics["entropy"], torch.tensor([0.0, 2.0]).log().nan_to_num(neginf=0.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_any_head_gives_the_draws_of_its_logits(inputs, dtype, softcap, with_bias, monkeypatch):
+    monkeypatch.setattr(lm_head, "CHUNK_ROWS", 51)  # one product, as for the whole logits
+    hidden, weight, bias = (tensor.to(dtype) for tensor in inputs)
+    head = OutputHead(weight, bias if with_bias else None, softcap)
+    targets = sample_from_hidden(hidden, weight, bias=head.bias, softcap=softcap)
+    expected = sample_targets(head.logits(hidden.flatten(0, 1)).view(3, 17, V))
+    assert torch.equal(targets.to_dense(V), expected.to_dense(V))
+
+
+def test_float32_statistics_are_those_of_float64_but_for_rounding(inputs):
+    hidden, weight = (tensor.float() for tensor in inputs[:2])
+    labels = torch.randint(V, (3, 17), generator=torch.Generator().manual_seed(1))
+    rows = sample_rows(
+        hidden, OutputHead(weight), {}, labels=labels, statistics=("label_logprob", "entropy")
+    ).statistics
+    log_p = (hidden @ weight.T).double().log_softmax(-1).flatten(0, 1)
+    label_logprob, entropy = log_p.gather(1, labels.view(-1, 1))[:, 0], -(log_p.exp() * log_p).sum(-1)
+    torch.testing.assert_close(rows["label_logprob"].double(), label_logprob, atol=2e-6, rtol=1e-6)
+    torch.testing.assert_close(rows["entropy"].double(), entropy, atol=2e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["systematic", "random"])
+def test_a_broken_head_is_refused_whatever_the_chunk(inputs, method):
+    hidden, weight, _ = inputs
+    hidden[2, 16, 3] = torch.nan
+    with pytest.raises(ValueError, match="logits must be finite"):
+        sample_from_hidden(hidden, weight, method=method)
+    with pytest.raises(ValueError, match="logits must be finite"):
+        sample_rows(hidden, OutputHead(weight), {}, statistics=("entropy",))
+
+
 def test_bad_statistics_are_refused(inputs):
     hidden, weight, _ = inputs
     with pytest.raises(ValueError, match="got loss"):

@@ -191,7 +191,18 @@ def test_bad_calls_are_refused(wrong, error, words):
         sample_targets(logits_of(2, 10), **wrong)
 
 
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("row", [[float("nan"), 0.0], [float("inf"), 0.0], [-float("inf"), -float("inf")]])
-def test_logits_without_a_distribution_are_refused(row):
+def test_logits_without_a_distribution_are_refused(row, name):
     with pytest.raises(ValueError, match="logits must be finite"):
-        sample_targets(torch.tensor([[0.0, 1.0], row]))
+        sample_targets(torch.tensor([[0.0, 1.0], row]), **options(name))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("shift", [-3e4, 3e4])
+def test_where_the_logits_lie_does_not_matter(name, shift):
+    logits = logits_of(20, 300).double().mul(2**8).round().div(2**8)  # as float32 too, shifted or not
+    shifted = (logits + shift).float()
+    assert torch.equal(shifted.double() - shift, logits)
+    expected = sample_targets(logits, **options(name)).to_dense(300)
+    torch.testing.assert_close(sample_targets(shifted, **options(name)).to_dense(300), expected, rtol=2e-6, atol=1e-7)
