@@ -4,8 +4,8 @@
               one buffer                   in the cache                                └─► statistics
 
 A matrix product is quick from some hundred rows on, the passes after it are quick on what fits in the processor's
-cache: hence slices of chunks. Memory is that of CHUNK_ROWS rows of products, in the head's dtype, and a slice's; no
-row count adds to it but by its targets. Nothing in the loop waits for a GPU.
+cache: hence slices of chunks. Memory is that of CHUNK_ROWS rows of products, in the head's dtype, and a slice's; more
+rows add their points and targets alone. Nothing in the loop waits for a GPU.
 
 Draws are the same for equal logits; a matrix product may round differently with another number of rows, so logits, and
 at their edges draws, repeat for equally cut batches.

@@ -187,7 +187,7 @@ class Distribution:
         return _raised(behind, self.power) + (self.masses.amax((1, 2))[:, None].double() / self.total).log()
 
     def entropy(self) -> Tensor:
-        """-Σ p log p in nats, float64 [R], within 1e-6 of itself."""
+        """-Σ p log p in nats, float64 [R], within about 1e-6."""
         total = self.total.squeeze(1)
         return total.log() + torch.special.entr(self.masses).sum(-1).double().sum(-1) / total
 

@@ -49,8 +49,8 @@ class Setting(NamedTuple):
 CPU_SETTINGS = [
     Setting(4096, 576, 49152, "float32", 5),
     Setting(4096, 576, 128256, "float32", 3),
-    Setting(4096, 2048, 49152, "float32", 3),
-    Setting(2048, 2048, 128256, "float32", 3),
+    Setting(2048, 2048, 49152, "float32", 3),
+    Setting(1024, 2048, 128256, "float32", 3),
 ]
 GPU_SETTINGS = [
     Setting(4096, hidden_size, vocab_size, dtype, 20)
