@@ -255,10 +255,11 @@ def _chunk_rows(num_tokens: int, hidden_size: int, device: torch.device) -> int:
 
 
 def _logits_buffer(num_rows: int, weight: Tensor) -> Tensor:
-    """Memory for logits [R, V], whose rows are not a multiple of a page apart: they would share cache sets."""
-    vocab_size = len(weight)
-    aliased = vocab_size * weight.itemsize % 4096 == 0
-    return weight.new_empty(num_rows, vocab_size + 32 * aliased)[:, :vocab_size]
+    """Memory for logits [R, V], rows aligned, but not a multiple of a page apart: those would share cache sets."""
+    stride = -(-len(weight) // 16) * 16
+    if stride * weight.itemsize % 4096 == 0:
+        stride += 32
+    return weight.new_empty(num_rows, stride)[:, : len(weight)]
 
 
 def _slices(num: int, size: int) -> Iterator[slice]:

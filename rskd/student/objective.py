@@ -1,8 +1,8 @@
 """Training objectives on hidden states and an output head: sparse KD, cross-entropy, full KD.
 
     targets, times 1-α ─┐
-    labels, times α ────┼─► Target: Σ_v c_v (lse(z) - z_v) ─► eager | chunked ─► reduction
-    token weights ──────┘                                            fused_loss
+    labels, times α ────┼─► Target: Σ_v c_v (lse(z) - z_v) ─► eager | chunked | triton ─► reduction
+    token weights ──────┘                                      fused_loss, triton_loss
 
 All three are one loss: cross-entropy has one target entry a token, full KD the teacher's softmax. α is `ce_weight` and
 weighs CE: L = α·CE + (1-α)·KD (paper, 5.3). Losses are in nats.
@@ -19,10 +19,11 @@ from torch import Tensor
 
 from rskd.output_head import OutputHead
 from rskd.sparse_targets import SparseTargets
-from rskd.student.fused_loss import Target, chunked_loss
+from rskd.student import triton_loss
+from rskd.student.fused_loss import Target, ToGradients, chunked_loss, to_gradients
 
 Reduction = Literal["mean", "sum", "none"]
-Impl = Literal["auto", "eager", "chunked"]
+Impl = Literal["auto", "eager", "chunked", "triton"]
 
 
 def sparse_kd_loss(
@@ -47,8 +48,8 @@ def sparse_kd_loss(
     `hidden` [N, D], `lm_head_weight` [V, D], `targets` [N, K], `labels` int64 [N], `token_weights` [N]. Ids from
     `vocab_size` on are padding: no part of the softmax. A token whose label is `ignore_index` has neither CE nor KD.
     "sum" adds token_weight·loss over the other tokens, "mean" divides that by their number (0 where there are none),
-    "none" returns [N]. Gradients go to hidden, lm_head_weight and bias. `impl` eager keeps [N, V] tensors, chunked
-    none; auto is chunked.
+    "none" returns [N]. Gradients go to hidden, lm_head_weight and bias. `impl` eager keeps [N, V] tensors, chunked and
+    triton none; auto is triton on a GPU where it is installed, else chunked.
 
     Raises ValueError for shapes that do not fit, `ce_weight` outside 0..1 or without labels, unknown names.
     Source: paper, Eq. 4 and 5.3.
@@ -160,7 +161,20 @@ def _loss(
     if impl == "eager":
         losses = _eager_losses(hidden, narrow, target)
         return losses.sum() if summed else losses
-    return chunked_loss(hidden, head, target, summed=summed, vocab_size=vocab_size)
+    kernel = _kernel(impl, hidden.device, target)
+    return chunked_loss(hidden, head, target, summed=summed, vocab_size=vocab_size, kernel=kernel)
+
+
+def _kernel(impl: Impl, device: torch.device, target: Target) -> ToGradients:
+    if impl == "triton":
+        reason = triton_loss.why_not(device)
+        if reason is None and target.teacher_logits is not None:
+            reason = "the kernel is for sparse targets: use impl='auto' for full KD"
+        if reason is not None:
+            raise ValueError(f"impl='triton': {reason}")
+        return triton_loss.to_gradients
+    fast = impl == "auto" and device.type == "cuda" and target.teacher_logits is None
+    return triton_loss.to_gradients if fast and triton_loss.why_not(device) is None else to_gradients
 
 
 def _mix(target: Target, labels: Tensor, ce_weight: float) -> Target:

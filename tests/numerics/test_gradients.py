@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rskd.sparse_targets import SparseTargets
-from rskd.student import fused_loss
+from rskd.student import fused_loss, triton_loss
 from rskd.student.objective import sparse_kd_loss
 
-IMPLS = ("eager", "chunked")
+IMPLS = ["eager", "chunked"]
+if triton_loss.why_not(torch.device("cpu")) is None:  # in the interpreter: test_triton_loss runs these tests there
+    IMPLS.append("triton")
 SHAPES = [(1, 8, 32, 1), (17, 24, 129, 7), (63, 40, 1031, 13)]  # N, D, V, K
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-8}  # about one more rounding
 

@@ -7,7 +7,7 @@ PROGRAM = """
 import importlib.abc
 import sys
 
-BLOCKED = {"ray", "prefect", "mlflow", "vllm", "pydantic", "pyarrow", "transformers", "fsspec"}
+BLOCKED = {"ray", "prefect", "mlflow", "vllm", "pydantic", "pyarrow", "transformers", "fsspec", "triton"}
 
 class Blocker(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -17,7 +17,7 @@ class Blocker(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Blocker())
 
 import rskd.rng, rskd.output_head, rskd.sparse_targets
-import rskd.student.fused_loss, rskd.student.objective
+import rskd.student.fused_loss, rskd.student.objective, rskd.student.triton_loss
 import rskd.teacher.lm_head, rskd.teacher.sampling
 from rskd import SparseTargets, sample_from_hidden, sample_targets, sparse_kd_loss
 
