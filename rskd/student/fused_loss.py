@@ -31,13 +31,16 @@ TILE_BYTES_GPU = 2**27
 class Target(NamedTuple):
     """The c of the loss Σ_v c_v (lse(z) - z_v): sparse entries and, for full KD, a share of a teacher's softmax.
 
-    Constants: no gradient goes to them. Repeated ids add up.
+    A ghost token stands for all ids but `ghost_ids`; its z is their log-sum-exp. Constants: no gradient goes to them.
+    Repeated ids add up.
     """
 
     ids: Tensor  # int64 [N, K]
     coefficients: Tensor  # float32 [N, K]
     teacher_logits: Tensor | None = None  # [N, V]
     teacher_coefficients: Tensor | None = None  # float32 [N]
+    ghost_ids: Tensor | None = None  # int64 [N, K']
+    ghost_coefficients: Tensor | None = None  # float32 [N]
 
     def rows(self, rows: slice) -> Target:
         """Those of some tokens."""
@@ -45,8 +48,12 @@ class Target(NamedTuple):
 
     def scaled(self, factors: Tensor) -> Target:
         """With the coefficients of each token times `factors` [N]."""
-        dense = None if self.teacher_coefficients is None else self.teacher_coefficients * factors
-        return Target(self.ids, self.coefficients * factors[:, None], self.teacher_logits, dense)
+        teacher, ghost = (
+            None if part is None else part * factors for part in (self.teacher_coefficients, self.ghost_coefficients)
+        )
+        return self._replace(
+            coefficients=self.coefficients * factors[:, None], teacher_coefficients=teacher, ghost_coefficients=ghost
+        )
 
     def dense(self) -> Tensor | None:
         """The teacher's share of c, float32 [N, V]."""
@@ -83,7 +90,11 @@ def _tile_to_gradients(logits: Tensor, target: Target, softcap: float | None) ->
         picked += (dense * z).sum(-1)
         mass += dense.sum(-1)
     total = z.exp_().sum(-1)
-    z.mul_((mass / total)[:, None])
+    if target.ghost_ids is None or target.ghost_coefficients is None:
+        z.mul_((mass / total)[:, None])
+    else:
+        mass += target.ghost_coefficients
+        picked += _to_ghost_gradients(z, target.ghost_ids, target.ghost_coefficients, mass / total)
     z.scatter_add_(1, target.ids, -coefficients)
     if dense is not None:
         z.sub_(dense)
@@ -92,6 +103,18 @@ def _tile_to_gradients(logits: Tensor, target: Target, softcap: float | None) ->
     if z is not logits:
         logits.copy_(z)
     return mass * total.log() - picked
+
+
+def _to_ghost_gradients(exps: Tensor, ids: Tensor, coefficients: Tensor, scale: Tensor) -> Tensor:
+    """coefficients·z of the ghost token, [R]; `exps` [R, V] times `scale` less what the ghost token takes (paper, A.5).
+
+    The others are summed without the ids: 1 - Σp would be what rounding leaves of it.
+    """
+    listed = exps.gather(1, ids)
+    others = exps.scatter_(1, ids, 0).sum(-1).clamp_(min=torch.finfo(exps.dtype).tiny)
+    exps.mul_((scale - coefficients / others)[:, None])
+    exps.scatter_(1, ids, listed * scale[:, None])
+    return coefficients * others.log()
 
 
 def chunked_loss(

@@ -40,6 +40,7 @@ def sparse_kd_loss(
     bias: Tensor | None = None,
     softcap: float | None = None,
     vocab_size: int | None = None,
+    ghost_token: bool = False,
 ) -> Tensor:
     """α·CE + (1-α)·Σ_k w_k (lse(z) - z_k) of logits z = hidden @ lm_head_weight.T (+ bias, softcap), α = `ce_weight`.
 
@@ -49,13 +50,18 @@ def sparse_kd_loss(
     `vocab_size` on are padding: no part of the softmax. A token whose label is `ignore_index` has neither CE nor KD.
     "sum" adds token_weight·loss over the other tokens, "mean" divides that by their number (0 where there are none),
     "none" returns [N]. Gradients go to hidden, lm_head_weight and bias. `impl` eager keeps [N, V] tensors, chunked and
-    triton none; auto is triton on a GPU where it is installed, else chunked.
+    triton none; auto is triton on a GPU where it is installed, else chunked. With `ghost_token`, all other ids are one
+    more entry, which has the rest of the teacher's mass: for top-k, whose entries with weight 0 are padding.
 
     Raises ValueError for shapes that do not fit, `ce_weight` outside 0..1 or without labels, unknown names.
-    Source: paper, Eq. 4 and 5.3.
+    Source: paper, Eq. 4, 5.3; 3.2 and A.5 for the ghost token.
     """
     _check_shape("targets", targets.ids, (len(hidden), *targets.ids.shape[-1:]))
     target = Target(targets.ids, targets.weights.detach().float())
+    if ghost_token:
+        listed = torch.where(target.coefficients != 0, target.ids, target.ids[:, :1])
+        rest = (1 - target.coefficients.sum(-1)).clamp(min=0)
+        target = target._replace(ghost_ids=listed, ghost_coefficients=rest)
     return _loss(
         hidden,
         OutputHead(lm_head_weight, bias, softcap),
@@ -166,14 +172,15 @@ def _loss(
 
 
 def _kernel(impl: Impl, device: torch.device, target: Target) -> ToGradients:
+    sparse = target.teacher_logits is None and target.ghost_ids is None
     if impl == "triton":
         reason = triton_loss.why_not(device)
-        if reason is None and target.teacher_logits is not None:
-            reason = "the kernel is for sparse targets: use impl='auto' for full KD"
+        if reason is None and not sparse:
+            reason = "the kernel is for sparse targets alone: use impl='auto' for full KD and ghost tokens"
         if reason is not None:
             raise ValueError(f"impl='triton': {reason}")
         return triton_loss.to_gradients
-    fast = impl == "auto" and device.type == "cuda" and target.teacher_logits is None
+    fast = impl == "auto" and device.type == "cuda" and sparse
     return triton_loss.to_gradients if fast and triton_loss.why_not(device) is None else to_gradients
 
 
@@ -192,7 +199,11 @@ def _eager_losses(hidden: Tensor, head: OutputHead, target: Target) -> Tensor:
     log_q = head.logits(hidden).log_softmax(-1)
     losses = -(target.coefficients * log_q.gather(1, target.ids)).sum(-1)
     dense = target.dense()
-    return losses if dense is None else losses - (dense * log_q).sum(-1)
+    if dense is not None:
+        losses = losses - (dense * log_q).sum(-1)
+    if target.ghost_ids is not None and target.ghost_coefficients is not None:
+        losses = losses - target.ghost_coefficients * log_q.scatter(1, target.ghost_ids, -torch.inf).logsumexp(-1)
+    return losses
 
 
 def _check_options(

@@ -33,10 +33,11 @@ NUM_WARPS = 32
 def to_gradients(logits: Tensor, target: Target, softcap: float | None) -> Tensor:
     """Losses, float32 [R], of `logits` [R, V] in any floating dtype; the logits become (Σc)·softmax - c (paper, Eq. 4).
 
-    Rows of the logits may be any distance apart. The target is sparse: a teacher's softmax has no place here.
+    Rows of the logits may be any distance apart. The target has sparse entries alone.
     """
     assert triton is not None
     assert target.teacher_logits is None
+    assert target.ghost_ids is None
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     num_unique = target.ids.shape[1]
     _compiled()[(len(logits),)](

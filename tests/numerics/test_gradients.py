@@ -132,6 +132,58 @@ def test_chunked_passes_gradcheck_in_float64(reduction):
     assert torch.autograd.gradcheck(loss, (hidden, weight, bias))
 
 
+@pytest.mark.parametrize("impl", ["eager", "chunked"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("ce_weight", [0.0, 0.1])
+@pytest.mark.parametrize("student_mass", ["spread", "on the entries"])
+def test_ghost_token_agrees_with_dense_float64(impl, dtype, ce_weight, student_mass):
+    """Also where the student leaves 1e-7 to the others, of which 1 - Σp in float32 has no digit right."""
+    generator = torch.Generator().manual_seed(0)
+    num_tokens, dim, vocab_size = 19, 24, 67
+    hidden = torch.randn(num_tokens, dim, generator=generator).to(dtype).requires_grad_()
+    weight = (0.5 * torch.randn(vocab_size, dim, generator=generator)).to(dtype).requires_grad_()
+    bias = torch.zeros(vocab_size, dtype=dtype)
+    teacher = 2 * torch.randn(num_tokens, vocab_size, generator=generator)
+    if student_mass == "on the entries":
+        bias[:6] = 20.0
+        teacher[:, :6] += 12.0
+    kept, ids = teacher.softmax(-1).topk(5)
+    targets = SparseTargets(
+        torch.cat([ids, torch.zeros_like(ids[:, :1])], 1), torch.cat([kept, torch.zeros_like(kept[:, :1])], 1)
+    )
+    labels = torch.randint(vocab_size, (num_tokens,), generator=generator)
+
+    def dense(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        log_q = F.linear(hidden, weight, bias).log_softmax(-1)
+        others = torch.ones_like(log_q).scatter(1, ids, 0).bool()
+        ghost = log_q.masked_fill(~others, -torch.inf).logsumexp(-1)
+        kd = -(kept * log_q.gather(1, ids)).sum(-1) - (1 - kept.sum(-1)).clamp(min=0) * ghost
+        return (ce_weight * F.nll_loss(log_q, labels, reduction="none") + (1 - ce_weight) * kd).mean()
+
+    def outcome(loss: Tensor, inputs: tuple[Tensor, Tensor]) -> list[Tensor]:
+        return [tensor.detach().double() for tensor in (loss, *torch.autograd.grad(loss, inputs))]
+
+    options = {"ce_weight": ce_weight, "bias": bias, "ghost_token": True, "impl": impl}
+    actual = outcome(sparse_kd_loss(hidden, weight, targets, labels, **options), (hidden, weight))
+    naive = outcome(dense(hidden, weight, bias), (hidden, weight))
+    exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
+    truth = outcome(dense(*exact, bias.double()), (exact[0], exact[1]))
+    assert_no_worse(actual, naive, truth, TOLERANCE[dtype])
+
+
+def test_ghost_token_has_the_gradient_of_the_paper():
+    """Eq. of A.5: p - t on the entries, Σ(t - p) / (1 - Σp) · p on the others."""
+    z = torch.tensor([[1.0, 0.5, -0.3, 0.2]], dtype=torch.float64, requires_grad=True)
+    targets = SparseTargets(torch.tensor([[2, 0]]), torch.tensor([[0.2, 0.5]]))
+    loss = sparse_kd_loss(z, torch.eye(4, dtype=torch.float64), targets, ghost_token=True, impl="chunked")
+    (gradient,) = torch.autograd.grad(loss, z)
+    p = z.detach().softmax(-1)[0]
+    inside = p[2] + p[0]
+    expected = (0.7 - inside) / (1 - inside) * p
+    expected[[2, 0]] = p[[2, 0]] - torch.tensor([0.2, 0.5], dtype=torch.float64)
+    torch.testing.assert_close(gradient[0], expected, rtol=1e-6, atol=1e-7)
+
+
 def test_sampled_targets_give_the_gradient_of_full_kd_on_average():
     """What the whole method rests on: the mean of sampled gradients is the gradient of the full distribution."""
     from rskd.teacher.sampling import sample_targets
