@@ -192,7 +192,9 @@ class ObjectiveConfig(Section):
         lt=100,
         description="Tokens below this percentile of the teacher's confidence in the label are hard.",
     )
-    impl: Literal["auto", "eager", "chunked"] = Field(default="auto", description="Implementation of the sparse loss.")
+    impl: Literal["auto", "eager", "chunked", "triton"] = Field(
+        default="auto", description="Implementation of the sparse loss."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
