@@ -271,10 +271,11 @@ def _adds_products_in_float32(device: torch.device) -> bool:
 def _chunk_rows(num_tokens: int, hidden_size: int, device: torch.device) -> int:
     """Tokens of a chunk: logits of half the size of the head's gradient, within what keeps matrix products efficient.
 
-    Every chunk reads the head twice and its gradient once, whatever its size.
+    Every chunk reads the head twice and its gradient once, whatever its size: so chunks are of equal size.
     """
     least, most = (64, 512) if device.type == "cpu" else (512, 4096)
-    return max(1, min(num_tokens, max(least, min(most, hidden_size // 2))))
+    num_chunks = max(1, -(-num_tokens // max(least, min(most, hidden_size // 2))))
+    return max(1, -(-num_tokens // num_chunks))
 
 
 def _logits_buffer(num_rows: int, weight: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from rskd.sparse_targets import SparseTargets
 from rskd.student import fused_loss
 from rskd.student.objective import cross_entropy_loss, full_kd_loss, hard_easy_weights, sparse_kd_loss
 
+chunk_rows = fused_loss._chunk_rows  # before tests replace it
 N, D, V, K = 13, 8, 37, 5
 IMPLS = ("eager", "chunked")
 
@@ -135,6 +136,15 @@ def test_full_kd_is_cross_entropy_with_the_teachers_softmax(batch, impl, ce_weig
         torch.autograd.grad(loss, (hidden, weight)), torch.autograd.grad(expected, (hidden, weight))
     ):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_chunks_are_equal_and_smaller_than_the_heads_gradient():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert chunk_rows(1024, 576, cpu) == 256
+    assert chunk_rows(600, 576, cpu) == 200
+    assert chunk_rows(8192, 4096, cuda) == 2048
+    assert chunk_rows(100_000, 16_384, cpu) <= 512
+    assert chunk_rows(0, 576, cpu) == 1
 
 
 def test_no_gradient_is_made_for_what_needs_none(batch):
