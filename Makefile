@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-seeds serve ui test test-slow test-e2e lint bench clean
+.PHONY: help install demo demo-seeds serve ui test test-slow test-e2e lint bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,10 +48,11 @@ lint: $(INSTALLED) ## ruff, pyright, import-linter
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: $(INSTALLED) ## benchmarks beside their peers
-	$(BIN)/python tests/bench/bench_loss.py
-	$(BIN)/python tests/bench/bench_cache.py
-	$(BIN)/python tests/bench/bench_storage.py
+bench: $(INSTALLED) ## benchmarks beside their peers, an hour; results in tests/bench/results
+	for area in loss sampler student growth cache storage pipeline; do $(BIN)/python tests/bench/bench_$$area.py || exit 1; done
+
+bench-gpu: ## loss and sampler on a GPU, where torch and triton are enough
+	for area in loss sampler; do PYTHONPATH=. $(PYTHON) tests/bench/bench_$$area.py || exit 1; done
 
 clean: ## remove the environment, caches and outputs
 	rm -rf $(VENV) .rskd .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info

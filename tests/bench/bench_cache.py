@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from rich.console import Console
-from rich.table import Table
+from measure import Row, markdown_table, write_results
 
 from rskd import records
 from rskd.cache.codec import PartData
@@ -178,6 +177,7 @@ def peak_memory() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
     parser.add_argument("--open-many", metavar="URI", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.open_many:
@@ -187,25 +187,33 @@ def main() -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     part = make_part()
-    table = Table("layout", "what", "M positions/s", "time to pyarrow's", title=f"S={SEQ_LEN}, one core")
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for layout in ("plain", "compact"):
             cache = write_cache(f"{folder}/{layout}", part, layout)
             writer = CacheWriter(f"{folder}/again-{layout}", manifest_head=make_head(layout))
             measured = measure(cache, writer, part, args.rounds)
-            peer = measured["pyarrow reads"]
             for name, each in measured.items():
-                table.add_row(layout, name, f"{1e-6 / each:.2f}", f"{each / peer:.2f}" if "reads" in name else "")
+                relative = each / measured["pyarrow reads"] if "reads" in name else ""
+                rows.append(
+                    {"layout": layout, "what": name, "M positions/s": 1e-6 / each, "time / pyarrow's": relative}
+                )
         unique = cache.manifest.totals["samples"] / cache.num_tokens
         write_many(f"{folder}/many", part)
         call = [sys.executable, __file__, "--open-many", f"{folder}/many"]
         opening = subprocess.run(call, check=True, capture_output=True, text=True).stdout
-
-    print(f"{unique:.1f} unique tokens at a position")
-    Console().print(table)
-    for what, line in zip(("opened", f"first batch of step {RESTART:,}"), opening.splitlines()):
-        time_taken, peak = map(float, line.split())
-        print(f"{MANY_PARTS:,} parts: {what} after {time_taken:.2f} s, {peak:.0f} MB at most")
+    many: list[Row] = [
+        {"what": what, "after, s": seconds, "peak MB": peak}
+        for what, line in zip(("open", f"first batch of step {RESTART:,}"), opening.splitlines())
+        for seconds, peak in [map(float, line.split())]
+    ]
+    tables = {
+        f"{unique:.1f} unique tokens at a position, S={SEQ_LEN}, one core": rows,
+        f"A cache of {MANY_PARTS:,} parts": many,
+    }
+    for heading, table in tables.items():
+        print(f"\n{heading}\n\n{markdown_table(table)}")
+    write_results(args.out, "cache", "The cache: writing, reading, opening", tables)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,144 @@
+"""The jobs beside the bare work that they organise: python tests/bench/bench_pipeline.py [--out DIR] (10 minutes).
+
+Caching: `rskd cache` through Ray with 1 and 2 workers of one thread, against the same teacher's forward pass and output
+head alone, on the same windows in batches of the same size, in 1 and 2 processes at once. Two bare processes show what
+the cores allow. Speeds are of the steady state; start-up (Ray, loading the teacher) is given apart.
+
+Training: `rskd train` from that cache with 1 and 2 workers of one thread; `data wait` is the share of a step's time
+that went on waiting for the loader.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import torch
+from measure import Row, markdown_table, write_results
+
+from rskd.config import DistillConfig, load_config
+from rskd.corpus.packed_corpus import PackedCorpus
+from rskd.jobs.cache import cache_logits
+from rskd.jobs.pack import pack_corpus
+from rskd.jobs.train import train_student
+from rskd.storage import Store
+from rskd.student.checkpoint import LOG_FILE
+from rskd.teacher.model_files import resolve_model
+from rskd.teacher.transformers_teacher import TransformersTeacher
+
+WORKERS = (1, 2)
+
+
+def make_config(folder: Path, windows: int, steps: int, workers: int) -> DistillConfig:
+    """The demo's teacher and student on part of the documentation; outputs of each number of workers apart."""
+    text = folder / "text"
+    text.mkdir(exist_ok=True)
+    for name in sorted(topics):
+        (text / f"{name}.txt").write_text(topics[name])
+    changes = {
+        "name": f"workers-{workers}",
+        "storage.root": str(folder / "store"),
+        "corpus.source": json.dumps({"kind": "text", "uri": str(text)}),
+        "corpus.max_windows": windows,
+        "corpus.windows_per_part": 8,
+        "samplings": json.dumps({"default": {"num_samples": 22}}),
+        "students": json.dumps({"default": {}}),
+        "teacher.workers": workers,
+        "teacher.threads_per_worker": 1,
+        "train.steps": steps,
+        "train.global_batch": 2,
+        "train.workers": workers,
+        "train.threads_per_worker": 1,
+    }
+    return load_config("flows/configs/demo.yaml", [f"{key}={value}" for key, value in changes.items()])
+
+
+def alone(config: DistillConfig, processes: int) -> float:
+    """Tokens/s of the teacher's forward pass and output head in as many processes at once, together."""
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        return sum(pool.map(alone_in_this_process, [config] * processes))
+
+
+@torch.inference_mode()
+def alone_in_this_process(config: DistillConfig) -> float:
+    torch.set_num_threads(config.teacher.threads_per_worker)
+    model_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
+    teacher = TransformersTeacher.load(config.teacher, model_dir=model_dir)
+    input_ids = torch.from_numpy(PackedCorpus.open(config.corpus_uri("train")).read_part(0).input_ids).long()
+    batches = input_ids[:, :-1].split(config.teacher.batch_windows)
+    for batch in batches:  # the first pass warms up
+        teacher.head.logits(teacher.hidden(batch))
+    started, tokens = time.perf_counter(), 0
+    while time.perf_counter() - started < 20:
+        for batch in batches:
+            teacher.head.logits(teacher.hidden(batch))
+            tokens += batch.numel()
+    return tokens / (time.perf_counter() - started)
+
+
+def measure_caching(configs: dict[int, DistillConfig]) -> list[Row]:
+    rows: list[Row] = []
+    for workers, config in configs.items():
+        before = alone(config, workers)
+        summary = cache_logits(config)["default"]
+        bare = statistics.mean([before, alone(config, workers)])
+        facts = {key: summary[f"{key}_seconds"] for key in ("startup", "stall")}
+        rows.append(
+            {
+                "workers": workers,
+                "tokens/s": summary["tokens_per_s"],
+                "teacher and head alone": bare,
+                "to alone": summary["tokens_per_s"] / bare,
+                "start-up, s": facts["startup"],
+                "stalled, s": facts["stall"],
+                "in all, s": summary["seconds"],
+            }
+        )
+    return [row | {"to 1 worker": row["tokens/s"] / rows[0]["tokens/s"]} for row in rows]
+
+
+def measure_training(configs: dict[int, DistillConfig]) -> list[Row]:
+    rows: list[Row] = []
+    for workers, config in configs.items():
+        summary = train_student(config)
+        lines = Store(config.student_uri("default")).read(LOG_FILE).splitlines()
+        steps: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        waits = [step["data_wait"] for step in steps[1:]]
+        rows.append(
+            {
+                "workers": workers,
+                "tokens/s": summary["tokens_per_s"],
+                "data wait, %": 100 * statistics.median(waits),
+                "at most, %": 100 * max(waits),
+            }
+        )
+    return [row | {"to 1 worker": row["tokens/s"] / rows[0]["tokens/s"]} for row in rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        configs = {workers: make_config(Path(folder), args.windows, args.steps, workers) for workers in WORKERS}
+        for config in configs.values():
+            pack_corpus(config)
+        tables = {"Caching": measure_caching(configs), "Training": measure_training(configs)}
+    title = f"Jobs, {args.windows} windows of 256"
+    for heading, rows in tables.items():
+        print(f"\n{heading}\n\n{markdown_table(rows)}")
+    write_results(args.out, "pipeline", title, tables)
+
+
+if __name__ == "__main__":
+    main()
