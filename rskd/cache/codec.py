@@ -21,10 +21,6 @@ import pyarrow.parquet as pq
 from rskd.cache.layout import STATISTICS, Layout
 
 ZSTD_LEVEL = 3  # level 9 saves 2% and writes at half the speed
-_LOW_BITS = 31  # hold an id, and the bits of any value that is not negative
-_LOW_MASK = (1 << _LOW_BITS) - 1
-_SINGLE = 1 << 2 * _LOW_BITS
-_PADDING = np.iinfo(np.int64).max  # above every key of an entry
 
 
 @dataclass(frozen=True)
@@ -128,28 +124,31 @@ def _end(group: pq.RowGroupMetaData) -> int:
 def _entries(data: PartData, layout: Layout) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Lengths [R·S], ids or gaps, and values, for each of the layout's entries.
 
-    An entry is sorted as one int64. plain: the complement of its value's bits, which order like the value since none
+    An entry is sorted as one integer. plain: the complement of its value's bits, which order like the value since none
     is negative, above its id. compact: whether it was drawn once, above its rank, above its value.
     """
     values = data.values.astype(layout.value_type).reshape(-1, data.values.shape[-1])
     ids = data.ids.reshape(values.shape)
     chosen = values > 0
     lengths = chosen.sum(-1).astype(layout.count_type)
+    value_bits = 8 * values.itemsize
     if layout.ranked is None:
-        bits = np.dtype(f"u{values.dtype.itemsize}")
-        keys = (_LOW_MASK - values.view(bits).astype(np.int64)) << _LOW_BITS
+        id_bits = int(ids.max(initial=0)).bit_length()
+        complement = ~values.view(f"u{values.itemsize}")
+        keys = complement.astype(_key_type(value_bits + id_bits)) << id_bits
         keys |= ids
         found = _sorted(keys, chosen)
-        in_order = (_LOW_MASK - (found >> _LOW_BITS)).astype(bits).view(values.dtype)
-        return [(lengths, (found & _LOW_MASK).astype(np.int32), in_order)]
-    rank = np.empty(len(layout.ranked), np.int64)
-    rank[layout.ranked] = np.arange(len(rank)) << _LOW_BITS
+        in_order = ~(found >> id_bits).astype(complement.dtype)
+        return [(lengths, (found & (1 << id_bits) - 1).astype(np.int32), in_order.view(values.dtype))]
+    single_bit = value_bits + len(layout.ranked).bit_length()
+    rank = np.empty(len(layout.ranked), _key_type(single_bit + 1))
+    rank[layout.ranked] = np.arange(len(rank)) << value_bits
     keys = rank[ids]
     keys |= values
-    keys[values == 1] |= _SINGLE
+    keys[values == 1] |= 1 << single_bit
     found = _sorted(keys, chosen)
-    single = found >= _SINGLE
-    ranks, counts = found >> _LOW_BITS & _LOW_MASK, (found & _LOW_MASK).astype(values.dtype)
+    single = found >= 1 << single_bit
+    ranks, counts = (found & (1 << single_bit) - 1) >> value_bits, found.astype(values.dtype)
     num_repeated = (values > 1).sum(-1).astype(layout.count_type)
     num_single = lengths - num_repeated
     return [
@@ -158,11 +157,17 @@ def _entries(data: PartData, layout: Layout) -> list[tuple[np.ndarray, np.ndarra
     ]
 
 
+def _key_type(bits: int) -> type[np.signedinteger]:
+    """Of keys of so many bits; the greatest number of the type is left for padding. Narrow keys sort faster."""
+    return np.int32 if bits < 32 else np.int64
+
+
 def _sorted(keys: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """The chosen ones of `keys` [P, K], rising within each position, one position after the other."""
-    keys[~chosen] = _PADDING
+    padding = np.iinfo(keys.dtype).max
+    keys[~chosen] = padding
     keys.sort(axis=-1)
-    return keys[keys != _PADDING]
+    return keys[keys != padding]
 
 
 def _to_gaps(ranks: np.ndarray, lengths: np.ndarray) -> np.ndarray:
