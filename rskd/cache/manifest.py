@@ -15,7 +15,7 @@ from functools import cached_property
 from hashlib import sha256
 from itertools import count, pairwise
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 from rskd import records
 from rskd.cache.histogram import Histogram, add_up
@@ -36,9 +36,11 @@ _READERS = 16  # small files read at once: an object store answers each in milli
 Head = Mapping[str, Any]  # sampling, teacher, tokenizer, corpus
 
 
-@dataclass(frozen=True, slots=True)
-class PartRecord:
-    """A committed part: rows [first_row, first_row + rows), `samples` entries in all."""
+class PartRecord(NamedTuple):
+    """A committed part: rows [first_row, first_row + rows), `samples` entries in all.
+
+    A tuple, since a large cache has 100,000 of them and a tuple is made in a fifth of the time of a dataclass.
+    """
 
     index: int
     file: str  # name under the cache's URI
@@ -89,7 +91,7 @@ class CacheManifest:
 
     def to_dict(self) -> dict[str, Any]:
         """As it is sealed."""
-        return _to_dict(self) | {"parts": [_to_dict(part) for part in self.parts]}
+        return _to_dict(self) | {"parts": [part._asdict() for part in self.parts]}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CacheManifest:
@@ -187,7 +189,7 @@ def segments_of(data: bytes, ends: Iterable[int]) -> tuple[Segment, ...]:
 
 def seal_commit(commit: Commit) -> bytes:
     """The bytes of a commit record; `record_sha256`, which is their hash, is left out."""
-    part = _to_dict(commit.part)
+    part = commit.part._asdict()
     del part["record_sha256"]
     segments = [[segment.end, segment.sha256] for segment in commit.segments]
     shared = {"format_version": FORMAT_VERSION, "head": commit.head, "histograms": commit.histograms}
@@ -202,8 +204,8 @@ def read_commit(store: Store, index: int) -> Commit:
     except (MissingOutputError, CorruptPartError):
         raise corrupt_part(store.uri, index, "has no whole commit record") from None
     _checked_version(content, f"{store.uri}/{record_name(index)}")
-    names = {field.name for field in fields(PartRecord)} - {"record_sha256"}
-    part = PartRecord(**{name: content[name] for name in names}, record_sha256=sha256(data).hexdigest())
+    facts = {name: content[name] for name in PartRecord._fields if name != "record_sha256"}
+    part = PartRecord(**facts, record_sha256=sha256(data).hexdigest())
     if part.index != index:
         raise corrupt_part(store.uri, index, f"has the commit record of {part_name(part.index)}")
     segments = tuple(Segment(*segment) for segment in content["segments"])

@@ -9,7 +9,6 @@ behind when it dies is a file that no record names.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -108,7 +107,7 @@ class CacheWriter:
         self._store.write(part.file, encoded)
         sealed = seal_commit(commit)
         if self._store.create(record_name(index), sealed):
-            return replace(part, record_sha256=sha256(sealed).hexdigest())
+            return part._replace(record_sha256=sha256(sealed).hexdigest())
         return self._checked(read_commit(self._store, index)).part
 
     def finish(self, corpus_parts: Sequence[CorpusPart]) -> CacheManifest:
