@@ -21,9 +21,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from measure import Row, markdown_table, paired_seconds, peak_mib, ratio, write_results
+from measure import Row, markdown_table, paired_seconds, peak_mib, ratio, where_time_goes, write_results
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from rskd import sample_from_hidden
 from rskd.teacher.lm_head import CHUNK_ROWS
@@ -121,27 +120,6 @@ def compare(setting: Setting) -> list[Row]:
     ]
 
 
-def where_time_goes(setting: Setting, lines: int = 12) -> list[Row]:
-    """The operators in which systematic sampling spends most, on the device that does the work."""
-    inputs, run = make_inputs(setting), CONTENDERS[SYSTEMATIC]
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if DEVICE == "cuda" else [])]
-    run(*inputs)
-    with profile(activities=activities) as profiled:
-        run(*inputs)
-    field = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
-    operators = sorted(profiled.key_averages(), key=lambda operator: -getattr(operator, field))
-    total = sum(getattr(operator, field) for operator in operators)
-    return [
-        {
-            "operator": operator.key[:60],
-            "calls": operator.count,
-            "ms": getattr(operator, field) / 1e3,
-            "share": getattr(operator, field) / total,
-        }
-        for operator in operators[:lines]
-    ]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
@@ -163,7 +141,8 @@ def main() -> None:
         tables[str(setting)] = compare(setting)
         print(f"\n{setting}\n{markdown_table(tables[str(setting)])}", flush=True)
     profiled = f"profile of {SYSTEMATIC}: {settings[0]}"
-    tables[profiled] = where_time_goes(settings[0])
+    inputs = make_inputs(settings[0])
+    tables[profiled] = where_time_goes(lambda: CONTENDERS[SYSTEMATIC](*inputs))
     print(f"\n{profiled}\n{markdown_table(tables[profiled])}", flush=True)
     write_results(args.out, f"sampler-{DEVICE}", "Sampling from hidden states, beside product and softmax", tables)
 

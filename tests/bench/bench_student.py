@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Row, markdown_table, paired_seconds, ratio, write_results
+from measure import Row, markdown_table, paired_seconds, ratio, where_time_goes, write_results
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rskd import SparseTargets
@@ -78,8 +78,8 @@ def step_of(kind: str, student: Shape, teacher: torch.nn.Module, batch: CacheBat
     return partial(train_step, module, optimizer, batch, config, step=10, device=device)
 
 
-def measure(student: Shape, teacher_shape: Shape, args: argparse.Namespace) -> list[Row]:
-    """A row for each objective."""
+def measure(student: Shape, teacher_shape: Shape, args: argparse.Namespace) -> tuple[list[Row], list[Row]]:
+    """A row for each objective, and the profile of a step of sparse_kd."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = "bfloat16" if device.type == "cuda" else "float32"
     dtype = getattr(torch, precision)
@@ -91,7 +91,7 @@ def measure(student: Shape, teacher_shape: Shape, args: argparse.Namespace) -> l
     times = paired_seconds(steps, args.rounds)
     size = student.model().num_parameters()
     names = {"student": f"{size / 1e6:.0f}M", "teacher": f"{teacher.num_parameters() / size:.1f} times"}
-    return [
+    rows: list[Row] = [
         {
             **names,
             "objective": kind,
@@ -101,6 +101,7 @@ def measure(student: Shape, teacher_shape: Shape, args: argparse.Namespace) -> l
         }
         for kind in steps
     ]
+    return rows, where_time_goes(steps["sparse_kd"])
 
 
 def main() -> None:
@@ -114,10 +115,14 @@ def main() -> None:
     large, vocab = (576, 49_152) if not torch.cuda.is_available() else (2048, 128_256)
     teacher = Shape(large, 30, vocab)
     students = (Shape(large, 5, vocab), Shape(large // 3 // 64 * 64, 9, vocab))
-    rows = [row for student in students for row in measure(student, teacher, args)]
+    measured = [measure(student, teacher, args) for student in students]
+    tables = {"Objectives": [row for rows, _ in measured for row in rows]}
+    for rows, profile in measured:
+        tables[f"Profile of a step of sparse_kd, student of {rows[0]['student']}"] = profile
     title = f"Training steps of {args.rows} windows of {args.seq_len}, {args.unique} unique tokens"
-    print(f"{title}\n\n{markdown_table(rows)}")
-    write_results(args.out, "student", title, {"Objectives": rows})
+    for heading, rows in tables.items():
+        print(f"\n{heading}\n\n{markdown_table(rows)}")
+    write_results(args.out, f"student-{'cuda' if torch.cuda.is_available() else 'cpu'}", title, tables)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 Row = dict[str, Any]
 
@@ -71,6 +72,27 @@ def _status_mib(field: str) -> float:
     match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert match is not None
     return int(match[1]) / 1024
+
+
+def where_time_goes(run: Callable[[], Any], lines: int = 12) -> list[Row]:
+    """The operators in which a second call of `run` spends most, on the device that does the work."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+    run()
+    with profile(activities=activities) as profiled:
+        run()
+    field = f"self_{'device' if device == 'cuda' else 'cpu'}_time_total"
+    operators = sorted(profiled.key_averages(), key=lambda operator: -getattr(operator, field))
+    total = sum(getattr(operator, field) for operator in operators)
+    return [
+        {
+            "operator": operator.key[:60],
+            "calls": operator.count,
+            "ms": getattr(operator, field) / 1e3,
+            "share": getattr(operator, field) / total,
+        }
+        for operator in operators[:lines]
+    ]
 
 
 def environment() -> dict[str, str]:
