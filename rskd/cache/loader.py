@@ -202,5 +202,5 @@ class CacheLoader(IterableDataset[CacheBatch]):
         if not isinstance(found, list):
             edges = np.cumsum(self._group_rows[groups, 1])[:-1]
             pieces = zip(np.split(found.row_ids, edges), np.split(found.input_ids, edges))
-            found = [RowGroup.of_windows(row_ids, input_ids) for row_ids, input_ids in pieces]
+            found = [RowGroup(row_ids, input_ids) for row_ids, input_ids in pieces]
         self._groups.update(zip(groups.tolist(), found))

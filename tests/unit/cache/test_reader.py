@@ -36,7 +36,7 @@ def test_groups_partition_the_rows(cache):
     first, rows = reader.group_rows.T
     np.testing.assert_array_equal(np.repeat(first, rows) + np.concatenate([np.arange(n) for n in rows]), np.arange(59))
     assert rows.tolist() == [4] * 14 + [3]
-    found = [group.columns["row_id"][0].tolist() for group in reader.read_groups([14, 0, 5])]
+    found = [group.row_ids.tolist() for group in reader.read_groups([14, 0, 5])]
     assert found == [[56, 57, 58], [0, 1, 2, 3], [20, 21, 22, 23]]
 
 

@@ -4,8 +4,8 @@ from rskd.cache.rows import CacheRows, RowGroup
 
 
 def test_rows_of_several_groups_come_as_asked_for():
-    first = RowGroup.of_windows(np.arange(3), np.arange(12, dtype=np.int32).reshape(3, 4))
-    second = RowGroup.of_windows(np.arange(3, 5), np.arange(12, 20, dtype=np.int32).reshape(2, 4))
+    first = RowGroup(np.arange(3), np.arange(12, dtype=np.int32).reshape(3, 4))
+    second = RowGroup(np.arange(3, 5), np.arange(12, 20, dtype=np.int32).reshape(2, 4))
     rows = CacheRows.of([(second, 1), (first, 0), (second, 1)])
     assert len(rows) == 3
     assert rows.row_ids.tolist() == [4, 0, 4]
