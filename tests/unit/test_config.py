@@ -56,6 +56,8 @@ def test_survives_the_round_trip_of_a_prefect_form(extra: dict) -> None:
         ({"sampling": {"method": "top_k"}}, "top_k needs k"),
         ({"sampling": {"method": "top_p", "k": 5}}, "top_p needs p"),
         ({"sampling": {"method": "top_k", "k": 5, "num_samples": 50}}, "num_samples=50 is not used by top_k"),
+        ({"sampling": {"method": "top_k", "k": 5, "layout": "compact"}}, "layout compact stores counts"),
+        ({"sampling": {"method": "random", "temperature": 0.8, "layout": "compact"}}, "layout compact stores counts"),
         ({"sampling": {"num_samples": 5}, "samplings": {"a": {}}}, "exclude each other"),
         ({"samplings": {"a/b": {}}}, "'a/b' cannot be the name of a folder"),
         ({"students": {"s": {"sampling": "absent"}}}, "'absent' is not in samplings"),
