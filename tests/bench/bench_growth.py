@@ -109,13 +109,15 @@ def draw(tables: dict[str, list[Row]], path: Path) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, len(tables), figsize=(3 * len(tables), 5.5), layout="constrained")
+    figure, axes = pyplot.subplots(2, len(tables), figsize=(3 * len(tables), 5.5), sharey="row", layout="constrained")
     for column, (heading, rows) in enumerate(tables.items()):
         variable = next(iter(rows[0]))
         for axis, key in zip(axes[:, column], ("ms", "peak MiB")):
             axis.loglog([row[variable] for row in rows], [row[key] for row in rows], "o-")
-            axis.set(title=heading, xlabel=variable, ylabel=key)
-            axis.grid(which="both", alpha=0.3)
+            axis.set(title=heading, xlabel=variable, ylabel=key if column == 0 else "")
+            axis.set_xticks([row[variable] for row in rows], [f"{row[variable]:,}" for row in rows], rotation=30)
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
     figure.savefig(path)
     print(f"written: {path}")
 
