@@ -326,6 +326,8 @@ class DistillConfig(Section):
             if spec.objective.kind == "sparse_kd" and spec.sampling not in self.cache_samplings:
                 known = ", ".join(self.cache_samplings)
                 raise ValueError(f"students.{name}.sampling={spec.sampling!r} is not in samplings ({known})")
+            if spec.objective.impl == "triton" and not spec.train.gpus_per_worker:
+                raise ValueError(f"impl=triton of student {name} needs a GPU: set train.gpus_per_worker, or impl=auto")
         return self
 
     @property

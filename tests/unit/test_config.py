@@ -66,6 +66,7 @@ def test_survives_the_round_trip_of_a_prefect_form(extra: dict) -> None:
         ({"student": {"preset": "1b", "model": "x"}}, "exclude each other"),
         ({"student": {"init": "teacher_layers"}}, "needs num_layers"),
         ({"train": {"workers": 9, "global_batch": 8}}, "workers=9 exceed global_batch=8"),
+        ({"objective": {"impl": "triton"}}, "impl=triton of student default needs a GPU"),
         ({"name": "../escape"}, "name"),
         ({"corpus": {"source": {"kind": "text"}}}, "text needs a uri"),
     ],
