@@ -122,8 +122,7 @@ def measure(cache: LogitCache, teacher: Teacher, wider: Teacher, *, rows: int, s
     with the wider teacher's), own (redrawn with itself: its mass). Σ w log p of the targets, and of those of the
     neighbours: fit, fit_before, fit_after. deviation: d less its expectation. rank_bin (one-hot) and expected_bin.
     """
-    options = {key: value for key, value in cache.manifest.sampling.items() if key not in ("statistics", "layout")}
-    sampling = Sampling(**options)
+    sampling = Sampling.of(cache.manifest.sampling)
     chosen = permutation(cache.num_rows, seed=seed)[:rows].sort().values
     windows = []
     with progress_bar("audit windows", len(chosen)) as advance:

@@ -125,7 +125,7 @@ class TeacherWorker:
         rows = sample_rows(
             teacher.hidden(input_ids[:, :-1], isolating_id),
             teacher.head,
-            {name: as_sampling(run.samplings[name]) for name in caches},
+            {name: Sampling.of(run.samplings[name].model_dump()) for name in caches},
             position_keys(row_ids, self._corpus.seq_len),
             vocab_size=manifest.tokenizer["vocab_size"],
             labels=input_ids[:, 1:],
@@ -136,8 +136,3 @@ class TeacherWorker:
             {name: Drawn(to_host(drawn.ids.int()), to_host(drawn.values)) for name, drawn in rows.drawn.items()},
             {name: to_host(values) for name, values in rows.statistics.items()},
         )
-
-
-def as_sampling(config: SamplingConfig) -> Sampling:
-    """The sampler's own form of a section of the configuration."""
-    return Sampling(**config.model_dump(exclude={"statistics", "layout"}))

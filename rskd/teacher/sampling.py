@@ -18,9 +18,9 @@ Source: Anshumann et al., "Sparse Logit Sampling" (the paper), section 3.4; syst
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +67,11 @@ class Sampling:
             raise ValueError(f"{self.method} needs k, the most tokens to keep, of at least 1, got {self.k}")
         if self.method == "top_p" and (self.p is None or not 0 < self.p <= 1):
             raise ValueError(f"top_p needs p, the mass to keep, above 0 and at most 1, got {self.p}")
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any]) -> Sampling:
+        """The options that a `sampling` section, of a configuration or a manifest, has among others."""
+        return cls(**{field.name: section[field.name] for field in fields(cls)})
 
     @property
     def draws_counts(self) -> bool:

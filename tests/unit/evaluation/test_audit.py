@@ -45,7 +45,7 @@ def write_cache(
     """A cache of random windows that `teacher` makes in one batch; it says that it is of `directory`."""
     input_ids = torch.randint(VOCAB, (ROWS, SEQ_LEN + 1), generator=torch.Generator().manual_seed(0))
     row_ids = torch.arange(ROWS)
-    sampling = Sampling(**config.model_dump(exclude={"statistics", "layout"}))
+    sampling = Sampling.of(config.model_dump())
     keys = position_keys(row_ids, SEQ_LEN)
     hidden = teacher.hidden(input_ids[:, :-1])
     drawn = sample_rows(hidden, teacher.head, {"": sampling}, keys, vocab_size=VOCAB).drawn[""]
