@@ -6,6 +6,7 @@ step into a queue that the driver reads.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,7 +86,11 @@ def train_worker(run: TrainingRun, updates: Queue) -> None:
         checkpoint = None
         if is_first:
             folder = tempfile.mkdtemp()
-            save_checkpoint(Path(folder), student, tokenizer, optimizer, Progress(step, loader.state_dict()), log)
+            try:
+                save_checkpoint(Path(folder), student, tokenizer, optimizer, Progress(step, loader.state_dict()), log)
+            except BaseException:
+                shutil.rmtree(folder)  # a full disk is not to get fuller with each restart
+                raise
             checkpoint = Checkpoint(folder)
         ray.train.report(
             {"step": step},
