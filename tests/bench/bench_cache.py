@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from measure import Row, markdown_table, write_results
+from measure import Row, argument_parser, markdown_table, write_results
 
 from rskd import records
 from rskd.cache.codec import PartData
@@ -175,9 +175,8 @@ def peak_memory() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
     parser.add_argument("--open-many", metavar="URI", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.open_many:

@@ -15,16 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from measure import Row, markdown_table, paired_seconds, peak_mib, ratio, write_results
+from measure import Row, argument_parser, markdown_table, paired_seconds, peak_elsewhere, peak_mib, ratio, write_results
 from torch import Tensor
 
 from rskd import SparseTargets, sparse_kd_loss
@@ -178,13 +176,6 @@ def peak_here(setting: Setting, name: str) -> float:
     return peak_mib(lambda: forward_backward(loss, inputs))
 
 
-def peak_elsewhere(setting: Setting, name: str) -> float:
-    """`peak_here` in a process of its own."""
-    command = [sys.executable, __file__, "--peak", json.dumps([*setting, name])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout)
-
-
 def compare(setting: Setting) -> list[Row]:
     """The table of one setting, fastest first."""
     losses, inputs = contenders(setting), make_inputs(setting)
@@ -192,7 +183,7 @@ def compare(setting: Setting) -> list[Row]:
     times = paired_seconds(runs, rounds=1)  # warms up; of the slow ones that is all
     limit = SLOW * min(min(seconds) for seconds in times.values())
     times |= paired_seconds({name: run for name, run in runs.items() if times[name][0] <= limit}, setting.rounds)
-    peak = peak_here if DEVICE == "cuda" else peak_elsewhere
+    peak = peak_here if DEVICE == "cuda" else partial(peak_elsewhere, __file__)
     peaks = {name: peak(setting, name) for name in losses}
     peers = [name for name in losses if not name.startswith(OURS)]
     fastest = min(peers, key=lambda name: statistics.median(times[name]))
@@ -212,8 +203,7 @@ def compare(setting: Setting) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
+    parser = argument_parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="the first setting alone, two rounds")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     args = parser.parse_args()

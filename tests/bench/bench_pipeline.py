@@ -10,7 +10,6 @@ that went on waiting for the loader.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -22,7 +21,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import torch
-from measure import Row, markdown_table, write_results
+from measure import Row, argument_parser, markdown_table, write_results
 
 from rskd.config import DistillConfig, load_config
 from rskd.corpus.packed_corpus import PackedCorpus
@@ -124,10 +123,9 @@ def measure_training(configs: dict[int, DistillConfig]) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         configs = {workers: make_config(Path(folder), args.windows, args.steps, workers) for workers in WORKERS}

@@ -13,15 +13,23 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from measure import Row, markdown_table, paired_seconds, peak_mib, ratio, where_time_goes, write_results
+from measure import (
+    Row,
+    argument_parser,
+    markdown_table,
+    paired_seconds,
+    peak_elsewhere,
+    peak_mib,
+    ratio,
+    where_time_goes,
+    write_results,
+)
 from torch import Tensor
 
 from rskd import sample_from_hidden
@@ -92,19 +100,13 @@ def peak_here(setting: Setting, name: str) -> float:
     return peak_mib(lambda: CONTENDERS[name](*inputs))
 
 
-def peak_elsewhere(setting: Setting, name: str) -> float:
-    """`peak_here` in a process of its own."""
-    command = [sys.executable, __file__, "--peak", json.dumps([*setting, name])]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
 def compare(setting: Setting) -> list[Row]:
     """The table of one setting."""
     inputs = make_inputs(setting)
     runs = {name: lambda run=run: run(*inputs) for name, run in CONTENDERS.items()}
     paired_seconds(runs, rounds=1)
     times = paired_seconds(runs, setting.rounds)
-    peak = peak_here if DEVICE == "cuda" else peak_elsewhere
+    peak = peak_here if DEVICE == "cuda" else partial(peak_elsewhere, __file__)
     peaks = {name: peak(setting, name) for name in CONTENDERS}
     logits_mib = 4 * setting.num_tokens * setting.vocab_size / 2**20
     return [
@@ -121,8 +123,7 @@ def compare(setting: Setting) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
+    parser = argument_parser(__doc__)
     parser.add_argument("--tokens", type=int, help="of every setting, instead of its own number")
     parser.add_argument("--quick", action="store_true", help="the first setting alone, two rounds")
     parser.add_argument("--peak", help=argparse.SUPPRESS)

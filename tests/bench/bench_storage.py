@@ -7,17 +7,15 @@ of the count); the unigram bound is the entropy of a cache's ids, as if each wer
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from measure import Row, markdown_table, write_results
+from measure import Row, argument_parser, markdown_table, write_results
 from rich.progress import track
 
 from rskd.cache.codec import PartData
@@ -164,10 +162,9 @@ def unigram_bound(drawn: Drawn) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--config", default="flows/configs/demo.yaml", help="corpus and teacher")
     parser.add_argument("--windows", type=int, default=200)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
     args = parser.parse_args()
     config = load_config(args.config)
     teacher_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)

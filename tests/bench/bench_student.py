@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Row, markdown_table, paired_seconds, ratio, where_time_goes, write_results
+from measure import Row, argument_parser, markdown_table, paired_seconds, ratio, where_time_goes, write_results
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rskd import SparseTargets
@@ -105,12 +104,11 @@ def measure(student: Shape, teacher_shape: Shape, args: argparse.Namespace) -> t
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--rows", type=int, default=1 if not torch.cuda.is_available() else 8)
     parser.add_argument("--seq-len", type=int, default=512 if not torch.cuda.is_available() else 2048)
     parser.add_argument("--unique", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
     args = parser.parse_args()
     large, vocab = (576, 49_152) if not torch.cuda.is_available() else (2048, 128_256)
     teacher = Shape(large, 30, vocab)

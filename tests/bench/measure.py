@@ -5,15 +5,18 @@ Needs torch alone, so that it runs on a bare machine with a GPU.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import ctypes
 import datetime
+import json
 import platform
 import re
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,19 @@ def peak_mib(run: Callable[[], Any]) -> float:
     before = _status_mib("VmRSS")
     run()
     return _status_mib("VmHWM") - before
+
+
+def peak_elsewhere(script: str, setting: Iterable[Any], name: str) -> float:
+    """What `script --peak` prints for one contender of a setting: its peak in a process of its own."""
+    command = [sys.executable, script, "--peak", json.dumps([*setting, name])]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """The command line that all benchmarks share: `--out`, and their own description as the help."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
+    return parser
 
 
 def _status_mib(field: str) -> float:
