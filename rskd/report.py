@@ -6,15 +6,12 @@ evaluation.json, caches, students' logs ─► Findings ─► page ─► <home
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
 import yaml
-from plotly.offline import get_plotlyjs
 
 from rskd import records
 from rskd.cache.histogram import LABELS
@@ -22,6 +19,7 @@ from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig, StudentSpec
 from rskd.errors import ConfigError, MissingOutputError
 from rskd.evaluation.figures import histograms, loss_curves, reliability_diagrams
+from rskd.html_page import definitions, figure_html, html_page, section, table
 from rskd.storage import Store
 from rskd.student.checkpoint import LOG_FILE
 
@@ -91,17 +89,17 @@ def render(findings: Findings) -> str:
     config, models = findings.config, findings.evaluation["models"]
     scope = f"{findings.evaluation['windows']:,} held-out windows, {findings.evaluation['tokens']:,} tokens"
     sections = [
-        _section("Setting", _facts(config)),
-        _section("Teacher and students", _models_table(config, models), f"On {scope}. {_LEGEND}"),
-        _section("Training loss", _figure(loss_curves(findings.logs)), _LOSS_NOTE),
-        _section("Reliability", _figure(reliability_diagrams(models)), _RELIABILITY_NOTE),
+        section("Setting", _facts(config)),
+        section("Teacher and students", _models_table(config, models), f"On {scope}. {_LEGEND}"),
+        section("Training loss", figure_html(loss_curves(findings.logs)), _LOSS_NOTE),
+        section("Reliability", figure_html(reliability_diagrams(models)), _RELIABILITY_NOTE),
     ]
     if findings.caches:
         body = _caches_table(findings.caches) + _histograms(findings.caches)
-        sections.insert(2, _section("Logit caches", body, _CACHE_NOTE))
+        sections.insert(2, section("Logit caches", body, _CACHE_NOTE))
     settings = escape(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False))
     sections.append(f"<details><summary>Configuration</summary><pre>{settings}</pre></details>")
-    return _page("rskd distillation report", config.name, sections)
+    return html_page("rskd distillation report", config.name, sections)
 
 
 def write_cache_page(uri: str, cache: dict[str, Any], file: Path) -> None:
@@ -116,35 +114,14 @@ def write_cache_page(uri: str, cache: dict[str, Any], file: Path) -> None:
         "Windows": f"{cache['rows']:,} of {cache['seq_len']:,} positions",
         "Vocabulary": f"{cache['vocab_size']:,} ids",
     }
-    sections = [_section("Cache", _definitions(facts) + _caches_table({uri: cache}), _CACHE_NOTE)]
+    sections = [section("Cache", definitions(facts) + _caches_table({uri: cache}), _CACHE_NOTE)]
     if cache["histograms"]:
-        sections.append(_section("Positions", _histograms({uri: cache})))
+        sections.append(section("Positions", _histograms({uri: cache})))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(_page("rskd logit cache", uri, sections), encoding="utf-8")
+        file.write_text(html_page("rskd logit cache", uri, sections), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--html {file} cannot be written ({error.strerror}): name another file") from None
-
-
-def _page(kind: str, title: str, sections: Sequence[str]) -> str:
-    title = escape(title)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title} · rskd</title>
-<style>{_STYLE}</style>
-<script>{get_plotlyjs()}</script>
-</head>
-<body>
-<main>
-<header><p class="kind">{kind}</p><h1>{title}</h1></header>
-{"".join(sections)}
-</main>
-</body>
-</html>
-"""
 
 
 def _facts(config: DistillConfig) -> str:
@@ -156,11 +133,7 @@ def _facts(config: DistillConfig) -> str:
         "Windows": f"{config.corpus.seq_len:,} positions{isolated}",
         "Students": ", ".join(config.student_specs),
     }
-    return _definitions(facts)
-
-
-def _definitions(facts: dict[str, str]) -> str:
-    return "<dl>" + "".join(f"<div><dt>{k}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items()) + "</dl>"
+    return definitions(facts)
 
 
 def _models_table(config: DistillConfig, models: dict[str, dict[str, Any]]) -> str:
@@ -178,7 +151,7 @@ def _models_table(config: DistillConfig, models: dict[str, dict[str, Any]]) -> s
         chosen = best if len(students) > 1 else {}
         values = [_value(models[name], metric, chosen.get(metric.key)) for metric in columns]
         rows.append([escape(name), *_objective(config, spec), *values])
-    return _table(head, rows, num_text=3)
+    return table(head, rows, num_text=3)
 
 
 def _value(model: dict[str, Any], metric: Metric, best: float | None) -> str:
@@ -216,7 +189,7 @@ def _caches_table(caches: dict[str, dict[str, Any]]) -> str:
         ]
         for name, cache in caches.items()
     ]
-    return _table(head, rows, num_text=2)
+    return table(head, rows, num_text=2)
 
 
 def _sampling(sampling: dict[str, Any]) -> str:
@@ -233,32 +206,11 @@ def _histograms(caches: dict[str, dict[str, Any]]) -> str:
         name: {uri: cache["histograms"][name] for uri, cache in caches.items() if name in cache["histograms"]}
         for name in LABELS
     }
-    return "".join(_figure(histograms(LABELS[name], by_cache)) for name, by_cache in by_name.items() if by_cache)
+    return "".join(figure_html(histograms(LABELS[name], by_cache)) for name, by_cache in by_name.items() if by_cache)
 
 
 def _training_log(student_uri: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in Store(student_uri).read(LOG_FILE).splitlines()]
-
-
-def _section(title: str, body: str, note: str = "") -> str:
-    explained = f'<p class="note">{note}</p>' if note else ""
-    return f"<section><h2>{title}</h2>{body}{explained}</section>\n"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, num_text: int) -> str:
-    """A table whose first `num_text` columns are text; the others are numbers, aligned to the right."""
-
-    def row(tag: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(
-            f"<{tag}{'' if index < num_text else ' class=number'}>{cell}</{tag}>" for index, cell in enumerate(cells)
-        )
-
-    body = "".join(row("td", cells) for cells in rows)
-    return f'<div class="wide"><table><thead>{row("th", head)}</thead><tbody>{body}</tbody></table></div>'
-
-
-def _figure(figure: go.Figure) -> str:
-    return figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True, "displayModeBar": False})
 
 
 _LEGEND = (
@@ -276,30 +228,3 @@ _RELIABILITY_NOTE = (
     "bars below it are over-confident. Darker bars hold more tokens."
 )
 _CACHE_NOTE = "Size counts every file of the cache. Unique tokens: distinct ids kept at a position."
-_STYLE = """
-:root { color-scheme: light; --ink: #1f2937; --soft: #6b7280; --line: #e5e7eb; --accent: #0072b2; }
-body { margin: 0; background: #f6f7f9; color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 64px; }
-header { border-left: 4px solid var(--accent); padding-left: 16px; margin-bottom: 24px; }
-h1 { margin: 0; font-size: 30px; line-height: 1.2; overflow-wrap: anywhere; }
-.kind { margin: 0; color: var(--soft); font-size: 13px; letter-spacing: .04em; text-transform: uppercase; }
-section, details { background: #fff; border: 1px solid var(--line); border-radius: 10px;
-  padding: 18px 22px; margin: 0 0 18px; }
-h2 { margin: 0 0 10px; font-size: 18px; }
-dl { display: flex; flex-wrap: wrap; gap: 10px 36px; margin: 0; }
-dt { color: var(--soft); font-size: 13px; }
-dd { margin: 0; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; }
-th, td { padding: 8px 12px 8px 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top;
-  white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; font-size: 13px; }
-tbody tr:last-child td { border-bottom: 0; }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
-small { display: block; color: var(--soft); font-size: 12px; font-weight: 400; }
-b { color: var(--accent); }
-.note { margin: 10px 0 0; color: var(--soft); font-size: 13px; max-width: 80ch; }
-summary { cursor: pointer; font-weight: 600; }
-pre { overflow-x: auto; font-size: 13px; }
-"""
