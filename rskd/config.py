@@ -7,6 +7,7 @@ Every field's description is what the Prefect form shows. Unknown keys are refus
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -79,7 +80,10 @@ class CorpusConfig(Section):
 
 
 class TeacherConfig(Section):
-    engine: Literal["transformers"] = Field(default="transformers", description="What runs the teacher.")
+    engine: Literal["transformers", "vllm"] = Field(
+        default="transformers",
+        description="What runs the teacher for the cache; vllm needs the environment of make vllm-env.",
+    )
     model: str = Field(
         description="Hub id, directory, .gguf file, or package:NAME/FILE for a file of an installed Python package."
     )
@@ -89,7 +93,9 @@ class TeacherConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="bfloat16", description="Precision of the teacher."
     )
-    batch_windows: int = Field(default=8, ge=1, description="Windows in one forward pass.")
+    batch_windows: int = Field(
+        default=8, ge=1, description="Windows in one forward pass; of vllm: as many tokens, of any windows, at most."
+    )
     workers: int = Field(default=1, ge=1, description="Teacher actors, each with a copy of the model.")
     gpus_per_worker: float = Field(default=0, ge=0, description="GPUs that an actor reserves; 0 runs on the CPU.")
     threads_per_worker: int = Field(
@@ -101,6 +107,32 @@ class TeacherConfig(Section):
     trust_remote_code: bool = Field(
         default=False, description="Run code that comes with the model. Only if you trust it."
     )
+    python: str | None = Field(
+        default=None,
+        description="Interpreter of the environment that vllm is in, on every machine; by default that of .venv-vllm.",
+    )
+    tensor_parallel: int = Field(default=1, ge=1, description="Processes that share one model (vllm).")
+    gpu_memory_utilization: float = Field(
+        default=0.9, gt=0, le=1, description="Share of a GPU's memory that vllm takes."
+    )
+    quantization: str | None = Field(
+        default=None, description="How vllm quantises the weights, such as fp8; as the model says by default."
+    )
+    engine_args: dict[str, bool | int | float | str] = Field(
+        default={}, description="Other arguments of vllm's LLM class, by its names, such as enforce_eager."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.engine == "transformers":
+            of_vllm = ("python", "tensor_parallel", "gpu_memory_utilization", "quantization", "engine_args")
+            self._refuse_unused("engine transformers", set(), of_vllm)
+        elif self.gpus_per_worker and math.ceil(self.gpus_per_worker) != self.tensor_parallel:
+            raise ValueError(
+                f"gpus_per_worker={self.gpus_per_worker:g} with tensor_parallel={self.tensor_parallel}: vllm needs one "
+                "GPU for each process, make them equal"
+            )
+        return self
 
 
 class SamplingConfig(Section):
