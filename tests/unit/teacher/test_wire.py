@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from rskd.output_head import OutputHead
+from rskd.teacher.lm_head import STATISTICS, sample_rows
+from rskd.teacher.sampling import Sampling
+from rskd.teacher.wire import pack, unpack
+
+ROWS, HIDDEN, VOCAB = 37, 16, 300
+SAMPLINGS = {
+    "systematic": Sampling(num_samples=22),
+    "random": Sampling("random", num_samples=50, seed=3),
+    "sharp": Sampling("random", num_samples=20, temperature=0.8),
+    "top_k": Sampling("top_k", k=12),
+    "top_p": Sampling("top_p", k=30, p=0.7),
+}
+
+
+def sampled(samplings: dict[str, Sampling], statistics: tuple[str, ...]):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(ROWS, HIDDEN, generator=generator)
+    head = OutputHead(torch.randn(VOCAB, HIDDEN, generator=generator) / 2)
+    labels = torch.randint(VOCAB, (ROWS,), generator=generator)
+    return sample_rows(hidden, head, samplings, labels=labels, statistics=statistics)
+
+
+@pytest.mark.parametrize("statistics", [(), STATISTICS, ("top1", "label_logprob")])
+def test_what_is_packed_comes_back(statistics: tuple[str, ...]):
+    rows = sampled(SAMPLINGS, statistics)
+    back = unpack(pack(rows, SAMPLINGS), SAMPLINGS, statistics)
+    for name, drawn in rows.drawn.items():
+        assert torch.equal(back.drawn[name].ids, drawn.ids)
+        assert torch.equal(back.drawn[name].values, drawn.values)
+        assert back.drawn[name].values.dtype == drawn.values.dtype
+    assert list(back.statistics) == list(statistics)
+    for name, values in rows.statistics.items():
+        assert torch.equal(back.statistics[name], values)
+
+
+def test_pieces_of_a_sequence_have_one_width():
+    rows = pack(sampled(SAMPLINGS, ("entropy",)), SAMPLINGS)
+    assert rows.dtype == torch.int32
+    assert rows.shape == (ROWS, 22 + 50 + 2 * 20 + 2 * 12 + 2 * 30 + 1)
+    assert pack(sampled({"default": Sampling()}, ()), {"default": Sampling()}).shape == (ROWS, 22)
