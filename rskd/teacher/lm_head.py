@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rskd.output_head import OutputHead
+from rskd.output_head import Head, OutputHead
 from rskd.sparse_targets import SparseTargets
 from rskd.teacher.sampling import (
     Distribution,
@@ -80,7 +80,7 @@ def sample_from_hidden(
 @torch.no_grad()
 def sample_rows(
     hidden: Tensor,
-    head: OutputHead,
+    head: Head,
     samplings: Mapping[str, Sampling],
     keys: Tensor | None = None,
     *,
@@ -106,7 +106,7 @@ def sample_rows(
     totals = RowResults(len(rows))
     picks = {name: RowResults(len(rows)) for name in samplings}
     measured = {name: RowResults(len(rows)) for name in names}
-    for start, logits in _slices(rows, head, rows_per_slice(len(head.weight), samplings.values(), rows.device)):
+    for start, logits in _slices(rows, head, rows_per_slice(head.num_ids, samplings.values(), rows.device)):
         distribution, part = Distribution.of(logits), slice(start, start + len(logits))
         totals.put(start, distribution.total)
         for name, sampling in samplings.items():
@@ -120,15 +120,11 @@ def sample_rows(
     )
 
 
-def _slices(hidden: Tensor, head: OutputHead, size: int) -> Iterator[tuple[int, Tensor]]:
+def _slices(hidden: Tensor, head: Head, size: int) -> Iterator[tuple[int, Tensor]]:
     """Logits of `size` rows of `hidden` [R, D] at a time, with the first row; valid until the next are asked for."""
-    num_rows = len(hidden)
-    buffer = hidden.new_empty(min(num_rows, CHUNK_ROWS), len(head.weight))
-    for chunk in range(0, max(num_rows, 1), CHUNK_ROWS):
-        rows = hidden[chunk : chunk + CHUNK_ROWS]
-        products = head.project(rows, out=buffer[: len(rows)])
-        for start in range(0, max(len(rows), 1), size):
-            yield chunk + start, head.finish(products[start : start + size])
+    for chunk, products in enumerate(head.products(hidden, CHUNK_ROWS)):
+        for start in range(0, max(len(products), 1), size):
+            yield chunk * CHUNK_ROWS + start, head.finish(products[start : start + size])
 
 
 def _measure(statistic: str, distribution: Distribution, labels: Tensor | None) -> Tensor:
