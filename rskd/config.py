@@ -224,20 +224,34 @@ class ObjectiveConfig(Section):
         lt=100,
         description="Tokens below this percentile of the teacher's confidence in the label are hard.",
     )
+    residual: Literal["none", "smooth", "ghost", "label"] = Field(
+        default="none",
+        description="Where the mass goes that top_k and top_p leave over. none: nowhere. smooth: to all ids alike "
+        "(paper 3.1). ghost: to one token that stands for all others (3.2). label: to the label, the naive fix (3.3).",
+    )
+    divergence: Literal["forward", "reverse", "forward_reverse", "mse", "l1"] = Field(
+        default="forward",
+        description="Divergence of the student from the teacher (paper 6.3). Forward KL and mse keep the gradient of "
+        "full KD on average; the others are biased under sampling.",
+    )
     impl: Literal["auto", "eager", "chunked", "triton"] = Field(
         default="auto", description="Implementation of the sparse loss."
     )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        used = {
-            "sparse_kd": {"ce_weight", "hard_easy_ratio", "hard_percentile", "impl"},
-            "full_kd": {"ce_weight"},
-            "ce": set[str](),
-        }[self.kind]
-        self._refuse_unused(f"objective {self.kind}", used, ["ce_weight", "hard_easy_ratio", "hard_percentile", "impl"])
+        options = ["ce_weight", "hard_easy_ratio", "hard_percentile", "residual", "divergence", "impl"]
+        used = {"sparse_kd": set(options), "full_kd": {"ce_weight", "divergence"}, "ce": set[str]()}[self.kind]
+        self._refuse_unused(f"objective {self.kind}", used, options)
         if self.hard_easy_ratio == 1.0:
             self._refuse_unused("hard_easy_ratio=1", set(), ["hard_percentile"])
+        if self.divergence != "forward":
+            self._refuse_unused(f"divergence {self.divergence}", set(), ["residual"])
+        if self.impl == "triton" and (self.divergence != "forward" or self.residual in ("smooth", "ghost")):
+            raise ValueError(
+                f"impl=triton is for forward KL with residual none or label, not divergence={self.divergence} with "
+                f"residual={self.residual}: set impl=auto"
+            )
         return self
 
 
@@ -358,6 +372,12 @@ class DistillConfig(Section):
             if spec.objective.kind == "sparse_kd" and spec.sampling not in self.cache_samplings:
                 known = ", ".join(self.cache_samplings)
                 raise ValueError(f"students.{name}.sampling={spec.sampling!r} is not in samplings ({known})")
+            sampling = self.cache_samplings.get(spec.sampling)
+            if sampling and sampling.method in ("systematic", "random") and spec.objective.residual != "none":
+                raise ValueError(
+                    f"residual={spec.objective.residual} of student {name} is for top_k and top_p: "
+                    f"{sampling.method} sampling leaves no mass over, remove it"
+                )
             if spec.objective.impl == "triton" and not spec.train.gpus_per_worker:
                 raise ValueError(f"impl=triton of student {name} needs a GPU: set train.gpus_per_worker, or impl=auto")
         return self

@@ -39,6 +39,10 @@ class StoreAccessError(OutputError):
     """The object store refuses the credentials, or cannot be reached."""
 
 
+class BiasWarning(UserWarning):
+    """A loss whose mean gradient over sampled targets is not that of full KD."""
+
+
 def explained_by(error: BaseException) -> RskdError | None:
     """The innermost RskdError behind an error that Ray or Prefect wrapped on its way, or None."""
     causes = [

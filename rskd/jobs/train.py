@@ -11,6 +11,7 @@ by itself, after a lost worker as after a lost driver, and a changed configurati
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -46,9 +47,12 @@ from rskd.jobs.ray_session import ensure_ray, worker_resources
 from rskd.jobs.train_worker import TrainingRun, train_worker
 from rskd.progress import progress_bar
 from rskd.storage import Store
+from rskd.student.bias import loss_bias, sampling_bias
 from rskd.student.checkpoint import LOG_FILE, RESULT_FILE, export_checkpoint
 from rskd.student.model import student_architecture
 from rskd.teacher.model_files import resolve_model, weights_fingerprint
+
+_logger = logging.getLogger(__name__)
 
 # How a run is executed: its result does not depend on that, but for the order of floating-point sums.
 _EXECUTION = {"micro_batch", "workers", "gpus_per_worker", "threads_per_worker", "checkpoint_every", "max_failures"}
@@ -69,6 +73,8 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
     if done is not None and done.get("recipe") == recipe:
         return done["summary"] | {"skipped": True}
 
+    if isinstance(source, LogitCache) and (reason := _bias(run.spec, source.manifest.sampling)):
+        _logger.warning("student %s learns from a biased target: %s", student, reason)
     ensure_ray(config.ray)
     started = time.monotonic()
     with tracking.stage(config, "train", student) as tracked:
@@ -153,6 +159,14 @@ def _check_covers(cache: LogitCache, corpus: PackedCorpus) -> None:
         raise CacheMismatchError(
             f"cache {cache.uri} was not made from all of {corpus.uri} as it is now: run rskd cache"
         )
+
+
+def _bias(spec: StudentSpec, sampling: dict[str, Any]) -> str | None:
+    """Why the student's mean gradient is not that of full KD; None where it is."""
+    objective = spec.objective
+    of_loss = loss_bias(objective.residual, objective.divergence)
+    of_targets = sampling_bias(sampling["method"], sampling["temperature"]) if objective.residual == "none" else None
+    return "; ".join(reason for reason in (of_targets, of_loss) if reason) or None
 
 
 def _hard_threshold(source: LogitCache | PackedCorpus, spec: StudentSpec) -> float | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -28,32 +28,74 @@ TILE_BYTES_CPU = 2**21  # float32 values of a tile: passes over it stay in the c
 TILE_BYTES_GPU = 2**27
 
 
-class Target(NamedTuple):
-    """The c of the loss Σ_v c_v (lse(z) - z_v): sparse entries and, for full KD, a share of a teacher's softmax.
+class LossTarget(Protocol):
+    """What N tokens are to learn, and by which loss. Constants: no gradient goes to them."""
 
-    A ghost token stands for all ids but `ghost_ids`; its z is their log-sum-exp. Constants: no gradient goes to them.
-    Repeated ids add up.
+    def rows(self, rows: slice) -> Self:
+        """Those of some tokens."""
+        ...
+
+    def scaled(self, factors: Tensor) -> Self:
+        """With the loss of each token times `factors` [N]."""
+        ...
+
+    def losses(self, log_q: Tensor) -> Tensor:
+        """Losses [N] of a student's log-probabilities [N, V], for autograd."""
+        ...
+
+
+class Target(NamedTuple):
+    """The c of the loss Σ_v c_v (lse(z) - z_v): sparse entries, and shares of other kinds.
+
+    A teacher's softmax, for full KD. A share that all ids have alike. A ghost token, which stands for all ids but
+    `ghost_ids` and whose z is their log-sum-exp. Repeated ids add up.
     """
 
     ids: Tensor  # int64 [N, K]
     coefficients: Tensor  # float32 [N, K]
     teacher_logits: Tensor | None = None  # [N, V]
     teacher_coefficients: Tensor | None = None  # float32 [N]
+    uniform_coefficients: Tensor | None = None  # float32 [N], over all ids
     ghost_ids: Tensor | None = None  # int64 [N, K']
     ghost_coefficients: Tensor | None = None  # float32 [N]
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether there are entries and nothing else."""
+        return self.teacher_logits is None and self.uniform_coefficients is None and self.ghost_ids is None
+
     def rows(self, rows: slice) -> Target:
-        """Those of some tokens."""
         return Target(*(None if part is None else part[rows] for part in self))  # pyright: ignore[reportArgumentType]
 
     def scaled(self, factors: Tensor) -> Target:
-        """With the coefficients of each token times `factors` [N]."""
-        teacher, ghost = (
-            None if part is None else part * factors for part in (self.teacher_coefficients, self.ghost_coefficients)
+        teacher, uniform, ghost = (
+            None if part is None else part * factors
+            for part in (self.teacher_coefficients, self.uniform_coefficients, self.ghost_coefficients)
         )
         return self._replace(
-            coefficients=self.coefficients * factors[:, None], teacher_coefficients=teacher, ghost_coefficients=ghost
+            coefficients=self.coefficients * factors[:, None],
+            teacher_coefficients=teacher,
+            uniform_coefficients=uniform,
+            ghost_coefficients=ghost,
         )
+
+    def with_entry(self, ids: Tensor, coefficients: Tensor) -> Target:
+        """With one more entry for each token, both [N]."""
+        return self._replace(
+            ids=torch.cat([self.ids, ids[:, None]], dim=1),
+            coefficients=torch.cat([self.coefficients, coefficients[:, None]], dim=1),
+        )
+
+    def losses(self, log_q: Tensor) -> Tensor:
+        losses = -(self.coefficients * log_q.gather(1, self.ids)).sum(-1)
+        dense = self.dense()
+        if dense is not None:
+            losses = losses - (dense * log_q).sum(-1)
+        if self.uniform_coefficients is not None:
+            losses = losses - self.uniform_coefficients * log_q.mean(-1)
+        if self.ghost_ids is not None and self.ghost_coefficients is not None:
+            losses = losses - self.ghost_coefficients * log_q.scatter(1, self.ghost_ids, -torch.inf).logsumexp(-1)
+        return losses
 
     def dense(self) -> Tensor | None:
         """The teacher's share of c, float32 [N, V]."""
@@ -62,16 +104,20 @@ class Target(NamedTuple):
         return self.teacher_logits.float().softmax(-1) * self.teacher_coefficients[:, None]
 
 
-ToGradients = Callable[[Tensor, Target, float | None], Tensor]
-"""Losses [R] of logits [R, V] before the soft-cap, which are overwritten by their gradients."""
+ToGradients = Callable[[Tensor, Any, float | None], Tensor]
+"""Losses [R] of logits [R, V] before the soft-cap, which are overwritten by their gradients; the second argument is the
+kind of LossTarget that the kernel is for."""
 
 
 def to_gradients(logits: Tensor, target: Target, softcap: float | None) -> Tensor:
     """Losses [R], float32 at least, of `logits` [R, V]; the logits become (Σc)·softmax - c (paper, Eq. 4)."""
+    return torch.cat([_tile_to_gradients(logits[tile], target.rows(tile), softcap) for tile in tiles_of(logits)])
+
+
+def tiles_of(logits: Tensor) -> Iterator[slice]:
+    """Slices of the rows of `logits` [R, V], each small enough for several passes over it."""
     num_bytes = TILE_BYTES_CPU if logits.device.type == "cpu" else TILE_BYTES_GPU
-    size = max(1, num_bytes // (torch.float32.itemsize * logits.shape[1]))
-    tiles = _slices(len(logits), size)
-    return torch.cat([_tile_to_gradients(logits[tile], target.rows(tile), softcap) for tile in tiles])
+    return _slices(len(logits), max(1, num_bytes // (torch.float32.itemsize * logits.shape[1])))
 
 
 def _tile_to_gradients(logits: Tensor, target: Target, softcap: float | None) -> Tensor:
@@ -89,6 +135,9 @@ def _tile_to_gradients(logits: Tensor, target: Target, softcap: float | None) ->
     if dense is not None:
         picked += (dense * z).sum(-1)
         mass += dense.sum(-1)
+    if target.uniform_coefficients is not None:
+        picked += target.uniform_coefficients * z.mean(-1)
+        mass += target.uniform_coefficients
     total = z.exp_().sum(-1)
     if target.ghost_ids is None or target.ghost_coefficients is None:
         z.mul_((mass / total)[:, None])
@@ -98,6 +147,8 @@ def _tile_to_gradients(logits: Tensor, target: Target, softcap: float | None) ->
     z.scatter_add_(1, target.ids, -coefficients)
     if dense is not None:
         z.sub_(dense)
+    if target.uniform_coefficients is not None:
+        z.sub_((target.uniform_coefficients / z.shape[1])[:, None])
     if slope is not None:
         z.mul_(slope)
     if z is not logits:
@@ -120,17 +171,15 @@ def _to_ghost_gradients(exps: Tensor, ids: Tensor, coefficients: Tensor, scale: 
 def chunked_loss(
     hidden: Tensor,
     head: OutputHead,
-    target: Target,
+    target: LossTarget,
     *,
     summed: bool,
     vocab_size: int | None = None,
     kernel: ToGradients = to_gradients,
 ) -> Tensor:
-    """Loss Σ_v c_v (lse(z) - z_v) of each token, [N], or its sum over them.
+    """Loss of each token, [N], or its sum over them: `target.losses(head.logits(hidden, vocab_size).log_softmax(-1))`.
 
-    `F.cross_entropy(head.logits(hidden)[:, :vocab_size], c, reduction="sum")` where c sums to 1.
-
-    `hidden` is [N, D]. Under autocast the inputs count as being of its dtype.
+    `hidden` is [N, D]; `kernel` is the one for this kind of target. Under autocast the inputs count as of its dtype.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -193,7 +242,7 @@ def _scale(gradients: list[Tensor | None], factor: Tensor) -> None:
 
 
 def _run(
-    inputs: tuple[Tensor, Tensor, Tensor | None], target: Target, wanted: tuple[bool, ...], options: _Options
+    inputs: tuple[Tensor, Tensor, Tensor | None], target: LossTarget, wanted: tuple[bool, ...], options: _Options
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Losses [N], and the gradients of their sum to those of hidden, weight and bias that are `wanted`."""
     hidden, weight, _ = inputs
@@ -210,7 +259,7 @@ def _run(
 
 def _run_chunks(
     inputs: tuple[Tensor, Tensor, Tensor | None],
-    target: Target,
+    target: LossTarget,
     gradients: list[Tensor | None],
     options: _Options,
 ) -> Tensor:

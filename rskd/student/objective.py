@@ -1,29 +1,43 @@
 """Training objectives on hidden states and an output head: sparse KD, cross-entropy, full KD.
 
-    targets, times 1-α ─┐
-    labels, times α ────┼─► Target: Σ_v c_v (lse(z) - z_v) ─► eager | chunked | triton ─► reduction
-    token weights ──────┘                                      fused_loss, triton_loss
+    targets, and their residual, times 1-α ─┐
+    labels, times α ────────────────────────┼─► Target: Σ_v c_v (lse(z) - z_v) ─► eager | chunked | triton ─► reduction
+    token weights ──────────────────────────┘                                      fused_loss, triton_loss
 
 All three are one loss: cross-entropy has one target entry a token, full KD the teacher's softmax. α is `ce_weight` and
-weighs CE: L = α·CE + (1-α)·KD (paper, 5.3). Losses are in nats.
+weighs CE: L = α·CE + (1-α)·KD (paper, 5.3). Losses are in nats. Another divergence than forward KL makes the target a
+DivergenceTarget (divergence.py), and all else is the same.
+
+`residual` says where the mass goes that top-k targets leave over, 1 - Σw:
+
+    none    nowhere (2.1, A.4)
+    smooth  to all ids alike (3.1)
+    ghost   to one token that stands for all others (3.2, A.5)
+    label   to the label, the paper's naive fix (3.3)
 
 Shapes: N tokens, D hidden, V rows of the head, K target entries.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from rskd.errors import BiasWarning
 from rskd.output_head import OutputHead
 from rskd.sparse_targets import SparseTargets
+from rskd.student import divergence as divergences
 from rskd.student import triton_loss
-from rskd.student.fused_loss import Target, ToGradients, chunked_loss, to_gradients
+from rskd.student.bias import loss_bias
+from rskd.student.divergence import Divergence, DivergenceTarget
+from rskd.student.fused_loss import LossTarget, Target, ToGradients, chunked_loss, to_gradients
 
 Reduction = Literal["mean", "sum", "none"]
 Impl = Literal["auto", "eager", "chunked", "triton"]
+Residual = Literal["none", "smooth", "ghost", "label"]
 
 
 def sparse_kd_loss(
@@ -40,7 +54,8 @@ def sparse_kd_loss(
     bias: Tensor | None = None,
     softcap: float | None = None,
     vocab_size: int | None = None,
-    ghost_token: bool = False,
+    residual: Residual = "none",
+    divergence: Divergence = "forward",
 ) -> Tensor:
     """α·CE + (1-α)·Σ_k w_k (lse(z) - z_k) of logits z = hidden @ lm_head_weight.T (+ bias, softcap), α = `ce_weight`.
 
@@ -50,23 +65,27 @@ def sparse_kd_loss(
     `vocab_size` on are padding: no part of the softmax. A token whose label is `ignore_index` has neither CE nor KD.
     "sum" adds token_weight·loss over the other tokens, "mean" divides that by their number (0 where there are none),
     "none" returns [N]. Gradients go to hidden, lm_head_weight and bias. `impl` eager keeps [N, V] tensors, chunked and
-    triton none; auto is triton on a GPU where it is installed, else chunked. With `ghost_token`, all other ids are one
-    more entry, which has the rest of the teacher's mass: for top-k, whose entries with weight 0 are padding.
+    triton none; auto is triton on a GPU where it is installed, else chunked. `residual` (above) is for top-k and top-p,
+    whose entries with weight 0 are padding; `divergence` (divergence.py) takes the place of forward KL. Both warn
+    (BiasWarning) where no sampling gives them the mean gradient of full KD.
 
     Raises ValueError for shapes that do not fit, `ce_weight` outside 0..1 or without labels, unknown names.
-    Source: paper, Eq. 4, 5.3; 3.2 and A.5 for the ghost token.
+    Source: paper, Eq. 4, 5.3; 3.1-3.3 for the residual; 6.3 for the divergences.
     """
     _check_shape("targets", targets.ids, (len(hidden), *targets.ids.shape[-1:]))
-    target = Target(targets.ids, targets.weights.detach().float())
-    if ghost_token:
-        listed = torch.where(target.coefficients != 0, target.ids, target.ids[:, :1])
-        rest = (1 - target.coefficients.sum(-1)).clamp(min=0)
-        target = target._replace(ghost_ids=listed, ghost_coefficients=rest)
+    _check_names(residual=(residual, Residual))
+    if residual != "none" and divergence != "forward":
+        raise ValueError(f"residual={residual!r} is for divergence='forward', got {divergence!r}: leave one out")
+    if residual == "label" and labels is None:
+        raise ValueError("residual='label' needs labels: pass labels, or another residual")
+    if reason := loss_bias(residual, divergence):
+        warnings.warn(f"biased: {reason}", BiasWarning, stacklevel=2)
     return _loss(
         hidden,
         OutputHead(lm_head_weight, bias, softcap),
-        target,
+        _sparse_target(targets, _present(labels, ignore_index), residual),
         labels,
+        divergence=divergence,
         vocab_size=vocab_size,
         ce_weight=ce_weight,
         token_weights=token_weights,
@@ -101,6 +120,7 @@ def full_kd_loss(
     bias: Tensor | None = None,
     softcap: float | None = None,
     vocab_size: int | None = None,
+    divergence: Divergence = "forward",
 ) -> Tensor:
     """α·CE + (1-α)·Σ_v t_v (lse(z) - z_v) with t = softmax(`teacher_logits` [N, V]): what sparse KD estimates.
 
@@ -121,6 +141,7 @@ def full_kd_loss(
         head,
         target,
         labels,
+        divergence=divergence,
         vocab_size=vocab_size,
         ce_weight=ce_weight,
         token_weights=token_weights,
@@ -140,12 +161,33 @@ def hard_easy_weights(label_logprob: Tensor, *, threshold: float, ratio: float, 
     return torch.where(label_logprob < threshold, ratio * easy, easy)
 
 
+def _sparse_target(targets: SparseTargets, labels: Tensor | None, residual: Residual) -> Target:
+    target = Target(targets.ids, targets.weights.detach().float())
+    if residual == "none":
+        return target
+    rest = (1 - target.coefficients.sum(-1)).clamp(min=0)
+    if residual == "smooth":
+        return target._replace(uniform_coefficients=rest)
+    if residual == "ghost":
+        listed = torch.where(target.coefficients != 0, target.ids, target.ids[:, :1])
+        return target._replace(ghost_ids=listed, ghost_coefficients=rest)
+    assert labels is not None
+    _check_shape("labels", labels, rest.shape)
+    return target.with_entry(labels, rest)
+
+
+def _present(labels: Tensor | None, ignore_index: int) -> Tensor | None:
+    """Labels that are ids everywhere, for tokens that weigh nothing too."""
+    return None if labels is None else torch.where(labels == ignore_index, 0, labels)
+
+
 def _loss(
     hidden: Tensor,
     head: OutputHead,
-    target: Target,
+    kd: Target,
     labels: Tensor | None,
     *,
+    divergence: Divergence,
     vocab_size: int | None,
     ce_weight: float,
     token_weights: Tensor | None,
@@ -154,66 +196,52 @@ def _loss(
     impl: Impl,
 ) -> Tensor:
     """The reduced loss of KD targets, before they are mixed with the labels and weighed."""
-    _check_options(hidden, head, labels, token_weights, ce_weight, reduction, impl)
+    _check_names(divergence=(divergence, Divergence), reduction=(reduction, Reduction), impl=(impl, Impl))
+    _check_inputs(hidden, head, labels, token_weights, ce_weight)
+    target = _mix(kd, _present(labels, ignore_index), ce_weight, divergence)
     valid = torch.ones(len(hidden), device=hidden.device) if labels is None else (labels != ignore_index).float()
-    if labels is not None and ce_weight > 0:
-        target = _mix(target, torch.where(labels == ignore_index, 0, labels), ce_weight)
     scale = valid if token_weights is None else valid * token_weights.detach().float()
     if reduction == "mean":
         scale = scale / valid.sum().clamp(min=1)  # here rather than at the end, so that gradients are rounded once
     target = target.scaled(scale)
-    narrow = head.narrow(vocab_size)
     summed = reduction != "none"
+    narrow = head.narrow(vocab_size)
     if impl == "eager":
-        losses = _eager_losses(hidden, narrow, target)
+        losses = target.losses(narrow.logits(hidden).log_softmax(-1))
         return losses.sum() if summed else losses
     kernel = _kernel(impl, hidden.device, target)
     return chunked_loss(hidden, head, target, summed=summed, vocab_size=vocab_size, kernel=kernel)
 
 
-def _kernel(impl: Impl, device: torch.device, target: Target) -> ToGradients:
-    sparse = target.teacher_logits is None and target.ghost_ids is None
+def _mix(kd: Target, labels: Tensor | None, ce_weight: float, divergence: Divergence) -> Target | DivergenceTarget:
+    """α of the labels and 1-α of the divergence from the targets; a label is one more entry of a forward loss."""
+    share = kd.coefficients.new_full((len(kd.coefficients),), 1 - ce_weight)
+    has_forward_kl = divergence in ("forward", "forward_reverse")
+    forward = kd.scaled(share) if has_forward_kl else Target(kd.ids[:, :0], kd.coefficients[:, :0])
+    if labels is not None and ce_weight > 0:
+        forward = forward.with_entry(labels, share.new_full(share.shape, ce_weight))
+    return forward if divergence == "forward" else DivergenceTarget(divergence, kd, share, forward)
+
+
+def _kernel(impl: Impl, device: torch.device, target: LossTarget) -> ToGradients:
+    plain = divergences.to_gradients if isinstance(target, DivergenceTarget) else to_gradients
+    sparse = isinstance(target, Target) and target.is_sparse
     if impl == "triton":
         reason = triton_loss.why_not(device)
         if reason is None and not sparse:
-            reason = "the kernel is for sparse targets alone: use impl='auto' for full KD and ghost tokens"
+            reason = (
+                "the kernel is for forward KL from sparse targets alone: use impl='auto' for full KD, for another "
+                "divergence, and for residual smooth and ghost"
+            )
         if reason is not None:
             raise ValueError(f"impl='triton': {reason}")
         return triton_loss.to_gradients
     fast = impl == "auto" and device.type == "cuda" and sparse
-    return triton_loss.to_gradients if fast and triton_loss.why_not(device) is None else to_gradients
+    return triton_loss.to_gradients if fast and triton_loss.why_not(device) is None else plain
 
 
-def _mix(target: Target, labels: Tensor, ce_weight: float) -> Target:
-    """α of the labels and 1-α of the targets: a label is one more entry."""
-    kd = target.scaled(torch.full_like(labels, 1 - ce_weight, dtype=torch.float32))
-    alpha = torch.full_like(labels, ce_weight, dtype=torch.float32)
-    return kd._replace(
-        ids=torch.cat([kd.ids, labels[:, None]], dim=1),
-        coefficients=torch.cat([kd.coefficients, alpha[:, None]], dim=1),
-    )
-
-
-def _eager_losses(hidden: Tensor, head: OutputHead, target: Target) -> Tensor:
-    """Losses [N] by autograd through whole logits: the readable twin of `chunked_loss`."""
-    log_q = head.logits(hidden).log_softmax(-1)
-    losses = -(target.coefficients * log_q.gather(1, target.ids)).sum(-1)
-    dense = target.dense()
-    if dense is not None:
-        losses = losses - (dense * log_q).sum(-1)
-    if target.ghost_ids is not None and target.ghost_coefficients is not None:
-        losses = losses - target.ghost_coefficients * log_q.scatter(1, target.ghost_ids, -torch.inf).logsumexp(-1)
-    return losses
-
-
-def _check_options(
-    hidden: Tensor,
-    head: OutputHead,
-    labels: Tensor | None,
-    token_weights: Tensor | None,
-    ce_weight: float,
-    reduction: str,
-    impl: str,
+def _check_inputs(
+    hidden: Tensor, head: OutputHead, labels: Tensor | None, token_weights: Tensor | None, ce_weight: float
 ) -> None:
     num_tokens = len(hidden)
     _check_shape("hidden", hidden, (num_tokens, head.weight.shape[1]))
@@ -225,9 +253,12 @@ def _check_options(
         raise ValueError(f"ce_weight must be within 0..1, got {ce_weight}")
     if ce_weight > 0 and labels is None:
         raise ValueError(f"ce_weight {ce_weight} needs labels: pass labels, or ce_weight=0")
-    for name, value, allowed in (("reduction", reduction, get_args(Reduction)), ("impl", impl, get_args(Impl))):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _check_names(**options: tuple[str, Any]) -> None:
+    for name, (value, allowed) in options.items():
+        if value not in get_args(allowed):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}")
 
 
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

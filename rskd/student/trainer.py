@@ -83,18 +83,19 @@ class StudentLoss(nn.Module):
         objective = self.objective
         if objective.kind == "ce":
             return cross_entropy_loss(hidden_ND, head.weight, labels_N, **shared)
+        shared |= {"ce_weight": objective.ce_weight, "divergence": objective.divergence}
         if objective.kind == "full_kd":
             assert self.teacher_logits is not None
             logits_NV = self.teacher_logits(input_ids).flatten(0, 1)
-            return full_kd_loss(hidden_ND, head.weight, logits_NV, labels_N, ce_weight=objective.ce_weight, **shared)
+            return full_kd_loss(hidden_ND, head.weight, logits_NV, labels_N, **shared)
         assert targets is not None
         return sparse_kd_loss(
             hidden_ND,
             head.weight,
             targets.reshape(len(labels_N)),
             labels_N,
-            ce_weight=objective.ce_weight,
             token_weights=self._token_weights(label_logprob),
+            residual=objective.residual,
             impl=objective.impl,
             **shared,
         )

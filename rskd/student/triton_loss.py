@@ -36,8 +36,7 @@ def to_gradients(logits: Tensor, target: Target, softcap: float | None) -> Tenso
     Rows of the logits may be any distance apart. The target has sparse entries alone.
     """
     assert triton is not None
-    assert target.teacher_logits is None
-    assert target.ghost_ids is None
+    assert target.is_sparse
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     num_unique = target.ids.shape[1]
     _compiled()[(len(logits),)](

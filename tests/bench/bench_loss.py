@@ -128,7 +128,8 @@ def _top_k(targets: SparseTargets, *, ghost_token: bool) -> dict[str, Loss]:
             losses = losses - (1 - targets.mass) * others
         return losses.mean()
 
-    return {"dense": dense, OURS: lambda h, w: sparse_kd_loss(h, w, targets, ghost_token=ghost_token)}
+    residual = "ghost" if ghost_token else "none"
+    return {"dense": dense, OURS: lambda h, w: sparse_kd_loss(h, w, targets, residual=residual)}
 
 
 def _linear_cross_entropies(labels: Tensor) -> dict[str, Loss]:

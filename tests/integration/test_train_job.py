@@ -134,12 +134,22 @@ def test_a_lost_worker_goes_on_from_the_last_checkpoint(make_config, trained, ma
     assert log.startswith(kept[0])  # with the timings of then: these steps were not trained again
 
 
-@pytest.mark.parametrize("kind", ["full_kd", pytest.param("ce", marks=pytest.mark.slow)])
-def test_other_objectives_train(make_config, kind: str):
-    objective = {"kind": kind, "hard_easy_ratio": 1.0, "ce_weight": 0.0}
-    config = make_config(other={"objective": objective, "train": {"steps": 2}})
+@pytest.mark.parametrize(
+    ("objective", "warning"),
+    [
+        ({"divergence": "reverse"}, "student other learns from a biased target: the gradient of divergence=reverse"),
+        ({"kind": "full_kd", "divergence": "mse"}, ""),
+        pytest.param({"kind": "ce"}, "", marks=pytest.mark.slow),
+    ],
+)
+def test_other_objectives_train_and_biased_ones_warn(make_config, caplog, objective: dict, warning: str):
+    plain = {"hard_easy_ratio": 1.0, "ce_weight": 0.0}
+    config = make_config(other={"objective": plain | objective, "train": {"steps": 2}})
     train_student(config, "other")
     assert len(_losses(config, "other")) == 2
+    said = [record.getMessage() for record in caplog.records if record.name == "rskd.jobs.train"]
+    assert len(said) == bool(warning)
+    assert warning in "".join(said)
 
 
 def test_a_truncated_part_ends_the_run_with_its_name(make_config):

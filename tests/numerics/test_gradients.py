@@ -14,6 +14,7 @@ from rskd.sparse_targets import SparseTargets
 from rskd.student import fused_loss, triton_loss
 from rskd.student.objective import sparse_kd_loss
 
+pytestmark = pytest.mark.filterwarnings("ignore::rskd.errors.BiasWarning")
 IMPLS = ["eager", "chunked"]
 if triton_loss.why_not(torch.device("cpu")) is None:  # in the interpreter: test_triton_loss runs these tests there
     IMPLS.append("triton")
@@ -163,7 +164,7 @@ def test_ghost_token_agrees_with_dense_float64(impl, dtype, ce_weight, student_m
     def outcome(loss: Tensor, inputs: tuple[Tensor, Tensor]) -> list[Tensor]:
         return [tensor.detach().double() for tensor in (loss, *torch.autograd.grad(loss, inputs))]
 
-    options = {"ce_weight": ce_weight, "bias": bias, "ghost_token": True, "impl": impl}
+    options = {"ce_weight": ce_weight, "bias": bias, "residual": "ghost", "impl": impl}
     actual = outcome(sparse_kd_loss(hidden, weight, targets, labels, **options), (hidden, weight))
     naive = outcome(dense(hidden, weight, bias), (hidden, weight))
     exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
@@ -175,7 +176,7 @@ def test_ghost_token_has_the_gradient_of_the_paper():
     """Eq. of A.5: p - t on the entries, Σ(t - p) / (1 - Σp) · p on the others."""
     z = torch.tensor([[1.0, 0.5, -0.3, 0.2]], dtype=torch.float64, requires_grad=True)
     targets = SparseTargets(torch.tensor([[2, 0]]), torch.tensor([[0.2, 0.5]]))
-    loss = sparse_kd_loss(z, torch.eye(4, dtype=torch.float64), targets, ghost_token=True, impl="chunked")
+    loss = sparse_kd_loss(z, torch.eye(4, dtype=torch.float64), targets, residual="ghost", impl="chunked")
     (gradient,) = torch.autograd.grad(loss, z)
     p = z.detach().softmax(-1)[0]
     inside = p[2] + p[0]

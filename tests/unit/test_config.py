@@ -67,6 +67,15 @@ def test_survives_the_round_trip_of_a_prefect_form(extra: dict) -> None:
         ({"student": {"init": "teacher_layers"}}, "needs num_layers"),
         ({"train": {"workers": 9, "global_batch": 8}}, "workers=9 exceed global_batch=8"),
         ({"objective": {"impl": "triton"}}, "impl=triton of student default needs a GPU"),
+        ({"objective": {"impl": "triton", "divergence": "mse"}}, "impl=triton is for forward KL"),
+        ({"objective": {"kind": "full_kd", "residual": "ghost"}}, "residual='ghost' is not used by objective full_kd"),
+        ({"objective": {"kind": "ce", "divergence": "l1"}}, "divergence='l1' is not used by objective ce"),
+        ({"objective": {"residual": "ghost"}}, "residual=ghost of student default is for top_k and top_p"),
+        (
+            {"sampling": {"method": "top_k", "k": 5}, "objective": {"residual": "label", "divergence": "mse"}},
+            "residual='label' is not used by divergence mse",
+        ),
+        ({"objective": {"divergence": "js"}}, "objective.divergence"),
         ({"name": "../escape"}, "name"),
         ({"corpus": {"source": {"kind": "text"}}}, "text needs a uri"),
     ],
@@ -76,6 +85,18 @@ def test_refusals_are_one_line_that_names_the_rule_and_the_value(extra: dict, me
         validate_config(MINIMAL | extra)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("residual", ["none", "smooth", "ghost", "label"])
+@pytest.mark.parametrize("sampling", [{"method": "top_k", "k": 5}, {"method": "top_p", "k": 9, "p": 0.98}])
+def test_every_target_of_the_paper_can_be_asked_for(sampling: dict, residual: str) -> None:
+    validate_config(MINIMAL | {"sampling": sampling, "objective": {"residual": residual}})
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8, 1.0, 1.2])
+def test_every_proposal_of_the_paper_can_be_asked_for(temperature: float) -> None:
+    sampling = {"method": "random", "num_samples": 50, "temperature": temperature}
+    assert validate_config(MINIMAL | {"sampling": sampling}).sampling.temperature == temperature
 
 
 def test_a_default_may_be_written_out_where_the_method_does_not_use_it() -> None:
