@@ -169,10 +169,12 @@ def _objective(config: DistillConfig, spec: StudentSpec) -> tuple[str, str]:
     objective = spec.objective
     if objective.kind == "ce":
         return "cross-entropy", "labels"
-    mixture = f"{objective.ce_weight:g}·CE + {1 - objective.ce_weight:g}·KD" if objective.ce_weight else "KD"
+    loss = "KD" if objective.divergence == "forward" else f"KD ({objective.divergence})"
+    mixture = f"{objective.ce_weight:g}·CE + {1 - objective.ce_weight:g}·{loss}" if objective.ce_weight else loss
     if objective.kind == "full_kd":
         return mixture, "teacher online"
-    return mixture, f"{_sampling(config.cache_samplings[spec.sampling].model_dump())}"
+    residual = "" if objective.residual == "none" else f", rest: {objective.residual}"
+    return mixture, _sampling(config.cache_samplings[spec.sampling].model_dump()) + residual
 
 
 def _caches_table(caches: dict[str, dict[str, Any]]) -> str:

@@ -89,6 +89,19 @@ def test_shows_every_model_and_marks_the_best_student(tmp_path: Path):
     assert not {"1.000", "3.500"} & set(page.bold)
 
 
+def test_says_what_each_student_learned_from(tmp_path: Path):
+    config = make_config(tmp_path, "ghost", "mse", "full").model_dump(mode="json", exclude_unset=True)
+    objectives = ({"residual": "ghost"}, {"divergence": "mse", "ce_weight": 0.1}, {"kind": "full_kd"})
+    config["samplings"] = {"top_k": {"method": "top_k", "k": 12}}
+    config["students"] = {
+        name: {"sampling": "top_k", "objective": objective} for name, objective in zip(config["students"], objectives)
+    }
+    logs = {name: make_log() for name in config["students"]}
+    evaluation = make_evaluation(teacher=1.0, ghost=3.0, mse=3.0, full=3.0)
+    page = Page(render(Findings(validate_config(config), evaluation, {}, logs)))
+    assert {"KD", "top_k, k = 12, rest: ghost", "0.1·CE + 0.9·KD (mse)", "teacher online"} <= set(page.cells)
+
+
 def test_needs_no_network(tmp_path: Path):
     page = render(Findings(make_config(tmp_path, "a"), make_evaluation(teacher=1.0, a=3.0), {}, {"a": make_log()}))
     assert Page(page).loaded == []
