@@ -1,17 +1,20 @@
 """Sampled rows as one int32 matrix, for the way from an engine's worker to the job.
 
-    SampledRows ─► pack ─► int32 [R, W] ─► process boundary ─► unpack ─► SampledRows
+    Order ─► process boundary ─► SampledRows ─► pack ─► int32 [R, W] ─► process boundary ─► unpack ─► SampledRows
 
 A row costs 4 bytes a column. Its columns, sampling by sampling: N ids, one a count (systematic, and random at
 temperature 1), else as many ids as may be kept, and as many values. One column follows for each statistic. W depends
-on the samplings alone, so that pieces of one sequence can be put together.
+on the order alone, so that pieces of one sequence can be put together.
 
 Shapes: R rows, W columns, K unique tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+import json
+from dataclasses import asdict, dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -21,22 +24,44 @@ from rskd.teacher.lm_head import SampledRows
 from rskd.teacher.sampling import Drawn, Sampling, merge
 
 
-def pack(rows: SampledRows, samplings: Mapping[str, Sampling]) -> Tensor:
-    """int32 [R, W] of `rows`, made with `samplings`; float values as their bits."""
-    columns = [_pack_drawn(rows.drawn[name], sampling) for name, sampling in samplings.items()]
-    return torch.cat([*columns, *(_bits(values)[:, None] for values in rows.statistics.values())], dim=1)
+@dataclass(frozen=True)
+class Order:
+    """What is wanted of each row. As JSON it travels, and equal orders are equal strings."""
+
+    samplings: dict[str, Sampling]
+    statistics: tuple[str, ...] = ()
+    vocab_size: int | None = None
+
+    def to_json(self) -> str:
+        """Inverse of `from_json`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    @functools.cache
+    def from_json(cls, text: str) -> Self:
+        """The order that `text` was made from."""
+        content = json.loads(text)
+        samplings = {name: Sampling(**options) for name, options in content["samplings"].items()}
+        return cls(samplings, tuple(content["statistics"]), content["vocab_size"])
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return sum(map(_width, self.samplings.values())) + len(self.statistics)
 
 
-def unpack(packed: Tensor, samplings: Mapping[str, Sampling], statistics: Iterable[str]) -> SampledRows:
-    """What `pack` was given; `statistics` in the same order."""
-    drawn, start = {}, 0
-    for name, sampling in samplings.items():
-        width = _width(sampling)
-        drawn[name] = _unpack_drawn(packed[:, start : start + width], sampling)
-        start += width
-    return SampledRows(
-        drawn, {name: _unpack_statistic(name, packed[:, start + index]) for index, name in enumerate(statistics)}
-    )
+def pack(rows: SampledRows, order: Order) -> Tensor:
+    """int32 [R, W] of `rows`, made to `order`; float values as their bits."""
+    columns = [_pack_drawn(rows.drawn[name], sampling) for name, sampling in order.samplings.items()]
+    return torch.cat([*columns, *(_bits(rows.statistics[name])[:, None] for name in order.statistics)], dim=1)
+
+
+def unpack(packed: Tensor, order: Order) -> SampledRows:
+    """What `pack` was given."""
+    widths = [*map(_width, order.samplings.values()), *[1] * len(order.statistics)]
+    columns = iter(packed.split(widths, dim=1))
+    drawn = {name: _unpack_drawn(next(columns), sampling) for name, sampling in order.samplings.items()}
+    return SampledRows(drawn, {name: _unpack_statistic(name, next(columns)[:, 0]) for name in order.statistics})
 
 
 def _width(sampling: Sampling) -> int:

@@ -4,7 +4,7 @@ import torch
 from rskd.output_head import OutputHead
 from rskd.teacher.lm_head import STATISTICS, sample_rows
 from rskd.teacher.sampling import Sampling
-from rskd.teacher.wire import pack, unpack
+from rskd.teacher.wire import Order, pack, unpack
 
 ROWS, HIDDEN, VOCAB = 37, 16, 300
 SAMPLINGS = {
@@ -27,7 +27,9 @@ def sampled(samplings: dict[str, Sampling], statistics: tuple[str, ...]):
 @pytest.mark.parametrize("statistics", [(), STATISTICS, ("top1", "label_logprob")])
 def test_what_is_packed_comes_back(statistics: tuple[str, ...]):
     rows = sampled(SAMPLINGS, statistics)
-    back = unpack(pack(rows, SAMPLINGS), SAMPLINGS, statistics)
+    order = Order.from_json(Order(SAMPLINGS, statistics, VOCAB).to_json())
+    assert order == Order(SAMPLINGS, statistics, VOCAB)
+    back = unpack(pack(rows, order), order)
     for name, drawn in rows.drawn.items():
         assert torch.equal(back.drawn[name].ids, drawn.ids)
         assert torch.equal(back.drawn[name].values, drawn.values)
@@ -37,8 +39,9 @@ def test_what_is_packed_comes_back(statistics: tuple[str, ...]):
         assert torch.equal(back.statistics[name], values)
 
 
-def test_pieces_of_a_sequence_have_one_width():
-    rows = pack(sampled(SAMPLINGS, ("entropy",)), SAMPLINGS)
+def test_the_width_depends_on_the_order_alone():
+    order = Order(SAMPLINGS, ("entropy",))
+    rows = pack(sampled(SAMPLINGS, ("entropy",)), order)
     assert rows.dtype == torch.int32
-    assert rows.shape == (ROWS, 22 + 50 + 2 * 20 + 2 * 12 + 2 * 30 + 1)
-    assert pack(sampled({"default": Sampling()}, ()), {"default": Sampling()}).shape == (ROWS, 22)
+    assert rows.shape == (ROWS, order.width) == (ROWS, 22 + 50 + 2 * 20 + 2 * 12 + 2 * 30 + 1)
+    assert Order({"default": Sampling()}).width == 22

@@ -1,0 +1,152 @@
+"""A teacher run by vLLM: windows in, sampled targets out; no logits and no hidden states leave the engine's workers.
+
+    windows ─► pieces (one a document, where documents are isolated) ─► requests ─► engine ─► packed rows ─► SampledRows
+
+Needs the environment of `make vllm-env`. The engine runs in a process of its own; one that died is started again.
+
+Shapes: B windows, S positions, R = B·S rows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from vllm import LLM, ModelRegistry
+from vllm.engine.arg_utils import EngineArgs
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from rskd.causal_lm import document_positions
+from rskd.config import TeacherConfig
+from rskd.errors import ConfigError, RskdError
+from rskd.teacher.lm_head import SampledRows
+from rskd.teacher.vllm_plugin import NOT_FINITE, PREFIX, Request
+from rskd.teacher.wire import Order, unpack
+
+_RESTARTS = 2  # of an engine that dies over one batch of windows
+_CPU_CACHE_BYTES = 2**30  # of keys and values, on a CPU, where vLLM would take a share of the machine's memory
+
+_logger = logging.getLogger(__name__)
+
+
+class EngineFailedError(RskdError):
+    """vLLM's engine died again and again."""
+
+
+class VllmTeacher:
+    """An engine over one model."""
+
+    def __init__(self, engine_args: dict[str, Any]) -> None:
+        """`engine_args` are those of vLLM's LLM class. Raises ConfigError for a model or arguments that it refuses."""
+        self._engine_args = engine_args
+        self._llm = self._start()
+
+    @classmethod
+    def load(cls, config: TeacherConfig, *, model_dir: str, seq_len: int) -> Self:
+        """An engine for windows of `seq_len` positions over the safetensors of `model_dir`, in `config.dtype`."""
+        return cls(engine_args(config, model_dir=model_dir, seq_len=seq_len))
+
+    @property
+    def device(self) -> torch.device:
+        """Where results are."""
+        return torch.device("cpu")
+
+    @property
+    def num_ids(self) -> int:
+        """Rows of the output head."""
+        return self._llm.model_config.get_vocab_size()
+
+    def sample(self, input_ids: Tensor, keys: Tensor, order: Order, end_of_text_id: int | None = None) -> SampledRows:
+        """Samplings and statistics of the B·S rows of windows `input_ids` int64 [B, S+1].
+
+        `keys` int64 [B, S] ascend by 1 within a window. `end_of_text_id` isolates documents: each is a request.
+        Raises ValueError for logits that are not finite, EngineFailedError.
+        """
+        prompts, params = [], []
+        for window, first_key, start, end in _pieces(input_ids, keys, end_of_text_id):
+            labels = window[start + 1 : end + 1].int().numpy().tobytes() if "label_logprob" in order.statistics else b""
+            prompts.append({"prompt_token_ids": window[start:end].tolist()})
+            params.append(Request(order.to_json(), first_key, labels).params)
+        packed = torch.cat([output.outputs.data for output in self._encode(prompts, params)])
+        if (packed[:, 0] == NOT_FINITE).any():
+            raise ValueError("logits must be finite or -inf, with one finite in each row: check the teacher's dtype")
+        return unpack(packed, order)
+
+    def close(self) -> None:
+        """End the engine's processes."""
+        self._llm.llm_engine.engine_core.shutdown()
+
+    def _encode(self, prompts: list[Any], params: list[Any]) -> list[Any]:
+        for _ in range(_RESTARTS + 1):
+            try:
+                return self._llm.encode(prompts, params, pooling_task="token_classify", use_tqdm=False)
+            except EngineDeadError:
+                _logger.warning("vLLM's engine died: it is started again, and its windows are done again")
+                self.close()
+                self._llm = self._start()
+        raise EngineFailedError(f"vLLM's engine died {_RESTARTS + 1} times over the same windows: its log says why")
+
+    def _start(self) -> LLM:
+        try:
+            return LLM(**self._engine_args)
+        except (ValueError, OSError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"vLLM cannot load {self._engine_args['model']} ({reason}): correct teacher.model or teacher.engine_args"
+            ) from error
+
+
+def engine_args(config: TeacherConfig, *, model_dir: str, seq_len: int) -> dict[str, Any]:
+    """Arguments of vLLM's LLM class. Raises ConfigError for an argument or an architecture that it does not know."""
+    own = {
+        "model": model_dir,
+        "runner": "pooling",
+        "hf_overrides": {"architectures": [PREFIX + _architecture(model_dir)]},
+        "enable_prefix_caching": False,  # a window with a known beginning would have no rows there
+        "skip_tokenizer_init": True,
+        "load_format": "safetensors",
+        "dtype": config.dtype,
+        "max_model_len": seq_len,
+        "tensor_parallel_size": config.tensor_parallel,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "quantization": config.quantization,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    if config.tensor_parallel > 1:
+        own["distributed_executor_backend"] = "mp"  # the ranks share this worker's machine
+    known = {field.name for field in fields(EngineArgs)}
+    for name in config.engine_args:
+        if name in own:
+            raise ConfigError(f"teacher.engine_args.{name} is set by rskd: remove it")
+        if name not in known:
+            raise ConfigError(f"teacher.engine_args.{name} is no argument of vLLM's LLM class: correct its name")
+    num_tokens = config.batch_windows * seq_len
+    defaults: dict[str, Any] = {"max_num_batched_tokens": num_tokens, "max_num_seqs": min(num_tokens, 256)}
+    if not config.gpus_per_worker:
+        defaults["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
+    return own | defaults | config.engine_args
+
+
+def _architecture(model_dir: str) -> str:
+    architectures = json.loads((Path(model_dir) / "config.json").read_text()).get("architectures") or ["none"]
+    if architectures[0] not in ModelRegistry.get_supported_archs():
+        raise ConfigError(f"vLLM has no architecture {architectures[0]} ({model_dir}): set teacher.engine=transformers")
+    return architectures[0]
+
+
+def _pieces(input_ids: Tensor, keys: Tensor, end_of_text_id: int | None) -> Iterator[tuple[Tensor, int, int, int]]:
+    """Window [S+1], key of its first row, start and end of each request."""
+    for window, window_keys in zip(input_ids, keys.tolist()):
+        seq_len = len(window_keys)
+        starts = [0]
+        if end_of_text_id is not None:
+            restarts = document_positions(window[None, :seq_len], end_of_text_id)[0] == 0
+            starts = restarts.nonzero()[:, 0].tolist()
+        for start, end in zip(starts, [*starts[1:], seq_len]):
+            yield window, window_keys[start], start, end
