@@ -88,7 +88,7 @@ class CacheRows:
         """The rows at these places in their groups, at least one; K the most that any of the groups has."""
         first, _ = places[0]
         return cls(
-            torch.tensor([group.row_ids[place] for group, place in places]),
+            torch.from_numpy(np.array([group.row_ids[place] for group, place in places])),
             _stack(lambda group: group.input_ids, places, np.int64),
             None if first.targets is None else _stack_targets(places),
             {
