@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -215,11 +216,19 @@ def estimate(
     config: ConfigArgument,
     overrides: SetOption = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to plan for; the packed corpus by default.")] = None,
+    probe: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="WINDOWS", help="Run the teacher on some windows first: how many unique tokens?"),
+    ] = None,
 ) -> Outcome:
     """Estimate storage, teacher time and parts before anything is run."""
     from rskd.estimate import estimate as estimate_costs
+    from rskd.estimate import probe as probe_teacher
 
-    costs = estimate_costs(load_config(config, overrides or ()), tokens=tokens)
+    settings = load_config(config, overrides or ())
+    if probe is not None:
+        probe_teacher(settings, windows=probe)
+    costs = estimate_costs(settings, tokens=tokens)
     return Outcome(costs, "estimate", _flat(costs))
 
 
@@ -275,6 +284,24 @@ def export(
     from rskd.student.checkpoint import export_checkpoint
 
     return Outcome({"student": str(export_checkpoint(checkpoint, directory))}, "export")
+
+
+@app.command()
+def synthetic(
+    out: Annotated[str, typer.Option(metavar="DIR", help="Folder of the page and of its numbers.")] = ".rskd/synthetic",
+    seeds: Annotated[int, typer.Option(help="Runs of each classification task, for standard errors.")] = 3,
+    steps: Annotated[int, typer.Option(help="Training steps of each model.")] = 500,
+    rounds: Annotated[int, typer.Option(help="Positions that are drawn on the Zipf distribution.")] = 1000,
+    cifar100: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="CIFAR-100, binary version, in place of scikit-learn's digits.")
+    ] = None,
+) -> Outcome:
+    """Show bias, variance and calibration of each method on synthetic data (paper, Figure 2)."""
+    from rskd.synthetic.study import Settings, run_study, table_rows
+
+    settings = Settings(seeds=seeds, steps=steps, rounds=rounds, cifar100=cifar100)
+    found = run_study(settings, out, command=shlex.join(["rskd", *sys.argv[1:]]))
+    return Outcome(found, "synthetic study", table_rows(found))
 
 
 def _flat(summaries: dict[str, Any]) -> dict[str, Any]:

@@ -1,28 +1,38 @@
 """What a distillation will cost: storage, teacher time, parts and epochs, for a number of tokens.
 
-Measured where there is a cache of this configuration, or a finished stage in MLflow, else from the defaults below;
-`source` says which.
+Measured where there is a cache of this configuration, or a finished stage in MLflow. Fitted, for the unique tokens of a
+cache that does not exist, where `probe` ran the teacher on a few windows. Else from the defaults below. `source` says
+which.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rskd import tracking
+from rskd import records, tracking
 from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig, SamplingConfig, TeacherConfig
 from rskd.corpus.packed_corpus import PackedCorpus
+from rskd.evaluation.figures import unique_tokens_by_rounds
+from rskd.evaluation.unique_tokens import PowerLaw, UniqueTokens, rounds_against_unique_tokens
+from rskd.html_page import definitions, figure_html, html_page, section
+from rskd.progress import progress_bar
+from rskd.provenance import provenance
 from rskd.storage import Store
 from rskd.teacher.model_files import resolve_model
+from rskd.teacher.transformers_teacher import TransformersTeacher
 
 # From tests/bench/bench_storage.py: SmolLM2-135M on technical prose, 51,200 positions in windows of 256, 2026-11-24.
-# Mean unique tokens follow a power law in the rounds (paper, Appendix C): U·(N/50)^e.
-UNIQUE_AT_50_ROUNDS = {"random": 17.5, "systematic": 19.5}
-UNIQUE_EXPONENT = 0.73
+# Mean unique tokens by rounds (paper, Appendix C).
+UNIQUE_TOKENS = {"random": PowerLaw(17.5 * 50**-0.73, 0.73), "systematic": PowerLaw(19.5 * 50**-0.73, 0.73)}
 # Bytes for each position: the window's own ids, each unique token, each statistic.
 BYTES_PER_POSITION = 1.5
 BYTES_PER_COUNT = {"plain": 1.9, "compact": 1.6}
@@ -31,6 +41,7 @@ BYTES_PER_STATISTIC = {"label_logprob": 1.9, "entropy": 1.7, "top1": 1.4}
 # Sustained floating-point operations per second in a forward pass.
 CPU_THREAD_FLOPS = 27e9
 GPU_FLOPS = 150e12
+PROBE = "unique_tokens"  # .json and .html in the distillation's folder
 _SPEED_DEPENDS_ON = {"micro_batch", "precision", "workers", "gpus_per_worker", "threads_per_worker"}
 
 
@@ -49,13 +60,45 @@ def estimate(config: DistillConfig, *, tokens: int | None = None) -> dict[str, A
     windows = math.ceil(tokens / seq_len)
     measured = tracking.measured_speed(config, "cache", None, {"teacher": config.teacher.model_dump(mode="json")})
     speed = measured or teacher_tokens_per_s(config.teacher, num_parameters(teacher_dir))
-    caches = {name: _cache(config, name, sampling) for name, sampling in config.cache_samplings.items()}
+    laws = _probed_laws(config)
+    caches = {name: _cache(config, name, sampling, laws) for name, sampling in config.cache_samplings.items()}
     return {
         "corpus": {"tokens": tokens, "windows": windows, "parts": math.ceil(windows / config.corpus.windows_per_part)},
         "teacher": {"tokens_per_s": speed, "seconds": tokens / speed, "source": _source(measured)},
         "caches": {name: cache | {"bytes": round(tokens * cache["bytes_per_token"])} for name, cache in caches.items()},
         "students": {name: _student(config, name, tokens) for name in config.student_specs},
     }
+
+
+def probe(config: DistillConfig, *, windows: int) -> dict[str, UniqueTokens]:
+    """Run the teacher on the first `windows` of the packed corpus, and fit unique tokens to sampling rounds.
+
+    What `estimate` uses from then on; written, with the figure, to <home>/unique_tokens.json and .html.
+
+    Raises ConfigError for a teacher that does not exist, MissingOutputError without a packed corpus.
+    """
+    teacher_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
+    corpus = PackedCorpus.open(config.corpus_uri("train"))
+    teacher = TransformersTeacher.load(
+        config.teacher, model_dir=teacher_dir, device="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    num_windows = min(windows, corpus.num_rows)
+    found = rounds_against_unique_tokens(_window_logits(teacher, corpus, num_windows))
+    facts = provenance() | {"positions": str(num_windows * corpus.seq_len)}
+    methods = {name: asdict(unique) | {"law": asdict(unique.law)} for name, unique in found.items()}
+    home = Store(config.home)
+    records.write(home, f"{PROBE}.json", {"of": _probe_inputs(config), "methods": methods, "provenance": facts})
+    laws = {
+        f"{name}, U of N rounds": f"{unique.law.coefficient:.3f}·N^{unique.law.exponent:.3f}, off by at most "
+        f"{unique.largest_error:.1%} from {unique.rounds[0]} to {unique.rounds[-1]} rounds"
+        for name, unique in found.items()
+    }
+    sections = [
+        section("Setting", definitions({"Teacher": config.teacher.model} | facts)),
+        section("Rounds against unique tokens", figure_html(unique_tokens_by_rounds(found)) + definitions(laws)),
+    ]
+    home.write(f"{PROBE}.html", html_page("unique tokens", config.name, sections).encode())
+    return found
 
 
 def num_parameters(model_dir: str) -> int:
@@ -70,23 +113,54 @@ def teacher_tokens_per_s(config: TeacherConfig, num_parameters: int) -> float:
     return config.workers * device_flops / (2 * num_parameters)
 
 
-def default_costs(sampling: SamplingConfig) -> tuple[float, float]:
+def predicted_costs(sampling: SamplingConfig, laws: Mapping[str, PowerLaw]) -> tuple[float, float]:
     """Unique tokens and bytes for each position of a cache that does not exist yet; for top_p, at most."""
     fixed = BYTES_PER_POSITION + sum(BYTES_PER_STATISTIC[name] for name in sampling.statistics)
     if sampling.method in ("top_k", "top_p"):
         assert sampling.k is not None  # SamplingConfig checks it
         return float(sampling.k), sampling.k * BYTES_PER_PROBABILITY + fixed
-    unique = UNIQUE_AT_50_ROUNDS[sampling.method] * (sampling.num_samples / 50) ** UNIQUE_EXPONENT
+    unique = laws[sampling.method].unique_tokens(sampling.num_samples)
     return unique, unique * BYTES_PER_COUNT[sampling.layout] + fixed
 
 
-def _cache(config: DistillConfig, name: str, sampling: SamplingConfig) -> dict[str, Any]:
+def _probe_inputs(config: DistillConfig) -> dict[str, Any]:
+    """What the laws depend on, as far as the configuration says it."""
+    return {
+        "teacher": config.teacher.model_dump(mode="json", include={"model", "revision"}),
+        "corpus": config.corpus.model_dump(mode="json", include={"source", "tokenizer", "seq_len"}),
+    }
+
+
+def _window_logits(teacher: TransformersTeacher, corpus: PackedCorpus, num_windows: int) -> Iterator[Tensor]:
+    """Logits [1, T, V] of one window at a time."""
+    manifest = corpus.manifest
+    end_of_text_id = manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None
+    with progress_bar("probe windows", num_windows) as advance:
+        for row in range(num_windows):
+            input_ids = torch.from_numpy(corpus.read_rows(np.array([row])).input_ids).long()
+            vocab_size = manifest.tokenizer["vocab_size"]
+            yield teacher.logits(input_ids[:, :-1], vocab_size=vocab_size, end_of_text_id=end_of_text_id)
+            advance(1)
+
+
+def _probed_laws(config: DistillConfig) -> dict[str, PowerLaw] | None:
+    """The laws that `probe` found for this teacher and corpus, or None."""
+    found = records.read(Store(config.home), f"{PROBE}.json")
+    if found is None or found["of"] != _probe_inputs(config):
+        return None
+    return {name: PowerLaw(**method["law"]) for name, method in found["methods"].items()}
+
+
+def _cache(
+    config: DistillConfig, name: str, sampling: SamplingConfig, laws: Mapping[str, PowerLaw] | None
+) -> dict[str, Any]:
     uri = config.cache_uri(name)
     found = inspect(uri) if Store(uri).exists("manifest.json") else None
     if found and found["sampling"] == sampling.model_dump(mode="json"):
         return {key: found[key] for key in ("unique_per_token", "bytes_per_token")} | {"source": "measured"}
-    unique, num_bytes = default_costs(sampling)
-    return {"unique_per_token": unique, "bytes_per_token": num_bytes, "source": "default"}
+    unique, num_bytes = predicted_costs(sampling, laws or UNIQUE_TOKENS)
+    fitted = laws is not None and sampling.method in laws
+    return {"unique_per_token": unique, "bytes_per_token": num_bytes, "source": "fitted" if fitted else "default"}
 
 
 def _student(config: DistillConfig, name: str, tokens: int) -> dict[str, Any]:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rskd.cache.histogram import Histogram, grouped
 
+if TYPE_CHECKING:
+    from rskd.evaluation.gradient_similarity import Similarity
+    from rskd.evaluation.unique_tokens import UniqueTokens
+
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe for the colour-blind
+_DASHES = ("solid", "dash", "dot", "dashdot")
 _MOST_BARS = 512
 _GREY, _GRID = "#6b7280", "#e5e7eb"
 _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": "#1f2937"}
@@ -39,7 +44,7 @@ def loss_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> go.Figure:
         )
     figure.update_xaxes(title="training tokens", rangemode="tozero")
     figure.update_yaxes(title="training loss, nats/token")
-    return _styled(figure, height=420, showlegend=True, hovermode="x unified")
+    return styled(figure, height=420, showlegend=True, hovermode="x unified")
 
 
 def reliability_diagrams(evaluated: Mapping[str, Mapping[str, Any]]) -> go.Figure:
@@ -80,7 +85,73 @@ def reliability_diagrams(evaluated: Mapping[str, Mapping[str, Any]]) -> go.Figur
         figure.update_xaxes(title="confidence", range=[0, 1], row=row, col=col)
     figure.update_yaxes(range=[0, 1])
     figure.update_yaxes(title="accuracy", col=1)
-    return _styled(figure, height=90 + 290 * num_rows, showlegend=False)
+    return styled(figure, height=90 + 290 * num_rows, showlegend=False)
+
+
+def gradient_angles(similarities: Sequence[Similarity]) -> go.Figure:
+    """Angle to the gradient of full KD: by unique tokens over the whole batch, and by the size of the batch."""
+    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06)
+    methods = dict.fromkeys(row.sampling.method for row in similarities)
+    for method, color in _colors(methods).items():
+        rows = sorted((row for row in similarities if row.sampling.method == method), key=lambda row: row.unique_tokens)
+        line: dict[str, Any] = {"legendgroup": method, "mode": "lines+markers"}
+        figure.add_scatter(
+            **line,
+            x=[row.unique_tokens for row in rows],
+            y=[row.angle for row in rows],
+            error_y={"array": [row.standard_error["angle"] for row in rows]},
+            name=method,
+            line={"color": color},
+            text=[row.name for row in rows],
+            hovertemplate="%{text}: %{y:.2f}° at %{x:.1f} unique tokens",
+            row=1,
+            col=1,
+        )
+        for index, row in enumerate(rows):
+            figure.add_scatter(
+                **line,
+                x=list(row.angle_by_tokens),
+                y=list(row.angle_by_tokens.values()),
+                name=row.name,
+                line={"color": color, "dash": _DASHES[index % len(_DASHES)]},
+                showlegend=False,
+                hovertemplate="%{y:.2f}° over %{x:,} positions",
+                row=1,
+                col=2,
+            )
+    figure.update_xaxes(title="unique tokens", type="log", col=1)
+    figure.update_xaxes(title="positions in the batch", type="log", col=2)
+    figure.update_yaxes(type="log", title="angle, degrees", col=1)
+    figure.update_yaxes(type="log", col=2)
+    return styled(figure, height=420, showlegend=True)
+
+
+def unique_tokens_by_rounds(by_method: Mapping[str, UniqueTokens]) -> go.Figure:
+    """Mean unique tokens by sampling rounds, and the power law through them (paper, Figure 5)."""
+    figure = go.Figure()
+    for method, color in _colors(by_method).items():
+        unique = by_method[method]
+        law = unique.law
+        figure.add_scatter(
+            x=unique.rounds,
+            y=unique.means,
+            error_y={"array": unique.standard_errors},
+            mode="markers",
+            name=method,
+            marker={"color": color},
+            hovertemplate="%{y:.2f} unique tokens from %{x} rounds",
+        )
+        figure.add_scatter(
+            x=unique.rounds,
+            y=[law.unique_tokens(rounds) for rounds in unique.rounds],
+            mode="lines",
+            name=f"{law.coefficient:.2f}·N^{law.exponent:.3f}",
+            line={"color": color, "dash": "dot"},
+            hoverinfo="skip",
+        )
+    figure.update_xaxes(title="sampling rounds N", type="log")
+    figure.update_yaxes(title="unique tokens", type="log")
+    return styled(figure, height=420, showlegend=True)
 
 
 def histograms(label: str, by_cache: Mapping[str, Histogram]) -> go.Figure:
@@ -99,7 +170,7 @@ def histograms(label: str, by_cache: Mapping[str, Histogram]) -> go.Figure:
         )
     figure.update_xaxes(title=label)
     figure.update_yaxes(title="share of positions", tickformat=".0%")
-    return _styled(figure, height=320, showlegend=len(by_cache) > 1, bargap=0.1)
+    return styled(figure, height=320, showlegend=len(by_cache) > 1, bargap=0.1)
 
 
 def _colors(names: Mapping[str, Any]) -> dict[str, str]:
@@ -114,7 +185,8 @@ def _running_mean(values: Sequence[float], decay: float) -> list[float]:
     return list(accumulate(values, lambda mean, value: decay * mean + (1 - decay) * value))
 
 
-def _styled(figure: go.Figure, **layout: Any) -> go.Figure:
+def styled(figure: go.Figure, **layout: Any) -> go.Figure:
+    """The look that all figures share, and `layout` of this one."""
     figure.update_layout(
         template="plotly_white",
         font=_FONT,

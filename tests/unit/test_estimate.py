@@ -1,13 +1,16 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_caches import make_head, write_cache
 
 from rskd import tracking
 from rskd.cache.inspection import inspect
 from rskd.config import SamplingConfig, TeacherConfig, validate_config
+from rskd.corpus.packed_corpus import CorpusManifest, write_manifest, write_part
 from rskd.errors import ConfigError, MissingOutputError
-from rskd.estimate import default_costs, estimate, num_parameters, teacher_tokens_per_s
+from rskd.estimate import UNIQUE_TOKENS, estimate, num_parameters, predicted_costs, probe, teacher_tokens_per_s
+from rskd.storage import Store
 
 
 def make_config(root: Path, teacher: Path, /, **sections):
@@ -20,6 +23,25 @@ def make_config(root: Path, teacher: Path, /, **sections):
             **sections,
         }
     )
+
+
+def write_corpus(uri: str, *, windows: int = 3, seq_len: int = 100) -> None:
+    """A packed corpus of random ids of the tiny tokenizer."""
+    input_ids = np.random.default_rng(0).integers(384, size=(windows, seq_len + 1), dtype=np.int32)
+    part = write_part(Store(uri), 0, 0, input_ids, rows_per_group=8)
+    head = {
+        "format_version": 1,
+        "source": {},
+        "tokenizer": {"vocab_size": 384, "end_of_text_id": 0},
+        "seq_len": seq_len,
+        "seed": 0,
+        "isolate_documents": False,
+        "windows_per_part": 8,
+        "rows_per_group": 8,
+        "eval_threshold": 0,
+    }
+    group = {"documents": 1, "tokens": input_ids.size, "windows": windows, "dropped_tail_tokens": 0}
+    write_manifest(Store(uri), CorpusManifest.of(head, [group], [part]))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +58,7 @@ def make_config(root: Path, teacher: Path, /, **sections):
     ],
 )
 def test_defaults_are_near_what_the_storage_benchmark_measured(sampling, unique: float, bytes_per_token: float):
-    found_unique, found_bytes = default_costs(SamplingConfig(**sampling))
+    found_unique, found_bytes = predicted_costs(SamplingConfig(**sampling), UNIQUE_TOKENS)
     assert found_unique == pytest.approx(unique, rel=0.03)
     assert found_bytes == pytest.approx(bytes_per_token, rel=0.06)
 
@@ -110,3 +132,26 @@ def test_needs_a_teacher_and_a_number_of_tokens(tmp_path: Path, tiny_teacher_dir
         estimate(make_config(tmp_path, tmp_path / "nowhere"), tokens=10)
     with pytest.raises(MissingOutputError, match="rskd pack"):
         estimate(make_config(tmp_path, tiny_teacher_dir))
+
+
+def test_a_probe_fits_the_unique_tokens_of_caches_that_do_not_exist(tmp_path: Path, tiny_teacher_dir: Path):
+    config = make_config(
+        tmp_path,
+        tiny_teacher_dir,
+        samplings={"ours": {"num_samples": 20}, "theirs": {"method": "random"}, "top_k": {"method": "top_k", "k": 5}},
+    )
+    with pytest.raises(MissingOutputError, match="rskd pack"):
+        probe(config, windows=2)
+    write_corpus(config.corpus_uri("train"))
+    found = probe(config, windows=100)  # more than there are
+    plan = estimate(config)["caches"]
+    assert {name: cache["source"] for name, cache in plan.items()} == {
+        "ours": "fitted",
+        "theirs": "fitted",
+        "top_k": "default",
+    }
+    assert plan["ours"]["unique_per_token"] == pytest.approx(found["systematic"].law.unique_tokens(20))
+    assert plan["theirs"]["unique_per_token"] == pytest.approx(found["random"].law.unique_tokens(22))
+    assert "rounds against unique tokens" in Path(config.home, "unique_tokens.html").read_text().lower()
+    other = config.model_copy(update={"corpus": config.corpus.model_copy(update={"seq_len": 50})})
+    assert estimate(other, tokens=2000)["caches"]["ours"]["source"] == "default"
