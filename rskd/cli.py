@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.bar import Bar
@@ -267,11 +267,17 @@ def audit(
     teacher: Annotated[str, typer.Option(metavar="MODEL", help="The teacher that the cache should come from.")],
     rows: Annotated[int, typer.Option(min=1, help="Windows to rerun the teacher on.")] = 16,
     ignore_fingerprint: Annotated[bool, typer.Option(help="Do not fail for another fingerprint alone.")] = False,
+    engine: Annotated[
+        Literal["transformers", "vllm"], typer.Option(help="What runs the teacher, whatever made the cache.")
+    ] = "transformers",
+    python: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Interpreter that vllm is in; by default that of .venv-vllm.")
+    ] = None,
 ) -> Outcome:
     """Rerun the teacher on random windows and test that the cache holds its unbiased, aligned samples."""
-    from rskd.evaluation.audit import audit_cache
+    from rskd.jobs.audit import audit as audit_by
 
-    found = audit_cache(uri, teacher, rows=rows, ignore_fingerprint=ignore_fingerprint)
+    found = audit_by(uri, teacher, engine=engine, python=python, rows=rows, ignore_fingerprint=ignore_fingerprint)
     return Outcome(found.to_dict(), f"audit {uri}", exit_code=0 if found.ok else OutputError.exit_code)
 
 

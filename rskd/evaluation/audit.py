@@ -16,9 +16,10 @@ Shapes: W windows, S positions in a window, R rows (positions in work at once), 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,7 @@ CHI2_P_LIMIT = 1e-6
 WIDER = {"bfloat16": "float32", "float16": "float32", "float32": "float64"}
 _RANK_EDGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # of the bins of ranks; the last bin is open
 _NO_SAMPLER = 1 << 63  # added to a seed, it gives numbers that no sampler used
+_ENGINE_GPU_SHARE = 0.4  # of a GPU's memory for vLLM, beside the two copies of the teacher
 _REDRAWS = 4  # that stand for the expectation of a sampler that is not unbiased
 
 
@@ -79,19 +81,40 @@ class AuditReport:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class EngineTeacher:
+    """A teacher whose hidden states another engine computes, with the head of the same weights."""
+
+    engine: Any  # has `hidden`, as Teacher
+    head: OutputHead
+    device: torch.device
+
+    def hidden(self, input_ids: Tensor, end_of_text_id: int | None = None) -> Tensor:
+        """Hidden states of the engine, where the head is."""
+        return self.engine.hidden(input_ids, end_of_text_id).to(self.device)
+
+
 def audit_cache(
-    uri: str, teacher_model: str, *, rows: int = 16, ignore_fingerprint: bool = False, seed: int = 0
+    uri: str,
+    teacher_model: str,
+    *,
+    engine: Literal["transformers", "vllm"] = "transformers",
+    rows: int = 16,
+    ignore_fingerprint: bool = False,
+    seed: int = 0,
 ) -> AuditReport:
     """Audit the cache at `uri` against `teacher_model` (`resolve_model`) on `rows` random windows.
 
-    The dtype is the manifest's. Costs two copies of the teacher, one of them in a wider dtype; uses a GPU if there is
-    one. `ignore_fingerprint` lets a cache pass whose teacher has another fingerprint but proves to be the same.
+    The dtype, and for vllm the quantisation, are the manifest's, whichever engine the cache was made by. Costs two
+    copies of the teacher, one of them in a wider dtype, by Transformers; uses a GPU if there is one. With `engine` vllm
+    (in its environment) the hidden states of the narrower one are computed by vLLM. `ignore_fingerprint` lets a cache
+    pass whose teacher has another fingerprint but proves to be the same.
 
     Raises MissingOutputError and CorruptPartError for the cache, ConfigError for the model, CacheMismatchError for a
     model with fewer token ids than the cache's tokenizer.
     """
     cache = LogitCache.open(uri)
-    directory = resolve_model(teacher_model, revision=None, teachers=_teachers_uri(cache))
+    directory = resolve_model(teacher_model, revision=None, teachers=teachers_uri(uri))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = cache.manifest.teacher["dtype"]
     teacher = TransformersTeacher.load(
@@ -104,13 +127,38 @@ def audit_cache(
         )
     wider = teacher.to_dtype(getattr(torch, WIDER[dtype]))
     fingerprint_matches = weights_fingerprint(directory) == cache.manifest.teacher["fingerprint"]
-    values = measure(cache, teacher, wider, rows=rows, seed=seed)
+    with _run_by(engine, teacher, cache, directory) as audited:
+        values = measure(cache, audited, wider, rows=rows, seed=seed)
     return judge(values, fingerprint_matches=fingerprint_matches, ignore_fingerprint=ignore_fingerprint)
 
 
-def _teachers_uri(cache: LogitCache) -> str:
-    """Where converted teachers are kept: under the storage root that the cache lies in, if it does."""
-    home, caches, _ = Store(cache.uri).absolute_uri.rpartition("/caches/")
+@contextmanager
+def _run_by(engine: str, teacher: TransformersTeacher, cache: LogitCache, directory: str) -> Iterator[Teacher]:
+    """`teacher`, or the same weights run by vLLM as the cache's manifest says."""
+    if engine == "transformers":
+        yield teacher
+        return
+    from rskd.teacher.vllm_teacher import VllmTeacher  # this process is in vLLM's environment
+
+    config = TeacherConfig(
+        engine="vllm",
+        model=directory,
+        dtype=cache.manifest.teacher["dtype"],
+        quantization=cache.manifest.teacher.get("quantization"),
+        batch_windows=1,
+        gpus_per_worker=int(teacher.device.type == "cuda"),
+        gpu_memory_utilization=_ENGINE_GPU_SHARE,
+    )
+    audited = VllmTeacher.load(config, model_dir=directory, seq_len=cache.seq_len)
+    try:
+        yield EngineTeacher(audited, teacher.head, teacher.device)
+    finally:
+        audited.close()
+
+
+def teachers_uri(uri: str) -> str:
+    """Where converted teachers are kept: under the storage root that the cache at `uri` lies in, if it does."""
+    home, caches, _ = Store(uri).absolute_uri.rpartition("/caches/")
     return f"{home.rpartition('/')[0] if caches else StorageConfig().root}/teachers"
 
 

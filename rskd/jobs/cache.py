@@ -28,6 +28,7 @@ from rskd.errors import ConfigError, explained_by
 from rskd.jobs.cache_worker import CacheRun, TeacherWorker
 from rskd.jobs.pack import check_packed_with, corpus_head
 from rskd.jobs.ray_session import ensure_ray, worker_resources
+from rskd.jobs.vllm_environment import VllmEnvironment
 from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.teacher.model_files import resolve_model, weights_fingerprint
@@ -81,7 +82,10 @@ def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
     Store(config.storage.root).check_writable()
     head, _ = corpus_head(config)
     teacher_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
-    teacher = describe_teacher(config.teacher, weights_fingerprint(teacher_dir))
+    environment = VllmEnvironment.find(config.teacher.python) if config.teacher.engine == "vllm" else None
+    teacher = describe_teacher(
+        config.teacher, weights_fingerprint(teacher_dir), environment.vllm_version if environment else None
+    )
     corpus = PackedCorpus.open(config.corpus_uri("train"))
     manifest = corpus.manifest
     check_packed_with(head, manifest, corpus.uri)
@@ -105,6 +109,7 @@ def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
         samplings=config.cache_samplings,
         cache_uris={name: Store(config.cache_uri(name)).absolute_uri for name in config.cache_samplings},
         heads={name: _head(sampling, shared, corpus) for name, sampling in config.cache_samplings.items()},
+        runtime_env=environment.runtime_env(config.teacher.threads_per_worker) if environment else {},
     )
     return run, corpus
 
@@ -148,6 +153,7 @@ def _run(config: DistillConfig, run: CacheRun, tasks: list[dict[str, Any]]) -> I
         compute=pool,
         num_cpus=resources["CPU"],
         num_gpus=resources["GPU"],
+        runtime_env=run.runtime_env,
     )
     try:
         yield from dataset.iter_rows()

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from rskd.corpus.packed_corpus import PackedCorpus, Windows
 from rskd.errors import ConfigError
 from rskd.rng import position_keys
 from rskd.storage import Store
-from rskd.teacher.lm_head import SampledRows, sample_rows
+from rskd.teacher.lm_head import Order, SampledRows
 from rskd.teacher.model_files import resolve_model
 from rskd.teacher.sampling import Drawn, Sampling, concatenate
 from rskd.teacher.transformers_teacher import TransformersTeacher
@@ -45,6 +45,19 @@ class CacheRun:
     samplings: dict[str, SamplingConfig]  # by the name of the cache, as the next two
     cache_uris: dict[str, str]
     heads: dict[str, dict[str, Any]]
+    runtime_env: dict[str, Any]  # of the workers
+
+
+class Teacher(Protocol):
+    """What a worker needs of a teacher, whichever its engine."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def num_ids(self) -> int: ...
+    def sample(
+        self, input_ids: Tensor, keys: Tensor, order: Order, end_of_text_id: int | None = None
+    ) -> SampledRows: ...
 
 
 class TeacherWorker:
@@ -63,18 +76,18 @@ class TeacherWorker:
         self._inference = threading.Lock()
 
     @cached_property
-    def _teacher(self) -> TransformersTeacher:
+    def _teacher(self) -> Teacher:
         """Loaded for the first part: of an error in an actor's `__init__` Ray hands on the text alone."""
         config = self._run.teacher
-        device = torch.device("cuda" if config.gpus_per_worker else "cpu")
         model_dir = self._run.teacher_dir
         if not Path(model_dir).is_dir():  # another machine of a cluster finds the teacher anew
             model_dir = resolve_model(config.model, revision=config.revision, teachers=self._run.teachers_uri)
-        teacher = TransformersTeacher.load(config, model_dir=model_dir, device=device)
-        rows, vocab_size = len(teacher.head.weight), self._corpus.manifest.tokenizer["vocab_size"]
-        if rows < vocab_size:
+        teacher = _load(config, model_dir, self._corpus.seq_len)
+        vocab_size = self._corpus.manifest.tokenizer["vocab_size"]
+        if teacher.num_ids < vocab_size:
             raise ConfigError(
-                f"teacher {config.model} has {rows} output rows for {vocab_size} token ids: correct its tokenizer"
+                f"teacher {config.model} has {teacher.num_ids} output rows for {vocab_size} token ids: correct its "
+                "tokenizer"
             )
         return teacher
 
@@ -91,10 +104,10 @@ class TeacherWorker:
         tokens = part.rows * self._corpus.seq_len
         return {"worker": self._name, "tokens": tokens, "started": started, "ended": ended}
 
-    def _infer(self, teacher: TransformersTeacher, windows: Windows, caches: list[str]) -> dict[str, PartData]:
-        """The part's targets for each cache, from batches cut from its first row."""
+    def _infer(self, teacher: Teacher, windows: Windows, caches: list[str]) -> dict[str, PartData]:
+        """The part's targets for each cache, from batches cut from its first row; vLLM cuts its own."""
         row_ids, input_ids = torch.from_numpy(windows.row_ids), torch.from_numpy(windows.input_ids).long()
-        size = self._run.teacher.batch_windows
+        size = len(row_ids) if self._run.teacher.engine == "vllm" else self._run.teacher.batch_windows
         batches = [self._sample(teacher, *batch, caches) for batch in zip(row_ids.split(size), input_ids.split(size))]
         if teacher.device.type == "cuda":
             torch.cuda.synchronize(teacher.device)
@@ -114,25 +127,27 @@ class TeacherWorker:
             )
         return data
 
-    @torch.inference_mode()
-    def _sample(
-        self, teacher: TransformersTeacher, row_ids: Tensor, input_ids: Tensor, caches: list[str]
-    ) -> SampledRows:
+    def _sample(self, teacher: Teacher, row_ids: Tensor, input_ids: Tensor, caches: list[str]) -> SampledRows:
         """All samplings and statistics of one batch of windows [B, S+1], on their way to the CPU."""
-        manifest, run = self._corpus.manifest, self._run
-        input_ids = input_ids.to(teacher.device)
-        isolating_id = manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None
-        rows = sample_rows(
-            teacher.hidden(input_ids[:, :-1], isolating_id),
-            teacher.head,
-            {name: Sampling.of(run.samplings[name].model_dump()) for name in caches},
-            position_keys(row_ids, self._corpus.seq_len),
-            vocab_size=manifest.tokenizer["vocab_size"],
-            labels=input_ids[:, 1:],
-            statistics={statistic for name in caches for statistic in run.samplings[name].statistics},
+        manifest, samplings = self._corpus.manifest, self._run.samplings
+        order = Order(
+            {name: Sampling.of(samplings[name].model_dump()) for name in caches},
+            tuple(sorted({statistic for name in caches for statistic in samplings[name].statistics})),
+            manifest.tokenizer["vocab_size"],
         )
+        isolating_id = manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None
+        rows = teacher.sample(input_ids, position_keys(row_ids, self._corpus.seq_len), order, isolating_id)
         to_host = partial(Tensor.to, device="cpu", non_blocking=True)
         return SampledRows(
             {name: Drawn(to_host(drawn.ids.int()), to_host(drawn.values)) for name, drawn in rows.drawn.items()},
             {name: to_host(values) for name, values in rows.statistics.items()},
         )
+
+
+def _load(config: TeacherConfig, model_dir: str, seq_len: int) -> Teacher:
+    if config.engine == "vllm":
+        from rskd.teacher.vllm_teacher import VllmTeacher  # this process is in vLLM's environment
+
+        return VllmTeacher.load(config, model_dir=model_dir, seq_len=seq_len)
+    device = torch.device("cuda" if config.gpus_per_worker else "cpu")
+    return TransformersTeacher.load(config, model_dir=model_dir, device=device)

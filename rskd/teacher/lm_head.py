@@ -15,8 +15,11 @@ Shapes: ... any leading shape, R rows (all leading dimensions flattened), D hidd
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -39,6 +42,27 @@ from rskd.teacher.sampling import (
 
 STATISTICS = ("label_logprob", "entropy", "top1")
 CHUNK_ROWS = 384  # of one matrix product: more gain little
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is wanted of each row. As JSON it travels, and equal orders are equal strings."""
+
+    samplings: dict[str, Sampling]
+    statistics: tuple[str, ...] = ()
+    vocab_size: int | None = None
+
+    def to_json(self) -> str:
+        """Inverse of `from_json`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    @functools.cache
+    def from_json(cls, text: str) -> Self:
+        """The order that `text` was made from."""
+        content = json.loads(text)
+        samplings = {name: Sampling(**options) for name, options in content["samplings"].items()}
+        return cls(samplings, tuple(content["statistics"]), content["vocab_size"])
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A teacher run by Transformers: any causal language model, frozen, giving hidden states and its output head.
+"""A teacher run by Transformers: any causal language model, frozen, giving targets, hidden states and its output head.
 
 Shapes: B batch, T positions, D hidden, V rows of the head.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 import transformers
@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rskd.causal_lm import OutputHead, document_positions, hidden_states, output_head
 from rskd.config import TeacherConfig
 from rskd.errors import ConfigError
+from rskd.teacher.lm_head import Order, SampledRows, sample_rows
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,28 @@ class TransformersTeacher:
         """What turns the hidden states into logits."""
         return output_head(self.model)
 
+    @property
+    def num_ids(self) -> int:
+        """Rows of the output head."""
+        return self.head.num_ids
+
+    @torch.inference_mode()
+    def sample(self, input_ids: Tensor, keys: Tensor, order: Order, end_of_text_id: int | None = None) -> SampledRows:
+        """Samplings and statistics of the B·T rows of windows `input_ids` int64 [B, T+1], with `keys` int64 [B, T].
+
+        `end_of_text_id` isolates documents.
+        """
+        input_ids = input_ids.to(self.device)
+        return sample_rows(
+            self.hidden(input_ids[:, :-1], end_of_text_id),
+            self.head,
+            order.samplings,
+            keys,
+            vocab_size=order.vocab_size,
+            labels=input_ids[:, 1:],
+            statistics=order.statistics,
+        )
+
     @torch.inference_mode()
     def hidden(self, input_ids: Tensor, end_of_text_id: int | None = None) -> Tensor:
         """Final hidden states [B, T, D] of `input_ids` int64 [B, T], for `head`, in the teacher's dtype.
@@ -77,13 +100,20 @@ class TransformersTeacher:
         return self.head.logits(self.hidden(input_ids, end_of_text_id), vocab_size)
 
 
-def describe_teacher(config: TeacherConfig, fingerprint: str) -> dict[str, str | None]:
+def describe_teacher(config: TeacherConfig, fingerprint: str, vllm_version: str | None = None) -> dict[str, Any]:
     """What a cache's manifest says of its teacher; `fingerprint` is `model_files.weights_fingerprint`."""
-    return {
+    described = {
         "model": config.model,
         "revision": config.revision,
         "fingerprint": fingerprint,
         "dtype": config.dtype,
         "engine": config.engine,
         "engine_version": transformers.__version__,
+    }
+    if config.engine == "transformers":
+        return described
+    return described | {
+        "engine_version": vllm_version,
+        "quantization": config.quantization,
+        "engine_settings": {"tensor_parallel": config.tensor_parallel, **config.engine_args},
     }

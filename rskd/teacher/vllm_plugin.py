@@ -13,6 +13,9 @@ The pooler runs on every rank of a tensor-parallel group, on logits that all ran
 Shapes: R rows (scheduled tokens of one step), T tokens of a request, D hidden, V vocabulary, W columns of `pack`.
 """
 
+# pyright: reportMissingImports=false
+# vLLM is in the environment of make vllm-env alone.
+
 from __future__ import annotations
 
 import functools
@@ -32,11 +35,12 @@ from vllm.v1.outputs import PoolerOutput
 from vllm.v1.pool.metadata import PoolingMetadata
 
 from rskd.output_head import soft_capped
-from rskd.teacher.lm_head import sample_rows
+from rskd.teacher.lm_head import Order, sample_rows
 from rskd.teacher.sampling import Sampling
-from rskd.teacher.wire import Order, pack
+from rskd.teacher.wire import pack, width
 
 PREFIX = "Sampled"  # of the architectures that are registered
+HIDDEN_STATES = ""  # an order for the hidden states themselves, as the bits of float32: what an audit needs
 NOT_FINITE = -1  # an id that stands for logits without a distribution: an exception would end the engine
 
 
@@ -82,7 +86,7 @@ class EngineHead:
     @classmethod
     def of(cls, model: nn.Module) -> Self:
         """Takes soft-cap and scale out of the model, to apply them in float32."""
-        processor = next(module for module in model.modules() if isinstance(module, LogitsProcessor))
+        processor: Any = next(module for module in model.modules() if isinstance(module, LogitsProcessor))
         softcap, processor.soft_cap = processor.soft_cap, None
         scale, processor.scale = processor.scale, 1.0
         processor.use_all_gather = True  # a gather on rank 0 would leave the others nothing to sample from
@@ -174,11 +178,15 @@ class SamplingPooler(Pooler):
         """Packed rows of each request; neighbours with equal orders are sampled together."""
         start = 0
         for text, group in itertools.groupby(scheduled, key=lambda piece: piece.request.order):
-            pieces, order = list(group), Order.from_json(text)
+            pieces = list(group)
             lengths = [piece.length for piece in pieces]
             rows = hidden[start : start + sum(lengths)]
             start += len(rows)
-            yield from self._sample_rows(rows, pieces, order).split(lengths)
+            if text == HIDDEN_STATES:
+                packed = (rows.float() * self._head.scale).view(torch.int32)
+            else:
+                packed = self._sample_rows(rows, pieces, Order.from_json(text))
+            yield from packed.split(lengths)
 
     def _sample_rows(self, hidden: Tensor, pieces: list[_Scheduled], order: Order) -> Tensor:
         wants_labels = "label_logprob" in order.statistics
@@ -194,5 +202,5 @@ class SamplingPooler(Pooler):
                 statistics=order.statistics,
             )
         except ValueError:  # options are checked before a request is sent: only logits are left
-            return hidden.new_full((len(hidden), order.width), NOT_FINITE, dtype=torch.int32)
+            return hidden.new_full((len(hidden), width(order)), NOT_FINITE, dtype=torch.int32)
         return pack(rows, order)

@@ -7,6 +7,9 @@ Needs the environment of `make vllm-env`. The engine runs in a process of its ow
 Shapes: B windows, S positions, R = B·S rows.
 """
 
+# pyright: reportMissingImports=false
+# vLLM is in the environment of make vllm-env alone.
+
 from __future__ import annotations
 
 import json
@@ -14,7 +17,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -25,18 +28,14 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from rskd.causal_lm import document_positions
 from rskd.config import TeacherConfig
 from rskd.errors import ConfigError, RskdError
-from rskd.teacher.lm_head import SampledRows
-from rskd.teacher.vllm_plugin import NOT_FINITE, PREFIX, Request
-from rskd.teacher.wire import Order, unpack
+from rskd.teacher.lm_head import Order, SampledRows
+from rskd.teacher.vllm_plugin import HIDDEN_STATES, NOT_FINITE, PREFIX, Request
+from rskd.teacher.wire import unpack
 
 _RESTARTS = 2  # of an engine that dies over one batch of windows
 _CPU_CACHE_BYTES = 2**30  # of keys and values, on a CPU, where vLLM would take a share of the machine's memory
 
 _logger = logging.getLogger(__name__)
-
-
-class EngineFailedError(RskdError):
-    """vLLM's engine died again and again."""
 
 
 class VllmTeacher:
@@ -66,31 +65,49 @@ class VllmTeacher:
         """Samplings and statistics of the B·S rows of windows `input_ids` int64 [B, S+1].
 
         `keys` int64 [B, S] ascend by 1 within a window. `end_of_text_id` isolates documents: each is a request.
-        Raises ValueError for logits that are not finite, EngineFailedError.
+        Raises ValueError for logits that are not finite, RskdError for an engine that died again and again.
         """
-        prompts, params = [], []
-        for window, first_key, start, end in _pieces(input_ids, keys, end_of_text_id):
-            labels = window[start + 1 : end + 1].int().numpy().tobytes() if "label_logprob" in order.statistics else b""
-            prompts.append({"prompt_token_ids": window[start:end].tolist()})
-            params.append(Request(order.to_json(), first_key, labels).params)
-        packed = torch.cat([output.outputs.data for output in self._encode(prompts, params)])
+        wants_labels = "label_logprob" in order.statistics
+        requests = [
+            (
+                piece.prompt,
+                Request(
+                    order.to_json(),
+                    int(keys[piece.window, piece.start]),
+                    piece.labels.int().numpy().tobytes() if wants_labels else b"",
+                ),
+            )
+            for piece in _pieces(input_ids, end_of_text_id)
+        ]
+        packed = self._encode(requests)
         if (packed[:, 0] == NOT_FINITE).any():
             raise ValueError("logits must be finite or -inf, with one finite in each row: check the teacher's dtype")
         return unpack(packed, order)
+
+    def hidden(self, input_ids: Tensor, end_of_text_id: int | None = None) -> Tensor:
+        """Final hidden states [B, T, D] of `input_ids` int64 [B, T], as those of a TransformersTeacher."""
+        padded = torch.nn.functional.pad(input_ids, (0, 1))
+        requests = [(piece.prompt, Request(HIDDEN_STATES)) for piece in _pieces(padded, end_of_text_id)]
+        rows = self._encode(requests).view(torch.float32)
+        return rows.reshape(*input_ids.shape, -1).to(getattr(torch, self._engine_args["dtype"]))
 
     def close(self) -> None:
         """End the engine's processes."""
         self._llm.llm_engine.engine_core.shutdown()
 
-    def _encode(self, prompts: list[Any], params: list[Any]) -> list[Any]:
+    def _encode(self, requests: list[tuple[Tensor, Request]]) -> Tensor:
+        """Rows of all requests in order, int32; an engine that dies is started again, a few times."""
+        prompts: list[Any] = [{"prompt_token_ids": prompt.tolist()} for prompt, _ in requests]
+        params = [request.params for _, request in requests]
         for _ in range(_RESTARTS + 1):
             try:
-                return self._llm.encode(prompts, params, pooling_task="token_classify", use_tqdm=False)
+                outputs = self._llm.encode(prompts, params, pooling_task="token_classify", use_tqdm=False)
+                return torch.cat([output.outputs.data for output in outputs])
             except EngineDeadError:
                 _logger.warning("vLLM's engine died: it is started again, and its windows are done again")
                 self.close()
                 self._llm = self._start()
-        raise EngineFailedError(f"vLLM's engine died {_RESTARTS + 1} times over the same windows: its log says why")
+        raise RskdError(f"vLLM's engine died {_RESTARTS + 1} times over the same windows: its log says why")
 
     def _start(self) -> LLM:
         try:
@@ -140,13 +157,22 @@ def _architecture(model_dir: str) -> str:
     return architectures[0]
 
 
-def _pieces(input_ids: Tensor, keys: Tensor, end_of_text_id: int | None) -> Iterator[tuple[Tensor, int, int, int]]:
-    """Window [S+1], key of its first row, start and end of each request."""
-    for window, window_keys in zip(input_ids, keys.tolist()):
-        seq_len = len(window_keys)
+class _Piece(NamedTuple):
+    """A window, or one document of it."""
+
+    window: int
+    start: int
+    prompt: Tensor
+    labels: Tensor  # the next tokens
+
+
+def _pieces(input_ids: Tensor, end_of_text_id: int | None) -> Iterator[_Piece]:
+    """All positions of windows [B, S+1] in order."""
+    for index, window in enumerate(input_ids):
+        seq_len = len(window) - 1
         starts = [0]
         if end_of_text_id is not None:
             restarts = document_positions(window[None, :seq_len], end_of_text_id)[0] == 0
             starts = restarts.nonzero()[:, 0].tolist()
         for start, end in zip(starts, [*starts[1:], seq_len]):
-            yield window, window_keys[start], start, end
+            yield _Piece(index, start, window[start:end], window[start + 1 : end + 1])

@@ -11,43 +11,12 @@ Shapes: R rows, W columns, K unique tokens.
 
 from __future__ import annotations
 
-import functools
-import json
-from dataclasses import asdict, dataclass
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rskd.teacher.lm_head import SampledRows
+from rskd.teacher.lm_head import Order, SampledRows
 from rskd.teacher.sampling import Drawn, Sampling, merge
-
-
-@dataclass(frozen=True)
-class Order:
-    """What is wanted of each row. As JSON it travels, and equal orders are equal strings."""
-
-    samplings: dict[str, Sampling]
-    statistics: tuple[str, ...] = ()
-    vocab_size: int | None = None
-
-    def to_json(self) -> str:
-        """Inverse of `from_json`."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    @functools.cache
-    def from_json(cls, text: str) -> Self:
-        """The order that `text` was made from."""
-        content = json.loads(text)
-        samplings = {name: Sampling(**options) for name, options in content["samplings"].items()}
-        return cls(samplings, tuple(content["statistics"]), content["vocab_size"])
-
-    @property
-    def width(self) -> int:
-        """W."""
-        return sum(map(_width, self.samplings.values())) + len(self.statistics)
 
 
 def pack(rows: SampledRows, order: Order) -> Tensor:
@@ -62,6 +31,11 @@ def unpack(packed: Tensor, order: Order) -> SampledRows:
     columns = iter(packed.split(widths, dim=1))
     drawn = {name: _unpack_drawn(next(columns), sampling) for name, sampling in order.samplings.items()}
     return SampledRows(drawn, {name: _unpack_statistic(name, next(columns)[:, 0]) for name in order.statistics})
+
+
+def width(order: Order) -> int:
+    """W."""
+    return sum(map(_width, order.samplings.values())) + len(order.statistics)
 
 
 def _width(sampling: Sampling) -> int:

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from rskd.output_head import OutputHead
-from rskd.teacher.lm_head import STATISTICS, sample_rows
+from rskd.teacher.lm_head import STATISTICS, Order, sample_rows
 from rskd.teacher.sampling import Sampling
-from rskd.teacher.wire import Order, pack, unpack
+from rskd.teacher.wire import pack, unpack, width
 
 ROWS, HIDDEN, VOCAB = 37, 16, 300
 SAMPLINGS = {
@@ -43,5 +43,5 @@ def test_the_width_depends_on_the_order_alone():
     order = Order(SAMPLINGS, ("entropy",))
     rows = pack(sampled(SAMPLINGS, ("entropy",)), order)
     assert rows.dtype == torch.int32
-    assert rows.shape == (ROWS, order.width) == (ROWS, 22 + 50 + 2 * 20 + 2 * 12 + 2 * 30 + 1)
-    assert Order({"default": Sampling()}).width == 22
+    assert rows.shape == (ROWS, width(order)) == (ROWS, 22 + 50 + 2 * 20 + 2 * 12 + 2 * 30 + 1)
+    assert width(Order({"default": Sampling()})) == 22

