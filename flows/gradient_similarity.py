@@ -35,12 +35,12 @@ from rskd.teacher.model_files import resolve_model
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
 NUM_GROUPS = 8  # of the jackknife: twice as many gradients of the student are held in memory
-PAPER = {"top_k 12": ("58", "2.4"), "top_k 50": ("48", "1.8"), "top_k 300": ("30", "1.3")}  # angle, norm ratio
+PAPER = {"top_k 12": "58°, 2.4", "top_k 50": "48°, 1.8", "top_k 300": "30°, 1.3"}  # angle, norm ratio
 _NOTE = (
     "Angle between the gradient of the parameters and that of full KD, and ratio of their norms; ± one standard error, "
-    "jackknife over groups of windows. The angle of an unbiased method is noise and falls with the square root of the "
-    "batch, that of a biased one stays: so compare at equal tokens. The paper's batch had about a million positions; "
-    "there random sampling with 12 unique tokens had 4° and a ratio of 1.0."
+    "jackknife over groups of windows. The noise of an unbiased method cancels over a batch as the gradients of single "
+    "windows do, bias does not: so compare at equal positions. The paper's batch had about a million; there random "
+    "sampling with 12 unique tokens had 4° and a ratio of 1.0."
 )
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -116,7 +116,7 @@ def _rows(found: dict[str, Any]) -> list[list[str]]:
             f"{row['unique_tokens']:.1f}",
             f"{row['angle']:.2f} ± {row['standard_error']['angle']:.2f}",
             f"{row['norm_ratio']:.3f} ± {row['standard_error']['norm_ratio']:.3f}",
-            *PAPER.get(name, ("–", "–")),
+            PAPER.get(name, "–"),
         ]
         for name, row in found["samplings"].items()
     ]
@@ -135,8 +135,8 @@ def _comparison(found: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-_HEAD = ("sampling", "unique tokens", "angle, °", "norm ratio", "paper's angle, °", "paper's ratio")
-_COMPARISON_HEAD = ("sampling", "unique tokens", "angle, °", "random's there, °", "ratio")
+_HEAD = ("sampling", "unique tokens", "angle, °", "norm ratio", "paper's")
+_COMPARISON_HEAD = ("sampling", "unique tokens", "angle, °", "random's, °", "ratio")
 
 
 def _print(found: dict[str, Any]) -> None:

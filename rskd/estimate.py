@@ -32,7 +32,7 @@ from rskd.teacher.transformers_teacher import TransformersTeacher
 
 # From tests/bench/bench_storage.py: SmolLM2-135M on technical prose, 51,200 positions in windows of 256, 2026-11-24.
 # Mean unique tokens by rounds (paper, Appendix C).
-UNIQUE_TOKENS = {"random": PowerLaw(17.5 * 50**-0.73, 0.73), "systematic": PowerLaw(19.5 * 50**-0.73, 0.73)}
+UNIQUE_TOKENS = {"random": PowerLaw(1.05, 0.719), "systematic": PowerLaw(1.135, 0.727)}
 # Bytes for each position: the window's own ids, each unique token, each statistic.
 BYTES_PER_POSITION = 1.5
 BYTES_PER_COUNT = {"plain": 1.9, "compact": 1.6}

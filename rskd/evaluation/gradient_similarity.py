@@ -8,7 +8,8 @@ Angle and norm ratio need inner products alone, and those of any set of groups a
 so neither standard errors nor the growth of the batch cost another gradient. The jackknife varies data and draws
 together; for the angle of a noise around full KD it is conservative, by up to √2.
 
-The angle of an unbiased method is noise and falls with the square root of the batch; that of a biased one stays.
+The angle of an unbiased method is noise, which cancels over a batch as the gradients of single windows do; bias does
+not. So where those cancel, the more the further a student is trained, a biased method's angle grows with the batch.
 
 Shapes: G groups, B windows, T positions, P parameters, V vocabulary, K unique tokens.
 """

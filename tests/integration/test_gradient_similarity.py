@@ -45,7 +45,9 @@ def test_record_and_page(config: DistillConfig, tiny_teacher_dir: Path):
     assert json.loads((folder / "two.json").read_text())["samplings"].keys() == found["samplings"].keys()
     page = (folder / "two.html").read_text()
     assert found["page"] == str(folder / "two.html")
-    assert {"top_k 300", "58", found["provenance"]["date"], "systematic 22"} <= set(page.replace("<", ">").split(">"))
+    assert {"top_k 300", "58°, 2.4", found["provenance"]["date"], "systematic 22"} <= set(
+        page.replace("<", ">").split(">")
+    )
 
 
 def test_what_is_wrong_is_said_in_one_line(config: DistillConfig, tiny_teacher_dir: Path):
