@@ -45,6 +45,8 @@ class TransformersTeacher:
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"teacher {config.model} cannot be loaded ({reason}): correct teacher.model") from None
+        if config.attention == "sdpa" and getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+            model.set_attn_implementation("eager")  # torch's kernel leaves the soft-cap out (Gemma 2)
         return cls(model.eval().requires_grad_(False))
 
     def to_dtype(self, dtype: torch.dtype) -> Self:
