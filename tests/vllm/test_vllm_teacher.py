@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
-from models import ARCHITECTURES, VOCAB, make_model
+from made_models import ARCHITECTURES, VOCAB, make_model
 from torch import Tensor
 
 from rskd.config import TeacherConfig
