@@ -148,6 +148,7 @@ def _run_by(engine: str, teacher: TransformersTeacher, cache: LogitCache, direct
         batch_windows=1,
         gpus_per_worker=int(teacher.device.type == "cuda"),
         gpu_memory_utilization=_ENGINE_GPU_SHARE,
+        engine_args={"enforce_eager": True},  # compiling costs more than a few windows
     )
     audited = VllmTeacher.load(config, model_dir=directory, seq_len=cache.seq_len)
     try:

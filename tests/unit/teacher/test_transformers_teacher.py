@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_models import make_model
 from transformers import AutoModelForCausalLM
 
 from rskd.config import TeacherConfig
@@ -69,3 +70,23 @@ def test_description_for_the_manifest():
         "engine": "transformers",
         "engine_version": "",
     }
+
+
+def test_description_of_a_teacher_that_vllm_runs():
+    config = TeacherConfig(engine="vllm", model="org/model", quantization="fp8", engine_args={"enforce_eager": True})
+    assert describe_teacher(config, "abc", vllm_version="0.32.0") == {
+        "model": "org/model",
+        "revision": None,
+        "fingerprint": "abc",
+        "dtype": "bfloat16",
+        "engine": "vllm",
+        "engine_version": "0.32.0",
+        "quantization": "fp8",
+        "engine_settings": {"tensor_parallel": 1, "enforce_eager": True},
+    }
+
+
+def test_attention_keeps_its_softcap(tmp_path: Path):
+    make_model("gemma2", tmp_path)
+    input_ids = torch.randint(VOCAB, (2, 40), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(load(tmp_path).hidden(input_ids), load(tmp_path, attention="eager").hidden(input_ids))
