@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -33,6 +35,7 @@ from rskd.teacher.vllm_plugin import HIDDEN_STATES, NOT_FINITE, PREFIX, Request
 from rskd.teacher.wire import unpack
 
 _RESTARTS = 2  # of an engine that dies over one batch of windows
+_SECONDS_BETWEEN_LOOKS = 1.0
 _CPU_CACHE_BYTES = 2**30  # of keys and values, on a CPU, where vLLM would take a share of the machine's memory
 
 _logger = logging.getLogger(__name__)
@@ -101,7 +104,8 @@ class VllmTeacher:
         params = [request.params for _, request in requests]
         for _ in range(_RESTARTS + 1):
             try:
-                outputs = self._llm.encode(prompts, params, pooling_task="token_classify", use_tqdm=False)
+                with _woken_by_its_death(self._llm.llm_engine.engine_core):
+                    outputs = self._llm.encode(prompts, params, pooling_task="token_classify", use_tqdm=False)
                 return torch.cat([output.outputs.data for output in outputs])
             except EngineDeadError:
                 _logger.warning("vLLM's engine died: it is started again, and its windows are done again")
@@ -117,6 +121,26 @@ class VllmTeacher:
             raise ConfigError(
                 f"vLLM cannot load {self._engine_args['model']} ({reason}): correct teacher.model or engine_args"
             ) from error
+
+
+@contextmanager
+def _woken_by_its_death(engine_core: Any) -> Iterator[None]:
+    """Let a wait for the engine's output end when the engine was killed: vLLM notes that, but goes on waiting."""
+    outputs = getattr(engine_core, "outputs_queue", None)  # an engine within this process has none
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_SECONDS_BETWEEN_LOOKS):
+            if engine_core.resources.engine_dead:
+                outputs.put(EngineDeadError())
+                return
+
+    if outputs is not None:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def engine_args(config: TeacherConfig, *, model_dir: str, seq_len: int) -> dict[str, Any]:
