@@ -36,9 +36,9 @@ ORDER = Order(
 )
 
 
-def config(model: Path, **engine_args) -> TeacherConfig:
-    small = {"enforce_eager": True, "max_num_batched_tokens": CHUNK, "max_num_seqs": 16}
-    return TeacherConfig(engine="vllm", model=str(model), dtype="float32", engine_args=small | engine_args)
+def config(model: Path, *, ranks: int = 1, **engine_args) -> TeacherConfig:
+    small = {"enforce_eager": True, "max_num_batched_tokens": CHUNK, "max_num_seqs": 16} | engine_args
+    return TeacherConfig(engine="vllm", model=str(model), dtype="float32", tensor_parallel=ranks, engine_args=small)
 
 
 def transformers_teacher(model: Path) -> TransformersTeacher:
@@ -123,6 +123,14 @@ def test_an_engine_that_dies_is_started_again(teacher: VllmTeacher):
             os.kill(process.pid, signal.SIGKILL)
     again = teacher.sample(input_ids, keys, ORDER)
     assert share_of_equal_draws(again.drawn["systematic"], before.drawn["systematic"]) > 0.999
+
+
+def test_two_ranks_share_a_model(model: Path, reference: TransformersTeacher):
+    input_ids, keys = windows(6)
+    teacher = VllmTeacher.load(config(model, ranks=2), model_dir=str(model), seq_len=SEQ_LEN)
+    found = teacher.sample(input_ids, keys, ORDER)
+    teacher.close()
+    assert_same(found, reference.sample(input_ids, keys, ORDER))
 
 
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "llama"])
