@@ -126,7 +126,7 @@ class VllmTeacher:
 @contextmanager
 def _woken_by_its_death(engine_core: Any) -> Iterator[None]:
     """Let a wait for the engine's output end when the engine was killed: vLLM notes that, but goes on waiting."""
-    outputs = getattr(engine_core, "outputs_queue", None)  # an engine within this process has none
+    outputs: Any = getattr(engine_core, "outputs_queue", None)  # an engine within this process has none
     done = threading.Event()
 
     def watch() -> None:
