@@ -44,12 +44,15 @@ from rskd.corpus.tokenizer import end_of_text_id, load_tokenizer, tokenizer_fing
 from rskd.errors import CacheMismatchError, ConfigError, RskdError
 from rskd.jobs.failures import GiveUpOnExplainedErrors
 from rskd.jobs.ray_session import ensure_ray, worker_resources
-from rskd.jobs.train_worker import TrainingRun, train_worker
+from rskd.jobs.train_in_process import train_in_process
+from rskd.jobs.train_worker import train_worker
+from rskd.jobs.training_run import TrainingRun
 from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.student.bias import loss_bias, sampling_bias
 from rskd.student.checkpoint import LOG_FILE, RESULT_FILE, export_checkpoint
 from rskd.student.model import student_architecture
+from rskd.student.trainer import Log
 from rskd.teacher.model_files import resolve_model, weights_fingerprint
 
 _logger = logging.getLogger(__name__)
@@ -75,19 +78,20 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
 
     if isinstance(source, LogitCache) and (reason := _bias(run.spec, source.manifest.sampling)):
         _logger.warning("student %s learns from a biased target: %s", student, reason)
-    ensure_ray(config.ray)
     started = time.monotonic()
     with tracking.stage(config, "train", student) as tracked:
         manifest = {"digest": source.manifest.digest, "totals": source.manifest.totals}
         tracked.dataset(source.uri, manifest, name=source.uri.rsplit("/", 1)[-1])
-        with _followed(f"train {student}", run.spec.train.steps, tracked) as updates:
-            checkpoint = _fit(
-                run,
-                updates,
-                Store(config.checkpoints_uri(student)),
-                name=records.digest(recipe)[:16],
-                ray_config=config.ray,
-            )
+        checkpoints = Store(config.checkpoints_uri(student))
+        name = records.digest(recipe)[:16]
+        with progress_bar(f"train {student}", run.spec.train.steps) as advance:
+            show = _shown_once(advance, tracked)
+            if run.spec.train.workers == 0:
+                checkpoint = train_in_process(run, checkpoints.child(name), show)
+            else:
+                ensure_ray(config.ray)
+                with _queue_to(show) as updates:
+                    checkpoint = _fit(run, updates, checkpoints, name=name, ray_config=config.ray)
         summary = _publish(checkpoint, target) | {"seconds": time.monotonic() - started}
         records.write(target, RESULT_FILE, {"recipe": recipe, "summary": summary})
         tracked.model(target.uri, name=student)
@@ -231,25 +235,31 @@ def _explained(error: TrainingFailedError) -> RskdError:
     )
 
 
-@contextmanager
-def _followed(description: str, steps: int, tracked: tracking.Run) -> Iterator[Queue]:
-    """A queue for the record of each step, which a thread shows and tracks as it comes.
+def _shown_once(advance: Callable[..., None], tracked: tracking.Run) -> Log:
+    """Show and track the metrics of each step; one that a restart repeats is the same, bit for bit, and left out."""
+    last = 0
 
-    A step that a restart repeats is shown once: it is the same, bit for bit.
-    """
+    def show(step: int, metrics: dict[str, float]) -> None:
+        nonlocal last
+        if step > last:
+            advance(step - last, f"loss {metrics['loss']:.3f}")
+            tracked.metrics(metrics, step)
+            last = step
+
+    return show
+
+
+@contextmanager
+def _queue_to(show: Log) -> Iterator[Queue]:
+    """A queue whose records a thread hands to `show` as they come."""
     updates = Queue(actor_options={"num_cpus": 0})
 
-    def follow(advance: Callable[..., None]) -> None:
-        last = 0
+    def follow() -> None:
         while (record := updates.get()) is not None:
-            step = record.pop("step")
-            if step > last:
-                advance(step - last, f"loss {record['loss']:.3f}")
-                tracked.metrics(record, step)
-                last = step
+            show(record.pop("step"), record)
 
-    with progress_bar(description, steps) as advance, ThreadPoolExecutor(1, "metrics") as pool:
-        following = pool.submit(follow, advance)
+    with ThreadPoolExecutor(1, "metrics") as pool:
+        following = pool.submit(follow)
         try:
             yield updates
         finally:

@@ -26,8 +26,8 @@ from rskd.storage import Store
 LOG_FILE = "training_log.jsonl"
 RESULT_FILE = "rskd.json"  # what a finished student was made from; written last
 _OPTIMIZER_FILE = "optimizer.safetensors"
-_TRAINER_FILE = "trainer.json"
-_NOT_THE_STUDENT = {LOG_FILE, _OPTIMIZER_FILE, _TRAINER_FILE, RESULT_FILE}
+TRAINER_FILE = "trainer.json"
+_NOT_THE_STUDENT = {LOG_FILE, _OPTIMIZER_FILE, TRAINER_FILE, RESULT_FILE}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def save_checkpoint(
     }
     save_file(moments, directory / _OPTIMIZER_FILE)
     (directory / LOG_FILE).write_text("".join(json.dumps(record) + "\n" for record in log))
-    (directory / _TRAINER_FILE).write_text(json.dumps(asdict(progress)))
+    (directory / TRAINER_FILE).write_text(json.dumps(asdict(progress)))
 
 
 def load_optimizer(directory: Path, optimizer: Optimizer) -> None:
@@ -74,7 +74,7 @@ def load_optimizer(directory: Path, optimizer: Optimizer) -> None:
 
 def load_progress(directory: Path) -> tuple[Progress, list[dict]]:
     """Where the checkpoint stands, and the log up to there."""
-    progress = Progress(**json.loads((directory / _TRAINER_FILE).read_text()))
+    progress = Progress(**json.loads((directory / TRAINER_FILE).read_text()))
     return progress, [json.loads(line) for line in (directory / LOG_FILE).read_text().splitlines()]
 
 

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,6 +13,7 @@ from pydoc_data.topics import topics
 import psutil
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rskd.config import DistillConfig, validate_config
@@ -105,6 +109,24 @@ def test_two_workers_train_like_one(make_config, trained):
     config = make_config(two={"train": {"workers": 2}})
     train_student(config, "two")
     assert _losses(config, "two") == pytest.approx(_losses(trained[0], "one"), abs=1e-5)
+
+
+def test_without_ray_the_losses_are_the_same_and_a_killed_run_goes_on(make_config, trained, tmp_path: Path):
+    config = make_config(alone={"train": {"workers": 0}})
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+    command = [Path(sys.executable).with_name("rskd"), "train", str(path), "--student", "alone"]
+    driver = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    checkpoints = Path(config.checkpoints_uri("alone"))
+    while not list(checkpoints.glob("*/checkpoint-*/trainer.json")):
+        assert driver.poll() is None
+        time.sleep(0.01)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL
+    kept = min(checkpoints.glob("*/checkpoint-*/training_log.jsonl")).read_text()
+    assert train_student(config, "alone")["steps"] == 6
+    assert _losses(config, "alone") == _losses(trained[0], "one")  # bit for bit
+    assert Path(config.student_uri("alone"), "training_log.jsonl").read_text().startswith(kept)
 
 
 @pytest.mark.parametrize("max_failures", [1, pytest.param(0, marks=pytest.mark.slow)])

@@ -1,0 +1,125 @@
+"""One training run: restore or build the student, read this rank's batches, train.
+
+Whoever runs it (`train_worker` under Ray Train, `train_in_process`) supplies what becomes of metrics and checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from rskd.cache.loader import CacheLoader
+from rskd.cache.reader import LogitCache
+from rskd.config import StudentSpec, TeacherConfig
+from rskd.corpus.packed_corpus import PackedCorpus
+from rskd.corpus.tokenizer import load_tokenizer
+from rskd.student.checkpoint import Progress, load_optimizer, load_progress, save_checkpoint
+from rskd.student.model import build_student, load_model
+from rskd.student.trainer import Log, StudentLoss, TeacherLogits, distribute, make_optimizer, train
+from rskd.teacher.transformers_teacher import TransformersTeacher
+
+WriteCheckpoint = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """All that a worker has to know; URIs and paths are absolute, since a worker has a working directory of its own."""
+
+    spec: StudentSpec
+    teacher: TeacherConfig
+    teacher_dir: str
+    tokenizer: str
+    source_uri: str  # a cache for sparse_kd, else a packed corpus
+    vocab_size: int
+    seq_len: int
+    end_of_text_id: int
+    isolate_documents: bool
+    hard_threshold: float | None  # log-probability of the label below which a token is hard
+
+
+def train_run(
+    run: TrainingRun,
+    restored: Path | None,
+    *,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    record: Log,
+    save: Callable[[int, WriteCheckpoint], None],
+) -> None:
+    """Train from the checkpoint `restored`, or from the start, as one of `world_size` ranks.
+
+    `record(step, metrics)` is called after each step; `save(step, write)` when a checkpoint is due, whose files
+    `write(directory)` makes.
+    """
+    config = run.spec.train
+    torch.set_num_threads(config.threads_per_worker)
+    tokenizer = load_tokenizer(run.tokenizer)
+    student = _build_student(run) if restored is None else load_model(str(restored), run.spec.student.attention)
+    loss = distribute(_student_loss(student, run, device), device)
+    optimizer = make_optimizer(student, config)
+    progress, log = Progress(0, {}), []
+    if restored is not None:
+        load_optimizer(restored, optimizer)
+        progress, log = load_progress(restored)
+    open_source = LogitCache.open if run.spec.objective.kind == "sparse_kd" else PackedCorpus.open
+    loader = CacheLoader(
+        open_source(run.source_uri),  # pyright: ignore[reportArgumentType] (a cached_property is no attribute to it)
+        global_batch=config.global_batch,
+        rank=rank,
+        world_size=world_size,
+        seed=config.seed,
+        pin_memory=device.type == "cuda",
+    )
+    if progress.loader:
+        loader.load_state_dict(progress.loader)
+
+    def logged(step: int, metrics: dict[str, float]) -> None:
+        log.append({"step": step, **metrics})
+        record(step, metrics)
+
+    def write(step: int, directory: Path) -> None:
+        save_checkpoint(directory, student, tokenizer, optimizer, Progress(step, loader.state_dict()), log)
+
+    train(
+        loss,
+        optimizer,
+        loader,
+        config,
+        start_step=progress.step,
+        device=device,
+        log=logged,
+        save=lambda step: save(step, partial(write, step)),
+    )
+
+
+def _build_student(run: TrainingRun):
+    return build_student(
+        run.spec.student,
+        teacher_dir=run.teacher_dir,
+        vocab_size=run.vocab_size,
+        seq_len=run.seq_len,
+        end_of_text_id=run.end_of_text_id,
+        seed=run.spec.train.seed,
+    )
+
+
+def _student_loss(student, run: TrainingRun, device: torch.device) -> StudentLoss:
+    isolated = run.end_of_text_id if run.isolate_documents else None
+    return StudentLoss(
+        student,
+        run.spec.objective,
+        vocab_size=run.vocab_size,
+        end_of_text_id=isolated,
+        hard_threshold=run.hard_threshold,
+        teacher_logits=_online_teacher(run, isolated, device) if run.spec.objective.kind == "full_kd" else None,
+    )
+
+
+def _online_teacher(run: TrainingRun, isolated: int | None, device: torch.device) -> TeacherLogits:
+    teacher = TransformersTeacher.load(run.teacher, model_dir=run.teacher_dir, device=device)
+    return partial(teacher.logits, vocab_size=run.vocab_size, end_of_text_id=isolated)
