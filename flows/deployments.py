@@ -23,6 +23,7 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Cron
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
+from flows.adapt_teacher import adapt_teacher
 from flows.cache_logits import cache_logits
 from flows.distill import distill
 from flows.evaluate_student import evaluate_student
@@ -44,6 +45,7 @@ def serve_deployments() -> None:
         cache_logits.to_deployment("cache-logits", parameters=parameters),
         train_student.to_deployment("train-student", parameters=parameters | {"student": "rskd"}),
         evaluate_student.to_deployment("evaluate-student", parameters=parameters),
+        adapt_teacher.to_deployment("adapt-teacher", parameters=parameters),
     ]
     serve(*cast("list[RunnerDeployment]", deployments))  # to_deployment returns a coroutine in async code alone
 

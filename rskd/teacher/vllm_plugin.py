@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from vllm import ModelRegistry
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.pooler.abstract import Pooler
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 from vllm.pooling_params import PoolingParams
 from vllm.tasks import PoolingTask
 from vllm.v1.outputs import PoolerOutput
@@ -55,8 +56,8 @@ def register() -> None:
     if parent is not None:
         threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
     for architecture in list(ModelRegistry.get_supported_archs()):
-        if not architecture.startswith(PREFIX):
-            ModelRegistry.register_model(PREFIX + architecture, f"{__name__}:{PREFIX}{architecture}")
+        ModelRegistry.register_model(PREFIX + architecture, f"{__name__}:{PREFIX}{architecture}")
+    MODELS_CONFIG_MAP.update({PREFIX + architecture: rules for architecture, rules in MODELS_CONFIG_MAP.items()})
 
 
 def _exit_after(parent: BaseProcess) -> None:
