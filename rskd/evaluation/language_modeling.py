@@ -74,6 +74,10 @@ class Comparison:
         """For the teacher and each student: METRICS, `standard_error` (clustered by window), `reliability` (bins)."""
         return {name: self._result(name) for name in self._models}
 
+    def window_means(self, name: str) -> dict[str, list[float]]:
+        """Means of each window of a model, by metric, in the order of the windows."""
+        return dict(zip(_MEANS, torch.cat(self._window_means[name], dim=1).tolist(), strict=True))
+
     def _result(self, name: str) -> dict[str, Any]:
         means = torch.cat(self._window_means[name], dim=1)  # [metrics, windows]
         metrics = dict(zip(_MEANS, means.mean(1).tolist(), strict=True)) | {"ece": self._bins[name].ece}

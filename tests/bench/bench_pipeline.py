@@ -2,7 +2,8 @@
 
 Caching: `rskd cache` through Ray with 1 and 2 workers of one thread, against the same teacher's forward pass and output
 head alone, on the same windows in batches of the same size, in 1 and 2 processes at once. Two bare processes show what
-the cores allow. Speeds are of the steady state; start-up (Ray, loading the teacher) is given apart.
+the cores allow. Speeds are of the steady state, from commit to commit once every worker has committed a part and as
+long as all have work; start-up (Ray, loading the teacher) is given apart.
 
 Training: `rskd train` from that cache with 1 and 2 workers of one thread; `data wait` is the share of a step's time
 that went on waiting for the loader.
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from measure import Row, argument_parser, markdown_table, write_results
 
+from rskd.cache.manifest import PARTS_FOLDER
 from rskd.config import DistillConfig, load_config
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.jobs.cache import cache_logits
@@ -47,7 +49,7 @@ def make_config(folder: Path, windows: int, steps: int, workers: int) -> Distill
         "storage.root": str(folder / "store"),
         "corpus.source": json.dumps({"kind": "text", "uri": str(text)}),
         "corpus.max_windows": windows,
-        "corpus.windows_per_part": 8,
+        "corpus.windows_per_part": 4,
         "samplings": json.dumps({"default": {"num_samples": 22}}),
         "students": json.dumps({"default": {}}),
         "teacher.workers": workers,
@@ -83,21 +85,31 @@ def alone_in_this_process(config: DistillConfig) -> float:
     return tokens / (time.perf_counter() - started)
 
 
+def steady_speed(config: DistillConfig) -> float:
+    """Tokens/s of all workers together, by the times at which parts were committed."""
+    workers = config.teacher.workers
+    folder = Path(config.cache_uri("default")) / PARTS_FOLDER
+    committed = sorted(record.stat().st_mtime for record in folder.glob("*.json"))
+    first, last = workers - 1, len(committed) - workers
+    tokens = (last - first) * config.corpus.windows_per_part * config.corpus.seq_len
+    return tokens / (committed[last] - committed[first])
+
+
 def measure_caching(configs: dict[int, DistillConfig]) -> list[Row]:
     rows: list[Row] = []
     for workers, config in configs.items():
         before = alone(config, workers)
         summary = cache_logits(config)["default"]
         bare = statistics.mean([before, alone(config, workers)])
-        facts = {key: summary[f"{key}_seconds"] for key in ("startup", "stall")}
+        steady = steady_speed(config)
         rows.append(
             {
                 "workers": workers,
-                "tokens/s": summary["tokens_per_s"],
+                "tokens/s": steady,
                 "teacher and head alone": bare,
-                "to alone": summary["tokens_per_s"] / bare,
-                "start-up, s": facts["startup"],
-                "stalled, s": facts["stall"],
+                "to alone": steady / bare,
+                "start-up, s": summary["startup_seconds"],
+                "stalled, s": summary["stall_seconds"],
                 "in all, s": summary["seconds"],
             }
         )
@@ -124,7 +136,7 @@ def measure_training(configs: dict[int, DistillConfig]) -> list[Row]:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--windows", type=int, default=96)
     parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,130 @@
+"""A cell is one student: trained and evaluated in one process, without Ray; its record says that it is done.
+
+    cell ─► train_student ─► held-out windows, beside the teacher ─► cells/<cell>.json
+
+A cell whose record is there and was made with the same settings is skipped, so a matrix can be stopped at any time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import torch
+
+from rskd import records
+from rskd.causal_lm import hidden_states, output_head
+from rskd.config import DistillConfig
+from rskd.corpus.packed_corpus import PackedCorpus
+from rskd.evaluation.language_modeling import TEACHER, Comparison, LanguageModel
+from rskd.jobs.train import train_student
+from rskd.progress import progress_bar
+from rskd.provenance import provenance
+from rskd.reproduction.setting import Cell, cell_name
+from rskd.storage import Store
+from rskd.student.model import load_model
+from rskd.student.trainer import NonFiniteError
+from rskd.teacher.model_files import resolve_model
+from rskd.teacher.transformers_teacher import TransformersTeacher
+
+CELLS_FOLDER = "cells"
+
+Records = Mapping[Cell, Mapping[str, Any]]  # of cells that are done
+
+
+def run_cells(config: DistillConfig, cells: Sequence[Cell], processes: int, hours: float) -> dict[str, int]:
+    """Train and evaluate what is not done yet, `processes` at once; none is begun after `hours`.
+
+    Returns how many are `done` and how many are `left`. A student whose loss diverges is done: that is its result.
+    """
+    deadline = time.time() + 3600 * hours
+    todo = [cell for cell in cells if not _is_done(config, cell)]
+    done = len(cells) - len(todo)
+    with (
+        progress_bar("cells", len(cells)) as advance,
+        ProcessPoolExecutor(processes, get_context("spawn"), initializer=_without_bars) as pool,
+    ):
+        advance(done)
+        for task in as_completed([pool.submit(_run_before, deadline, config, cell) for cell in todo]):
+            if task.result():
+                done += 1
+                advance(1)
+    return {"done": done, "left": len(cells) - done}
+
+
+def read_cells(config: DistillConfig, cells: Sequence[Cell]) -> Records:
+    """The records of those cells that are done."""
+    store = Store(config.home).child(CELLS_FOLDER)
+    found = {cell: records.read(store, f"{cell_name(cell)}.json") for cell in cells}
+    return {cell: record for cell, record in found.items() if record is not None}
+
+
+def _without_bars() -> None:
+    """Several processes would draw their progress bars over each other."""
+    os.environ["TTY_COMPATIBLE"] = "0"  # Rich's: stderr is no terminal
+
+
+def _run_before(deadline: float, config: DistillConfig, cell: Cell) -> bool:
+    if time.time() > deadline:
+        return False
+    run_cell(config, cell)
+    return True
+
+
+def _recipe(config: DistillConfig, cell: Cell) -> dict[str, Any]:
+    """What the record of a cell depends on, beside the corpus, the cache and the teacher of the same folder."""
+    spec = config.student_specs[cell_name(cell)]
+    sampling = config.cache_samplings[spec.sampling] if spec.objective.kind == "sparse_kd" else None
+    return {
+        "spec": spec.model_dump(mode="json"),
+        "sampling": sampling and sampling.model_dump(mode="json"),
+        "evaluate": config.evaluate.model_dump(mode="json"),
+    }
+
+
+def _is_done(config: DistillConfig, cell: Cell) -> bool:
+    record = read_cells(config, [cell]).get(cell)
+    return record is not None and record["recipe"] == _recipe(config, cell)
+
+
+def run_cell(config: DistillConfig, cell: Cell) -> None:
+    """Train the student of a cell, evaluate it, and write its record."""
+    torch.set_num_threads(config.train.threads_per_worker)
+    started = time.monotonic()
+    name = cell_name(cell)
+    try:
+        trained = train_student(config, name)
+        result = {"tokens_per_s": trained["tokens_per_s"], **_evaluate(config, name)}
+    except NonFiniteError as error:
+        result = {"diverged": str(error)}
+    facts = {"recipe": _recipe(config, cell), "seconds": time.monotonic() - started, "provenance": provenance()}
+    records.write(Store(config.home).child(CELLS_FOLDER), f"{name}.json", facts | result)
+
+
+def _evaluate(config: DistillConfig, student: str) -> dict[str, Any]:
+    """Metrics of the student on the held-out windows, and of each window, so that students can be paired."""
+    corpus = PackedCorpus.open(config.corpus_uri("eval"))
+    model_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
+    device = torch.device("cuda" if config.evaluate.gpus else "cpu")
+    teacher = TransformersTeacher.load(config.teacher, model_dir=model_dir, device=device)
+    with Store(config.student_uri(student)).local_copy() as directory:
+        model = load_model(directory, config.student_specs[student].student.attention).eval()
+    torch.nn.Module.to(model, device)
+    comparison = Comparison(
+        LanguageModel(teacher.hidden, teacher.head),
+        {student: LanguageModel(partial(hidden_states, model), output_head(model))},
+        vocab_size=corpus.manifest.tokenizer["vocab_size"],
+        num_bins=config.evaluate.num_bins,
+    )
+    num_windows = min(corpus.num_rows, config.evaluate.max_windows or corpus.num_rows)
+    for start in range(0, num_windows, config.evaluate.batch_windows):
+        rows = np.arange(start, min(start + config.evaluate.batch_windows, num_windows))
+        comparison.add(torch.from_numpy(corpus.read_rows(rows).input_ids).long().to(device))
+    results = comparison.results()
+    return {"metrics": results[student], "teacher": results[TEACHER], "windows": comparison.window_means(student)}

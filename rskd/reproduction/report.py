@@ -1,0 +1,154 @@
+"""The report of a matrix, our row beside the paper's: report.md, report.html with figures, results.csv for notebooks.
+
+records of cells, manifests of caches ─► figures of each method ─► a table for each of the paper's; claims
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+
+import plotly.graph_objects as go
+
+from rskd.config import DistillConfig
+from rskd.evaluation.figures import PALETTE, reliability_diagrams, styled
+from rskd.html_page import definitions, figure_html, html_page, section, table
+from rskd.provenance import provenance
+from rskd.reproduction.cells import Records
+from rskd.reproduction.claims import Claim, checked_claims
+from rskd.reproduction.results import Ours, summarise
+from rskd.reproduction.statistics import Estimate
+from rskd.reproduction.tables import METRICS, Row, Table
+from rskd.storage import Store
+
+_DIGITS = {"lm_loss": 3, "pct": 0, "ece": 2, "acceptance": 2}
+
+
+def write_report(config: DistillConfig, tables: Sequence[Table], records: Records, title: str) -> str:
+    """Write the three files into the folder of `config`; returns the URI of the page."""
+    ours = summarise(config, records)
+    claims = checked_claims(records)
+    store = Store(config.home)
+    store.write("results.csv", _csv(tables, ours).encode())
+    store.write("report.md", _markdown(title, tables, ours, claims).encode())
+    store.write("report.html", _page(title, tables, ours, claims, records).encode())
+    return f"{config.home}/report.html"
+
+
+def _head(of: Table) -> list[str]:
+    metrics = _metrics(of)
+    return [
+        "method",
+        "seeds",
+        *(METRICS[m] for m in metrics),
+        "unique tokens",
+        "B/token",
+        *(f"paper: {METRICS[m]}" for m in metrics),
+    ]
+
+
+def _metrics(of: Table) -> list[str]:
+    """The metrics that the paper gives for a table, in our order."""
+    return [metric for metric in METRICS if any(metric in row.paper for row in of.rows)]
+
+
+def _cells_of(row: Row, of: Table, ours: Mapping[str, Ours]) -> list[str]:
+    """The texts of a row; `–` where nothing was measured or printed."""
+    metrics = _metrics(of)
+    found = ours.get(row.method)
+    paper = [row.paper.get(metric, "–") for metric in metrics]
+    if found is None:
+        return [row.label, "–", *("–" for _ in metrics), "–", "–", *paper]
+    measured = ["∞" if found.diverged == found.seeds else _shown(found.metrics.get(m), _DIGITS[m]) for m in metrics]
+    facts = [_number(found.unique_tokens), _number(found.bytes_per_token)]
+    return [row.label, str(found.seeds), *measured, *facts, *paper]
+
+
+def _shown(estimate: Estimate | None, digits: int) -> str:
+    if estimate is None:
+        return "–"
+    error = "" if estimate.standard_error is None else f" ± {estimate.standard_error:.{digits}f}"
+    return f"{estimate.mean:.{digits}f}{error}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _claim_cells(claim: Claim) -> list[str]:
+    return [claim.text, claim.measured, claim.bound, "yes" if claim.holds else "no"]
+
+
+_CLAIMS_HEAD = ("claim", "measured", "bound, stated beforehand", "holds")
+_NOTE = (
+    "Mean ± standard error over seeds of initial weights and order of windows, from one teacher pass; one seed has no "
+    "error. ∞: the loss diverged. % CE to full KD is taken seed by seed."
+)
+
+
+def _markdown(title: str, tables: Sequence[Table], ours: Mapping[str, Ours], claims: Sequence[Claim]) -> str:
+    facts = "\n".join(f"- {name}: {value}" for name, value in provenance().items())
+    parts = [f"# {title}\n\n{facts}\n\n{_NOTE}\n"]
+    for each in tables:
+        rows = [_cells_of(row, each, ours) for row in each.rows]
+        parts.append(f"## {each.title}\n\nPaper: {each.setting}.\n\n{_markdown_table(_head(each), rows)}\n")
+    if claims:
+        parts.append(f"## Claims\n\n{_markdown_table(_CLAIMS_HEAD, map(_claim_cells, claims))}\n")
+    return "\n".join(parts)
+
+
+def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
+
+
+def _page(
+    title: str, tables: Sequence[Table], ours: Mapping[str, Ours], claims: Sequence[Claim], records: Records
+) -> str:
+    sections = [section("Setting", definitions(provenance()), _NOTE)]
+    if claims:
+        sections.append(section("Claims", table(_CLAIMS_HEAD, map(_claim_cells, claims), num_text=4)))
+    for each in tables:
+        rows = [_cells_of(row, each, ours) for row in each.rows]
+        sections.append(section(each.title, table(_head(each), rows, num_text=1), f"Paper: {each.setting}."))
+    shown = {
+        m: record["metrics"]
+        for (m, seed), record in records.items()
+        if seed == 0 and m in _IN_FIGURE_3A and "metrics" in record
+    }
+    if shown:
+        sections.append(section("Figure 3a: calibration, first seed", figure_html(reliability_diagrams(shown))))
+    sections.append(section("Figure 3b: calibration by unique tokens", figure_html(_ece_by_unique_tokens(ours))))
+    return html_page("reproduction", title, sections)
+
+
+_IN_FIGURE_3A = ("ce", "top_k-12", "top_k-50", "random-12", "systematic-12", "full_kd")
+
+
+def _ece_by_unique_tokens(ours: Mapping[str, Ours]) -> go.Figure:
+    figure = go.Figure()
+    for color, kind in zip(PALETTE, ("top_k", "label", "random", "systematic")):
+        found = [each for method, each in ours.items() if method.startswith(f"{kind}-") and "ece" in each.metrics]
+        points = sorted((each.unique_tokens or 0, each.metrics["ece"].mean) for each in found)
+        if points:
+            x, y = zip(*points)
+            figure.add_scatter(x=x, y=y, name=kind, mode="lines+markers", line={"color": color})
+    figure.update_xaxes(title="unique tokens", type="log")
+    figure.update_yaxes(title="ECE, %", rangemode="tozero")
+    return styled(figure, height=420, showlegend=True)
+
+
+def _csv(tables: Sequence[Table], ours: Mapping[str, Ours]) -> str:
+    """One line for each row, metric and source (ours, paper)."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["table", "row", "method", "metric", "source", "value", "standard_error", "seeds"])
+    for each in tables:
+        for row in each.rows:
+            found = ours.get(row.method)
+            for metric, estimate in (found.metrics if found else {}).items():
+                facts = [estimate.mean, estimate.standard_error, found.seeds if found else None]
+                writer.writerow([each.name, row.label, row.method, metric, "ours", *facts])
+            for metric, figure in row.paper.items():
+                writer.writerow([each.name, row.label, row.method, metric, "paper", figure, None, None])
+    return out.getvalue()

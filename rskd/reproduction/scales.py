@@ -1,0 +1,81 @@
+"""The sizes at which the paper's tables can be made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SmallModels:
+    """Models of a few million parameters, whose teacher and tokenizer are trained here, on text of their own."""
+
+    vocab_size: int
+    teacher: Mapping[str, Any]  # architecture: settings of LlamaConfig
+    student: Mapping[str, Any]
+    train_teacher: Mapping[str, Any]  # settings of TrainConfig
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Settings of a `DistillConfig`; its teacher and student are those of `small`, where that is given."""
+
+    config: Mapping[str, Any]
+    small: SmallModels | None = None
+
+
+def _llama(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "intermediate_size": intermediate,
+        "tie_word_embeddings": True,
+    }
+
+
+_ON_ONE_CORE = {"workers": 0, "threads_per_worker": 1, "precision": "float32", "micro_batch": 16, "global_batch": 16}
+
+SCALES: dict[str, Scale] = {
+    # A teacher of 3.0M parameters on 8.2M tokens, students of 0.6M on 2.4M.
+    "cpu-small": Scale(
+        {
+            "corpus": {"seq_len": 256, "eval_windows": 256, "max_windows": 9600, "windows_per_part": 256},
+            "teacher": {"dtype": "float32", "workers": 2, "threads_per_worker": 1},
+            "train": _ON_ONE_CORE | {"steps": 600, "lr": 3e-3, "min_lr": 3e-4, "checkpoint_every": 600},
+        },
+        SmallModels(
+            vocab_size=4096,
+            teacher=_llama(256, 3, 4, 512),
+            student=_llama(96, 2, 4, 256),
+            train_teacher=_ON_ONE_CORE
+            | {"threads_per_worker": 2, "steps": 2000, "lr": 2e-3, "min_lr": 2e-4, "checkpoint_every": 100},
+        ),
+    ),
+    # Paper, Table 14; its own teacher was not published.
+    "paper": Scale(
+        {
+            "corpus": {"seq_len": 1024, "eval_windows": 4096, "windows_per_part": 1024},
+            "teacher": {"model": "meta-llama/Llama-3.2-3B", "workers": 8, "gpus_per_worker": 1},
+            "student": {"preset": "300m"},
+            "train": {"steps": 10_000, "global_batch": 1024, "workers": 8, "gpus_per_worker": 1, "micro_batch": 16},
+            "evaluate": {"gpus": 1},
+        }
+    ),
+    # The smallest that goes the whole way: it separates nothing.
+    "tiny": Scale(
+        {
+            "corpus": {"seq_len": 32, "eval_windows": 8, "max_windows": 64, "windows_per_part": 32},
+            "teacher": {"dtype": "float32", "threads_per_worker": 1},
+            "train": _ON_ONE_CORE | {"steps": 6, "global_batch": 8, "lr": 1e-2, "min_lr": 1e-3},
+        },
+        SmallModels(
+            vocab_size=512,
+            teacher=_llama(32, 1, 2, 64),
+            student=_llama(16, 1, 2, 32),
+            train_teacher=_ON_ONE_CORE | {"steps": 20, "global_batch": 8, "lr": 1e-2, "min_lr": 1e-3},
+        ),
+    ),
+}

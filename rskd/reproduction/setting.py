@@ -1,0 +1,190 @@
+"""What all cells of a scale share: text, tokenizer and teacher, and one configuration with every cache and student.
+
+    documents ─┬─► teacher.jsonl ─► tokenizer ─► teacher, trained on labels ─► rounds of each sampler ─┐
+               └─► student.jsonl ─────────────────────────────────────────────────────────────────────┴─► DistillConfig
+
+A small teacher learns from other documents than its students: of a small corpus it would know theirs by heart. What is
+there already is kept, so a second call is quick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from rskd import records
+from rskd.config import DistillConfig, SourceConfig, validate_config
+from rskd.corpus.packed_corpus import PackedCorpus
+from rskd.corpus.sources import group_files, list_files, read_documents
+from rskd.evaluation.unique_tokens import expected_unique_tokens
+from rskd.jobs.pack import pack_corpus
+from rskd.jobs.train import train_student
+from rskd.reproduction.methods import CACHES, METHODS, Cache
+from rskd.reproduction.scales import Scale, SmallModels
+from rskd.storage import Store
+from rskd.teacher.model_files import resolve_model
+from rskd.teacher.transformers_teacher import TransformersTeacher
+
+Cell = tuple[str, int]  # name of a method, seed
+
+_STUDENTS_SHARE = 0.3  # of the documents
+_PROBE_WINDOWS = 8  # on which rounds are chosen
+_MOST_ROUNDS = 2**16
+_END_OF_TEXT = "<|endoftext|>"
+
+
+def prepare(scale: Scale, source: SourceConfig, home: Path, cells: Iterable[Cell]) -> DistillConfig:
+    """Make text, tokenizer and teacher, pack the corpus, and choose the rounds of each sampler.
+
+    The result names a cache for each sampling and a student for each of `cells`, by `cell_name`; they are still to be
+    made by `rskd.jobs`. Raises ConfigError for a source without documents.
+    """
+    config: dict[str, Any] = {**scale.config, "name": "students", "storage": {"root": str(home)}}
+    config["corpus"] = {**scale.config["corpus"], "source": source.model_dump(exclude_none=True, exclude_defaults=True)}
+    if scale.small is not None:
+        config = _with_small_models(config, scale.small, source, home)
+    packed = validate_config(config)
+    pack_corpus(packed)
+    cells = list(cells)
+    wanted = {cache for method, _ in cells if (cache := METHODS[method].cache) is not None}
+    config["samplings"] = _chosen_rounds(packed, {name: CACHES[name] for name in CACHES if name in wanted})
+    config["students"] = {cell_name(cell): _student(cell) for cell in cells}
+    return validate_config(config)
+
+
+def cell_name(cell: Cell) -> str:
+    """Name of the student of a cell."""
+    method, seed = cell
+    return f"{method}-seed-{seed}"
+
+
+def _student(cell: Cell) -> dict[str, Any]:
+    """Settings of the student of a cell; seeds differ in initial weights and in the order of windows."""
+    name, seed = cell
+    method = METHODS[name]
+    cache = {} if method.cache is None else {"sampling": method.cache}
+    return {"objective": dict(method.objective), "train": {"seed": seed}, **cache}
+
+
+def _with_small_models(config: dict[str, Any], small: SmallModels, source: SourceConfig, home: Path) -> dict[str, Any]:
+    """`config` with the tokenizer, teacher and student of `small`, which are made where they are not there."""
+    text, teacher = home / "text", home / "architectures" / "teacher"
+    if not (text / "student.jsonl").exists():
+        _split_documents(source, text)
+    if not (teacher / "tokenizer.json").exists():
+        _train_tokenizer(text / "teacher.jsonl", small.vocab_size, teacher)
+    sizes = {"vocab_size": small.vocab_size, "max_position_embeddings": config["corpus"]["seq_len"]}
+    for name, architecture in (("teacher", small.teacher), ("student", small.student)):
+        LlamaConfig(**architecture, **sizes).save_pretrained(home / "architectures" / name)
+    corpus = config["corpus"]
+    teaching = validate_config(
+        {
+            **config,
+            "name": "teacher",
+            "corpus": {key: value for key, value in corpus.items() if key != "max_windows"} | _jsonl(text, "teacher"),
+            "teacher": {"model": str(teacher)},
+            "students": {"model": _from_scratch(home, "teacher") | {"objective": {"kind": "ce"}}},
+            "train": dict(small.train_teacher),
+        }
+    )
+    pack_corpus(teaching)
+    train_student(teaching, "model")
+    return {
+        **config,
+        "corpus": corpus | _jsonl(text, "student"),
+        "teacher": {**config["teacher"], "model": teaching.student_uri("model")},
+        **_from_scratch(home, "student"),
+    }
+
+
+def _jsonl(text: Path, name: str) -> dict[str, Any]:
+    return {"source": {"kind": "jsonl", "uri": str(text / f"{name}.jsonl")}}
+
+
+def _from_scratch(home: Path, name: str) -> dict[str, Any]:
+    return {"student": {"model": str(home / "architectures" / name), "init": "random"}}
+
+
+def _split_documents(source: SourceConfig, folder: Path) -> None:
+    """Write teacher.jsonl and student.jsonl: the hash of a document decides where it goes; duplicates are dropped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    seen: set[bytes] = set()
+    parts = {name: folder / f"{name}.jsonl.part" for name in ("teacher", "student")}
+    with parts["teacher"].open("w") as teacher, parts["student"].open("w") as student:
+        for group in group_files(list_files(source), kind=source.kind):
+            for document in read_documents(source, group):
+                digest = hashlib.sha256(document.encode()).digest()
+                if digest not in seen:
+                    seen.add(digest)
+                    file = student if digest[0] < 256 * _STUDENTS_SHARE else teacher
+                    file.write(json.dumps({"text": document}) + "\n")
+    for path in parts.values():
+        path.rename(path.with_suffix(""))
+
+
+def _train_tokenizer(text: Path, vocab_size: int, folder: Path) -> None:
+    """A byte-level BPE tokenizer with exactly `vocab_size` ids, the first of which ends a document."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[_END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_documents(text), trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=_END_OF_TEXT).save_pretrained(folder)
+
+
+def _documents(text: Path) -> Iterator[str]:
+    with text.open() as lines:
+        yield from (json.loads(line)["text"] for line in lines)
+
+
+def _chosen_rounds(config: DistillConfig, caches: dict[str, Cache]) -> dict[str, dict[str, Any]]:
+    """Settings of each cache, with the rounds that give its unique tokens on some windows; a record keeps them."""
+    store = Store(config.home)
+    known = records.read(store, "rounds.json") or {}
+    missing = {name: cache for name, cache in caches.items() if cache.unique_tokens is not None and name not in known}
+    if missing:
+        logits = _probe_logits(config)
+        known |= {name: _rounds(logits, cache) for name, cache in missing.items()}
+        records.write(store, "rounds.json", {name: rounds for name, rounds in known.items() if name != "digest"})
+    return {
+        name: {**cache.sampling} if cache.unique_tokens is None else {**cache.sampling, "num_samples": known[name]}
+        for name, cache in caches.items()
+    }
+
+
+@torch.inference_mode()
+def _probe_logits(config: DistillConfig) -> Tensor:
+    """Logits [B, S, V] of the teacher on the first held-out windows."""
+    corpus = PackedCorpus.open(config.corpus_uri("eval"))
+    model_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
+    device = "cuda" if config.teacher.gpus_per_worker else "cpu"
+    teacher = TransformersTeacher.load(config.teacher, model_dir=model_dir, device=device)
+    windows = corpus.read_rows(range(min(_PROBE_WINDOWS, corpus.num_rows))).input_ids
+    input_ids = torch.from_numpy(windows[:, :-1]).long().to(device)
+    return teacher.logits(input_ids, vocab_size=corpus.manifest.tokenizer["vocab_size"]).float()
+
+
+def _rounds(logits: Tensor, cache: Cache) -> int:
+    """The least number of rounds that gives as many unique tokens, in the mean over positions."""
+    method, temperature = cache.sampling["method"], cache.sampling.get("temperature", 1.0)
+    unique = partial(expected_unique_tokens, logits, method=method, temperature=temperature)
+    assert cache.unique_tokens is not None
+    low, high = 1, _MOST_ROUNDS
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if unique(middle).mean().item() >= cache.unique_tokens else (middle + 1, high)
+    return low

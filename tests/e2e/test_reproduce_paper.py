@@ -1,0 +1,41 @@
+"""The reproduction at its smallest scale: stopped before its first student, taken up again, reported."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+
+def _run(home: Path, *options: str) -> dict:
+    command = [
+        sys.executable,
+        "-m",
+        "flows.reproduce_paper",
+        "--scale",
+        "tiny",
+        "--home",
+        str(home),
+        *options,
+        "--json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_a_table_is_made_in_two_calls(tmp_path: Path):
+    first = _run(tmp_path, "--table", "table10", "--hours", "0")
+    assert (first["done"], first["left"]) == (0, 4)
+    second = _run(tmp_path, "--table", "table10")
+    assert (second["done"], second["left"]) == (4, 0)
+    with (tmp_path / "students" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    ours = {row["row"]: float(row["value"]) for row in rows if row["source"] == "ours" and row["metric"] == "lm_loss"}
+    assert set(ours) == {"t = 0", "t = 0.8", "t = 1", "t = 1.2"}
+    assert all(0 < loss < 8 for loss in ours.values())
+    assert "| t = 0.8 | 1 |" in (tmp_path / "students" / "report.md").read_text()

@@ -1,0 +1,40 @@
+import json
+from pydoc_data.topics import topics
+
+import torch
+from transformers import AutoTokenizer
+
+from rskd.config import SourceConfig
+from rskd.reproduction.methods import Cache
+from rskd.reproduction.setting import _rounds, _split_documents, _train_tokenizer
+
+
+def test_documents_are_split_without_loss_overlap_or_duplicates(tmp_path):
+    texts = [f"document {index} " * 20 for index in range(200)]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, texts[0]]))
+    source = SourceConfig(kind="jsonl", uri=str(tmp_path / "all.jsonl"))
+    _split_documents(source, tmp_path / "text")
+    parts = [
+        [json.loads(line)["text"] for line in (tmp_path / "text" / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("teacher", "student")
+    ]
+    assert sorted(parts[0] + parts[1]) == sorted(texts)
+    assert 30 < len(parts[1]) < 90  # three tenths of 200
+
+
+def test_the_tokenizer_has_as_many_ids_and_gives_the_text_back(tmp_path):
+    text = f"{topics['typesseq']} – naïvely\n"
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": text}))
+    _train_tokenizer(tmp_path / "text.jsonl", 300, tmp_path / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    assert len(tokenizer) == 300
+    assert tokenizer.eos_token_id == 0
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_rounds_are_the_least_that_give_the_unique_tokens():
+    uniform = torch.zeros(1, 4, 64)
+    assert _rounds(uniform, Cache({"method": "systematic"}, 12)) == 12
+    rounds = _rounds(uniform, Cache({"method": "random"}, 12))
+    expected = [64 * (1 - (1 - 1 / 64) ** n) for n in (rounds - 1, rounds)]
+    assert expected[0] < 12 <= expected[1]
