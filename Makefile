@@ -55,7 +55,7 @@ test: $(INSTALLED) ## the default tests (under 20 minutes on 2 cores)
 test-slow: $(INSTALLED) ## tests that take minutes each
 	$(BIN)/python -m pytest -m slow
 
-test-vllm: $(INSTALLED) $(VLLM_INSTALLED) ## tests of the vLLM teacher, from either environment (12 minutes on 2 cores)
+test-vllm: $(INSTALLED) $(VLLM_INSTALLED) ## tests of the vLLM teacher, in both environments
 	$(VLLM_BIN)/python -m pytest -m vllm tests/vllm
 	$(BIN)/python -m pytest -m vllm tests/integration/test_vllm_job.py
 

