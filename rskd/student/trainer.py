@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -28,7 +29,7 @@ from transformers import PreTrainedModel
 from rskd.cache.loader import CacheBatch, CacheLoader
 from rskd.causal_lm import document_positions, hidden_states, output_head
 from rskd.config import ObjectiveConfig, TrainConfig
-from rskd.errors import RskdError
+from rskd.errors import BiasWarning, RskdError
 from rskd.sparse_targets import SparseTargets
 from rskd.student.objective import cross_entropy_loss, full_kd_loss, hard_easy_weights, sparse_kd_loss
 
@@ -160,21 +161,23 @@ def train(
     `checkpoint_every` and after the last. The logged `loss` is the mean over the tokens of the global batch, nats;
     `data_wait` is the share of the step's time that went on waiting for its batch.
     """
-    batches = iter(loader)
-    for step in range(start_step, config.steps):
-        started = time.perf_counter()
-        batch = next(batches)
-        waited = time.perf_counter() - started
-        metrics = train_step(loss, optimizer, batch, config, step=step, device=device)
-        seconds = time.perf_counter() - started
-        tokens = _global_tokens(batch, config)
-        done = step + 1
-        log(
-            done,
-            metrics | {"tokens": done * tokens, "tokens_per_s": tokens / seconds, "data_wait": waited / seconds},
-        )
-        if done % config.checkpoint_every == 0 or done == config.steps:
-            save(done)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BiasWarning)  # the job says it, and of the targets too
+        batches = iter(loader)
+        for step in range(start_step, config.steps):
+            started = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - started
+            metrics = train_step(loss, optimizer, batch, config, step=step, device=device)
+            seconds = time.perf_counter() - started
+            tokens = _global_tokens(batch, config)
+            done = step + 1
+            log(
+                done,
+                metrics | {"tokens": done * tokens, "tokens_per_s": tokens / seconds, "data_wait": waited / seconds},
+            )
+            if done % config.checkpoint_every == 0 or done == config.steps:
+                save(done)
 
 
 def train_step(

@@ -114,7 +114,7 @@ def test_decay_touches_matrices_only():
     assert decays["model.norm.weight"] == 0.0
 
 
-@pytest.mark.filterwarnings("ignore::rskd.errors.BiasWarning")
+@pytest.mark.filterwarnings("error::rskd.errors.BiasWarning")  # the job has said it
 @pytest.mark.parametrize(
     "objective",
     [
