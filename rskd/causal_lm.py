@@ -34,6 +34,12 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tenso
     return hidden if scale == 1.0 else hidden * scale
 
 
+def cut_vocabulary(model: PreTrainedModel, vocab_size: int) -> None:
+    """Remove the ids from `vocab_size` on (padding) from the embeddings and the head of `model`."""
+    if cast(nn.Embedding, model.get_input_embeddings()).num_embeddings != vocab_size:
+        model.resize_token_embeddings(vocab_size)
+
+
 def document_positions(input_ids: Tensor, end_of_text_id: int) -> Tensor:
     """Position ids [B, T] that restart after each end-of-text token: documents of a window are isolated."""
     positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)

@@ -13,12 +13,13 @@ from typing import Any
 
 import yaml
 
-from rskd import records
 from rskd.cache.histogram import LABELS
 from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig, StudentSpec
 from rskd.errors import ConfigError, MissingOutputError
+from rskd.evaluation.downstream import mean_score
 from rskd.evaluation.figures import histograms, loss_curves, reliability_diagrams
+from rskd.evaluation.results import read_results
 from rskd.html_page import definitions, figure_html, html_page, section, table
 from rskd.storage import Store
 from rskd.student.checkpoint import LOG_FILE
@@ -69,8 +70,7 @@ def write_report(config: DistillConfig) -> str:
 
 def gather(config: DistillConfig) -> Findings:
     """Read what earlier stages left behind."""
-    home, _, name = config.evaluation_uri.rpartition("/")
-    evaluation = records.read(Store(home), name)
+    evaluation = read_results(config)
     lacking = [student for student in config.student_specs if student not in (evaluation or {}).get("models", {})]
     if evaluation is None or lacking:
         of = f" of {', '.join(lacking)}" if evaluation else ""
@@ -94,6 +94,10 @@ def render(findings: Findings) -> str:
         section("Training loss", figure_html(loss_curves(findings.logs)), _LOSS_NOTE),
         section("Reliability", figure_html(reliability_diagrams(models)), _RELIABILITY_NOTE),
     ]
+    if any("tasks" in model for model in models.values()):
+        sections.append(section("Downstream tasks", _tasks_table(models), _TASKS_NOTE))
+    if any("speculative" in model for model in models.values()):
+        sections.append(section("Speculative decoding", _speculative_table(models), _SPECULATIVE_NOTE))
     if findings.caches:
         body = _caches_table(findings.caches) + _histograms(findings.caches)
         sections.insert(2, section("Logit caches", body, _CACHE_NOTE))
@@ -177,6 +181,50 @@ def _objective(config: DistillConfig, spec: StudentSpec) -> tuple[str, str]:
     return mixture, _sampling(config.cache_samplings[spec.sampling].model_dump()) + residual
 
 
+def _tasks_table(models: dict[str, dict[str, Any]]) -> str:
+    """A row for each metric of each task, a column for each model."""
+    scores = {
+        name: {
+            (task, metric): found
+            for task, metrics in model.get("tasks", {}).items()
+            for metric, found in metrics.items()
+        }
+        for name, model in models.items()
+    }
+    rows = [
+        [escape(task), escape(metric), *(_task_value(found.get((task, metric))) for found in scores.values())]
+        for task, metric in dict.fromkeys(key for found in scores.values() for key in found)
+    ]
+    means = [mean_score(model.get("tasks", {})) for model in models.values()]
+    rows.append(["mean", "acc_norm or acc", *("–" if mean is None else f"{mean:.4f}" for mean in means)])
+    return table(["Task", "Metric", *(escape(name) for name in models)], rows, num_text=2)
+
+
+def _task_value(found: dict[str, float] | None) -> str:
+    if found is None:
+        return "–"
+    error = found.get("standard_error")
+    return f"{found['value']:.4f}" + (f"<small>± {error:.4f}</small>" if error else "")
+
+
+def _speculative_table(models: dict[str, dict[str, Any]]) -> str:
+    head = ["Draft", "Accepted<small>%, measured</small>", "Accepted<small>%, predicted</small>", "z"]
+    head += ["Accepted a round<small>measured</small>", "Accepted a round<small>predicted</small>", "Tokens decided on"]
+    rows = [
+        [
+            escape(name),
+            f"{100 * found['acceptance']:.2f}",
+            f"{100 * found['predicted_acceptance']:.2f}<small>± {100 * found['standard_error']:.2f}</small>",
+            f"{found['z_score']:+.2f}",
+            f"{found['accepted_per_round']:.3f}",
+            f"{found['predicted_per_round']:.3f}",
+            f"{found['decided']:,}",
+        ]
+        for name, found in ((name, model["speculative"]) for name, model in models.items() if "speculative" in model)
+    ]
+    return table(head, rows, num_text=1)
+
+
 def _caches_table(caches: dict[str, dict[str, Any]]) -> str:
     head = ["Cache", "Sampling", "Tokens", "Size<small>MiB</small>", "Bytes<small>per token</small>"]
     head.append("Unique tokens<small>per position</small>")
@@ -220,6 +268,12 @@ _LEGEND = (
     "ECE: expected calibration error of the top-1 prediction. Acceptance: expected acceptance rate in speculative "
     "sampling with the student as draft. CE to full KD: how far the loss has come from plain cross-entropy (0 %) to "
     "distillation from the whole teacher distribution (100 %)."
+)
+_TASKS_NOTE = "Zero-shot, by the LM evaluation harness; ± one standard error over the examples."
+_SPECULATIVE_NOTE = (
+    "The teacher continues held-out windows at temperature 1 with the student as its draft, by Transformers' assisted "
+    "generation with drafts of fixed length. Predicted: Σ min(p, t) at the contexts where a drafted token was decided "
+    "on, ± the standard error by which the measured share may differ from it by chance; z is how far it does."
 )
 _LOSS_NOTE = (
     "Faint: each step. Strong: running mean. Losses of different objectives are not comparable: "

@@ -1,99 +1,145 @@
-"""Evaluate the students and their teacher: held-out windows ─► one pass of all models ─► evaluation.json, MLflow.
+"""Evaluate the students and their teacher: parts of an evaluation ─► a file and metrics of each, in MLflow.
 
-The models run in one Ray task, which says after each batch how far it is. The result is skipped if it is there and
-everything that it depends on is unchanged: held-out windows, teacher, students, settings.
+    held-out windows, speculative decoding, every downstream task ─► those that changed ─► a Ray task each
+
+A task (`rskd.jobs.evaluate_worker`) says how far it is. A part is skipped if its file is there and everything that it
+depends on is unchanged: data, teacher, students, settings. A downstream task that fails stops none of the others.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-import torch
 
 from rskd import records, tracking
-from rskd.causal_lm import document_positions, hidden_states, output_head
-from rskd.config import DistillConfig, EvaluateConfig, TeacherConfig
+from rskd.config import DistillConfig
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError
+from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError, explained_by
+from rskd.evaluation import results
+from rskd.evaluation.downstream import find_tasks, mean_score
 from rskd.evaluation.figures import reliability_diagrams
-from rskd.evaluation.language_modeling import METRICS, Comparison, LanguageModel, pct_ce_to_fullkd
+from rskd.evaluation.language_modeling import METRICS, pct_ce_to_fullkd
+from rskd.jobs.evaluate_worker import (
+    EvaluationRun,
+    Findings,
+    Work,
+    evaluate_speculation,
+    evaluate_task,
+    evaluate_windows,
+)
 from rskd.jobs.ray_session import ensure_ray
 from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.student.checkpoint import RESULT_FILE
-from rskd.student.model import load_model
 from rskd.teacher.model_files import resolve_model, weights_fingerprint
-from rskd.teacher.transformers_teacher import TransformersTeacher
 
 GAP_COVERED = "pct_ce_to_fullkd"
 
 
 @dataclass(frozen=True)
-class EvaluationRun:
-    """All that the task has to know; URIs and paths are absolute, since a worker has a working directory of its own."""
+class Part:
+    """One part of an evaluation."""
 
-    corpus_uri: str
-    num_windows: int
-    teacher: TeacherConfig
-    teacher_dir: str
-    students: dict[str, tuple[str, str]]  # URI and attention implementation
-    settings: EvaluateConfig
+    file: str  # its name below the distillation's folder
+    recipe: dict[str, Any]  # all that its findings depend on
+    work: Work
+    units: int  # that the work says to have done
+    facts: dict[str, Any]  # what else its file holds
+    is_task: bool = False  # a downstream task, which may fail alone
 
 
 def evaluate_students(config: DistillConfig) -> dict[str, Any]:
-    """Evaluate every student of `config`, and the teacher, on the held-out windows.
+    """Evaluate every student of `config`, and the teacher, on the held-out windows; and what `config.evaluate` adds.
 
     Returns {"teacher": M, <student>: M, ..., "skipped": bool} with M = {lm_loss, ece, top1_agreement, acceptance,
-    kl_to_teacher}, and pct_ce_to_fullkd where one student learned by cross-entropy and one by full KD. Standard errors
-    and the bins of the reliability diagrams are in `config.evaluation_uri`.
+    kl_to_teacher}, and pct_ce_to_fullkd where one student learned by cross-entropy and one by full KD; `speculative`
+    (`Speculation.to_dict`), `tasks` {task: {metric: value}} and `zero_shot_score` where they were asked for. Standard
+    errors and the bins of the reliability diagrams are in the files (`rskd.evaluation.results`).
 
-    Raises ConfigError for a wrong config or path, MissingOutputError for a corpus or student that is not there.
+    Raises ConfigError for a wrong config or path, MissingOutputError for a corpus or student that is not there; and
+    ConfigError for downstream tasks whose data cannot be had, when all else is done and written.
     """
+    store = Store(config.home)
     Store(config.storage.root).check_writable()
     teacher_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
+    if config.evaluate.tasks:
+        find_tasks(config.evaluate.tasks, config.evaluate.task_path)
     corpus = _open_corpus(config)
-    num_windows = min(corpus.num_rows, config.evaluate.max_windows or corpus.num_rows)
-    recipe = {
-        "corpus": corpus.manifest.fingerprint,
-        "num_windows": num_windows,
-        "num_bins": config.evaluate.num_bins,
+    parts = _parts(config, corpus, teacher_dir)
+    pending = [part for part in parts if not _is_done(store, part)]
+    failures: list[ConfigError] = []
+    if pending:
+        ensure_ray(config.ray)
+        _check_gpus(config)
+        run = _evaluation_run(config, corpus, teacher_dir, parts[0].units)
+        with tracking.stage(config, "evaluate") as tracked:
+            manifest = {"digest": corpus.manifest.digest, "totals": corpus.manifest.totals}
+            tracked.dataset(corpus.uri, manifest, name="held-out windows", context="evaluation")
+            for part in pending:
+                try:
+                    models = _run(part, run)
+                except Exception as error:
+                    failures.append(_as_task_failure(part, error))
+                    continue
+                if part is parts[0]:
+                    models = _with_gap_covered(config, models)
+                    tracked.figure(reliability_diagrams(models), "reliability")
+                records.write(store, part.file, {"recipe": part.recipe, "models": models} | part.facts)
+                for model, metrics in models.items():
+                    tracked.metrics({f"{model}/{metric}": value for metric, value in _logged(part, metrics).items()})
+    if failures:
+        raise ConfigError("; ".join(str(failure) for failure in failures))
+    evaluation = results.read_results(config)
+    assert evaluation is not None  # it was there, or has just been written
+    return {name: summary(model) for name, model in evaluation["models"].items()} | {"skipped": not pending}
+
+
+def _parts(config: DistillConfig, corpus: PackedCorpus, teacher_dir: str) -> list[Part]:
+    """All that `config` asks for, the held-out windows first."""
+    models = {
         "teacher": {"fingerprint": weights_fingerprint(teacher_dir), "dtype": config.teacher.dtype},
         "students": {student: _student_digest(config, student) for student in config.student_specs},
     }
-    home, _, name = config.evaluation_uri.rpartition("/")
-    done = records.read(Store(home), name)
-    if done is not None and done["recipe"] == recipe:
-        return _scalars(done["models"]) | {"skipped": True}
+    data, settings = {"corpus": corpus.manifest.fingerprint}, config.evaluate
+    num_windows = min(corpus.num_rows, settings.max_windows or corpus.num_rows)
+    recipe = models | data | {"num_windows": num_windows, "num_bins": settings.num_bins}
+    facts = {"windows": num_windows, "tokens": num_windows * corpus.seq_len}
+    parts = [Part(results.windows_file(config), recipe, evaluate_windows, num_windows, facts)]
+    if settings.speculative is not None:
+        recipe = models | data | {"settings": settings.speculative.model_dump()}
+        texts = min(settings.speculative.windows, corpus.num_rows) * len(config.student_specs)
+        parts.append(Part(results.SPECULATIVE, recipe, evaluate_speculation, texts, {}))
+    for task in settings.tasks:
+        recipe = models | {"task": task, "task_path": settings.task_path, "limit": settings.task_limit}
+        work = partial(evaluate_task, task)
+        parts.append(Part(results.task_file(task), recipe, work, 1 + len(config.student_specs), {}, is_task=True))
+    return parts
 
-    run = EvaluationRun(
+
+def _is_done(store: Store, part: Part) -> bool:
+    done = records.read(store, part.file)
+    return done is not None and done["recipe"] == part.recipe
+
+
+def _evaluation_run(config: DistillConfig, corpus: PackedCorpus, teacher_dir: str, num_windows: int) -> EvaluationRun:
+    task_path = config.evaluate.task_path
+    return EvaluationRun(
         corpus_uri=Store(corpus.uri).absolute_uri,
         num_windows=num_windows,
+        tokenizer=config.corpus.tokenizer or teacher_dir,
         teacher=config.teacher,
         teacher_dir=teacher_dir,
         students={
             student: (Store(config.student_uri(student)).absolute_uri, spec.student.attention)
             for student, spec in config.student_specs.items()
         },
-        settings=config.evaluate,
+        settings=config.evaluate.model_copy(update={"task_path": task_path and str(Path(task_path).resolve())}),
     )
-    ensure_ray(config.ray)
-    _check_gpus(config)
-    with tracking.stage(config, "evaluate") as tracked:
-        manifest = {"digest": corpus.manifest.digest, "totals": corpus.manifest.totals}
-        tracked.dataset(corpus.uri, manifest, name="held-out windows", context="evaluation")
-        models = _with_gap_covered(config, _run(run))
-        for model, metrics in _scalars(models).items():
-            tracked.metrics({f"{model}/{metric}": value for metric, value in metrics.items()})
-        tracked.figure(reliability_diagrams(models), "reliability")
-    tokens = num_windows * corpus.seq_len
-    records.write(Store(home), name, {"recipe": recipe, "windows": num_windows, "tokens": tokens, "models": models})
-    return _scalars(models) | {"skipped": False}
 
 
 def _open_corpus(config: DistillConfig) -> PackedCorpus:
@@ -126,58 +172,34 @@ def _check_gpus(config: DistillConfig) -> None:
         raise ConfigError(f"evaluate.gpus={config.evaluate.gpus:g} but this machine has {gpus:g}: lower evaluate.gpus")
 
 
-def _run(run: EvaluationRun) -> dict[str, dict[str, Any]]:
-    """Follow the task to its end; the metrics of each model."""
-    task: Any = _evaluate.options(num_cpus=1, num_gpus=run.settings.gpus)
-    models: dict[str, dict[str, Any]] = {}
-    with progress_bar("evaluate windows", run.num_windows) as advance:
-        for reference in task.remote(run):
+def _run(part: Part, run: EvaluationRun) -> Findings:
+    """Follow the work of a part to its end; the findings for each model."""
+    task: Any = _work.options(num_cpus=1, num_gpus=run.settings.gpus)
+    findings: Findings = {}
+    with progress_bar(f"evaluate {Path(part.file).stem}", part.units) as advance:
+        for reference in task.remote(part.work, run):
             update: Any = ray.get(reference)
             if isinstance(update, int):
                 advance(update)
             else:
-                models = update
-    return models
+                findings = update
+    return findings
 
 
 @ray.remote(num_returns="streaming")
-def _evaluate(run: EvaluationRun) -> Iterator[int | dict[str, dict[str, Any]]]:
-    """Yields the windows of each batch when it is done, and in the end the metrics of all models."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    device = torch.device("cuda" if run.settings.gpus else "cpu")
-    corpus = PackedCorpus.open(run.corpus_uri)
-    manifest = corpus.manifest
-    end_of_text_id = manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None
-    teacher = TransformersTeacher.load(run.teacher, model_dir=run.teacher_dir, device=device)
-    comparison = Comparison(
-        LanguageModel(partial(teacher.hidden, end_of_text_id=end_of_text_id), teacher.head),
-        {
-            name: _load_student(uri, attention, device, end_of_text_id)
-            for name, (uri, attention) in run.students.items()
-        },
-        vocab_size=manifest.tokenizer["vocab_size"],
-        num_bins=run.settings.num_bins,
-    )
-    for start in range(0, run.num_windows, run.settings.batch_windows):
-        rows = np.arange(start, min(start + run.settings.batch_windows, run.num_windows))
-        comparison.add(torch.from_numpy(corpus.read_rows(rows).input_ids).long().to(device))
-        yield len(rows)
-    yield comparison.results()
+def _work(work: Callable[[EvaluationRun], Iterator[int | Findings]], run: EvaluationRun) -> Iterator[int | Findings]:
+    yield from work(run)
 
 
-def _load_student(uri: str, attention: str, device: torch.device, end_of_text_id: int | None) -> LanguageModel:
-    with Store(uri).local_copy() as directory:
-        student = load_model(directory, attention).eval()
-    torch.nn.Module.to(student, device)
-
-    def hidden(input_ids: torch.Tensor) -> torch.Tensor:
-        positions = None if end_of_text_id is None else document_positions(input_ids, end_of_text_id)
-        return hidden_states(student, input_ids, positions)
-
-    return LanguageModel(hidden, output_head(student))
+def _as_task_failure(part: Part, error: Exception) -> ConfigError:
+    """What is wrong with a downstream task; raises `error` again where it is anything else."""
+    known = explained_by(error)
+    if part.is_task and isinstance(known, ConfigError):
+        return known
+    raise error
 
 
-def _with_gap_covered(config: DistillConfig, models: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _with_gap_covered(config: DistillConfig, models: Findings) -> Findings:
     """Add pct_ce_to_fullkd to each student where exactly one student marks either end."""
     kinds = {student: spec.objective.kind for student, spec in config.student_specs.items()}
     ends = [[models[student]["lm_loss"] for student in kinds if kinds[student] == kind] for kind in ("ce", "full_kd")]
@@ -191,6 +213,23 @@ def _with_gap_covered(config: DistillConfig, models: dict[str, dict[str, Any]]) 
     return models | covered
 
 
-def _scalars(models: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    wanted = (*METRICS, GAP_COVERED)
-    return {name: {metric: model[metric] for metric in wanted if metric in model} for name, model in models.items()}
+def summary(model: dict[str, Any]) -> dict[str, Any]:
+    """What is told of a model: METRICS, and the values without their errors of what else was found."""
+    told = {metric: model[metric] for metric in (*METRICS, GAP_COVERED, "speculative") if metric in model}
+    if "tasks" in model:
+        told["tasks"] = {task: _values(metrics) for task, metrics in model["tasks"].items()}
+        told["zero_shot_score"] = mean_score(model["tasks"])
+    return told
+
+
+def _logged(part: Part, found: dict[str, Any]) -> dict[str, float]:
+    """The numbers of one model and part under the names that they have in MLflow."""
+    if part.is_task:
+        return {f"{part.recipe['task']}/{metric}": value for metric, value in _values(found).items()}
+    if part.file == results.SPECULATIVE:
+        return {f"speculative/{metric}": value for metric, value in found.items()}
+    return summary(found)
+
+
+def _values(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {metric: found["value"] for metric, found in metrics.items()}

@@ -164,3 +164,40 @@ def test_says_what_is_missing(
         )
     assert not Path(config.evaluation_uri).exists()
     assert capfd.readouterr().out == ""  # stdout belongs to --json
+
+
+def test_speculation_and_tasks_are_parts_of_their_own(
+    distilled: tuple[DistillConfig, np.ndarray], tmp_path: Path, tiny_teacher_dir: Path
+):
+    pytest.importorskip("lm_eval")
+    root = shutil.copytree(distilled[0].storage.root, tmp_path / "copy")
+    (tmp_path / "examples.jsonl").write_text('{"text": "The with statement", "last": " is"}\n' * 2)
+    for task, data in (("continue", tmp_path / "examples.jsonl"), ("lost", tmp_path / "nowhere.jsonl")):
+        (tmp_path / f"{task}.yaml").write_text(
+            f"task: {task}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
+            'output_type: loglikelihood\ndoc_to_text: "{{text}}"\ndoc_to_target: "{{last}}"\ntarget_delimiter: ""\n'
+            "metric_list: [{metric: perplexity, aggregation: perplexity, higher_is_better: false}, {metric: acc}]\n"
+        )
+    wanted = {
+        "batch_windows": 3,
+        "speculative": {"draft_tokens": 2, "new_tokens": 6, "windows": 2},
+        "task_path": str(tmp_path),
+    }
+    config = make_config(root, tiny_teacher_dir, evaluate=wanted | {"tasks": ["lost", "continue"]})
+    with pytest.raises(ConfigError, match="the data of lost cannot be had"):
+        evaluate_students(config)
+
+    # Nothing of the rest was lost: without that task there is nothing left to do.
+    config = make_config(root, tiny_teacher_dir, evaluate=wanted | {"tasks": ["continue"]})
+    found = evaluate_students(config)
+    assert found["skipped"] is True
+    assert found["near"]["speculative"]["rounds"] >= 4
+    assert "speculative" not in found["teacher"]
+    assert 1 < found["teacher"]["tasks"]["continue"]["perplexity"] < VOCAB_SIZE**4
+    client = MlflowClient(f"sqlite:///{config.storage.root}/mlflow.db")
+    [run] = client.search_runs(["1"], "tags.`rskd.stage` = 'evaluate' and attributes.status = 'FAILED'")
+    assert run.data.metrics["near/speculative/rounds"] == found["near"]["speculative"]["rounds"]
+    assert "far/continue/acc" in run.data.metrics
+    page = Path(write_report(config)).read_text()
+    assert "Speculative decoding" in page
+    assert "Downstream tasks" in page

@@ -1,0 +1,138 @@
+"""The work of an evaluation, where the models are: each part yields the units that it has done, then its findings.
+
+windows ─► Comparison                       ─► metrics of every model
+first tokens of windows ─► speculate        ─► of every student
+a task's data ─► downstream.score           ─► of every model
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rskd.causal_lm import document_positions, hidden_states, output_head
+from rskd.config import EvaluateConfig, TeacherConfig
+from rskd.corpus.packed_corpus import PackedCorpus
+from rskd.corpus.tokenizer import load_tokenizer
+from rskd.evaluation import downstream
+from rskd.evaluation.language_modeling import TEACHER, Comparison, LanguageModel
+from rskd.evaluation.speculative import speculate
+from rskd.storage import Store
+from rskd.student.model import load_model
+from rskd.teacher.transformers_teacher import TransformersTeacher
+
+Findings = dict[str, dict[str, Any]]  # by model
+Work = Callable[["EvaluationRun"], Iterator[int | Findings]]
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """All that a worker has to know; URIs and paths are absolute, since it has a working directory of its own."""
+
+    corpus_uri: str
+    num_windows: int
+    tokenizer: str
+    teacher: TeacherConfig
+    teacher_dir: str
+    students: dict[str, tuple[str, str]]  # URI and attention implementation
+    settings: EvaluateConfig
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if self.settings.gpus else "cpu")
+
+    def load_teacher(self) -> TransformersTeacher:
+        """The teacher on this worker's device."""
+        return TransformersTeacher.load(self.teacher, model_dir=self.teacher_dir, device=self.device)
+
+    def load_student(self, name: str) -> PreTrainedModel:
+        """A student on this worker's device, in float32."""
+        uri, attention = self.students[name]
+        with Store(uri).local_copy() as directory:
+            student = load_model(directory, attention).eval()
+        torch.nn.Module.to(student, self.device)
+        return student
+
+
+def evaluate_windows(run: EvaluationRun) -> Iterator[int | Findings]:
+    """All models side by side on the held-out windows; yields the windows of each batch."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    corpus = PackedCorpus.open(run.corpus_uri)
+    manifest = corpus.manifest
+    end_of_text_id = manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None
+    teacher = run.load_teacher()
+    comparison = Comparison(
+        LanguageModel(partial(teacher.hidden, end_of_text_id=end_of_text_id), teacher.head),
+        {name: _language_model(run.load_student(name), end_of_text_id) for name in run.students},
+        vocab_size=manifest.tokenizer["vocab_size"],
+        num_bins=run.settings.num_bins,
+    )
+    for start in range(0, run.num_windows, run.settings.batch_windows):
+        rows = np.arange(start, min(start + run.settings.batch_windows, run.num_windows))
+        comparison.add(_read(corpus, rows).to(run.device))
+        yield len(rows)
+    yield comparison.results()
+
+
+def evaluate_speculation(run: EvaluationRun) -> Iterator[int | Findings]:
+    """Each student as the draft of the teacher; yields 1 for each text."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    settings = run.settings.speculative
+    assert settings is not None
+    corpus = PackedCorpus.open(run.corpus_uri)
+    rows = np.arange(min(settings.windows, corpus.num_rows))
+    prompts = _read(corpus, rows)[:, : corpus.seq_len - settings.new_tokens]
+    teacher = run.load_teacher().model
+    findings: Findings = {}
+    for name in run.students:
+        speculation = speculate(
+            teacher,
+            run.load_student(name),
+            prompts,
+            vocab_size=corpus.manifest.tokenizer["vocab_size"],
+            draft_tokens=settings.draft_tokens,
+            new_tokens=settings.new_tokens,
+            seed=settings.seed,
+        )
+        for found in speculation:
+            findings[name] = found.to_dict()
+            yield 1
+    yield findings
+
+
+def evaluate_task(task: str, run: EvaluationRun) -> Iterator[int | Findings]:
+    """Every model on one downstream task; yields 1 for each model."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    tokenizer = load_tokenizer(run.tokenizer, trust_remote_code=run.teacher.trust_remote_code)
+    findings: Findings = {}
+    for name in (TEACHER, *run.students):
+        findings[name] = downstream.score(
+            run.load_teacher().model if name == TEACHER else run.load_student(name),
+            tokenizer,
+            task,
+            task_path=run.settings.task_path,
+            batch_size=run.settings.batch_windows,
+            limit=run.settings.task_limit,
+        )
+        yield 1
+    yield findings
+
+
+def _read(corpus: PackedCorpus, rows: np.ndarray) -> Tensor:
+    return torch.from_numpy(corpus.read_rows(rows).input_ids).long()
+
+
+def _language_model(student: PreTrainedModel, end_of_text_id: int | None) -> LanguageModel:
+    def hidden(input_ids: Tensor) -> Tensor:
+        positions = None if end_of_text_id is None else document_positions(input_ids, end_of_text_id)
+        return hidden_states(student, input_ids, positions)
+
+    return LanguageModel(hidden, output_head(student))
