@@ -275,6 +275,11 @@ class TrainConfig(Section):
     gpus_per_worker: float = Field(default=0, ge=0, description="GPUs that a worker reserves; 0 runs on the CPU.")
     threads_per_worker: int = Field(default=2, ge=1, description="CPU threads of a worker.")
     checkpoint_every: int = Field(default=100, ge=1, description="Steps between checkpoints.")
+    allow_misaligned: bool = Field(
+        default=False,
+        description="Learn from a cache whose windows are not those that its teacher read: for the study of what that "
+        "costs (rskd.cache.misaligned, paper D.3), and for nothing else.",
+    )
     max_failures: int = Field(default=3, ge=0, description="Restarts from the last checkpoint after a worker was lost.")
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="Seed of the order of windows and of random initialisation."

@@ -58,16 +58,26 @@ class _OpenPart:
 class LogitCache:
     """A cache at a URI, open for reading; `LogitCache.open` makes one."""
 
-    def __init__(self, store: Store, manifest: CacheManifest):
+    def __init__(self, store: Store, manifest: CacheManifest, *, allow_misaligned: bool = False):
         self.uri = store.uri
         self.manifest = manifest
+        self._allow_misaligned = allow_misaligned
         self._store = store
         self._layout = Layout.of(manifest.head)
         self._opened = lru_cache(_OPEN_PARTS)(self._open_part)
 
     @classmethod
-    def open(cls, uri: str, *, allow_partial: bool = False, generation: int | None = None) -> LogitCache:
+    def open(
+        cls,
+        uri: str,
+        *,
+        allow_partial: bool = False,
+        generation: int | None = None,
+        allow_misaligned: bool = False,
+    ) -> LogitCache:
         """The newest `generation` of a cache, or an older one; with `allow_partial` what an unfinished one has.
+
+        `allow_misaligned` reads windows that are not those that the teacher saw (`rskd.cache.misaligned`).
 
         Raises MissingOutputError if there is no cache or it is unfinished, CorruptPartError for a changed manifest.
         """
@@ -75,13 +85,13 @@ class LogitCache:
         if generation is not None:
             if not store.exists(manifest_name(generation)):
                 raise MissingOutputError(f"cache {uri} has no generation {generation}: leave it out for the newest")
-            return cls(store, read_manifest(store, generation))
+            return cls(store, read_manifest(store, generation), allow_misaligned=allow_misaligned)
         manifest = newest_manifest(store)
         if manifest is None and not allow_partial:
             head, done = read_head(store), committed_indices(store.list(PARTS_FOLDER))
             expected = expected_parts(head, done) or "an unknown number of"
             raise MissingOutputError(f"cache {uri} is unfinished ({len(done)} of {expected} parts): run rskd cache")
-        return cls(store, manifest or committed_so_far(store))
+        return cls(store, manifest or committed_so_far(store), allow_misaligned=allow_misaligned)
 
     @property
     def num_rows(self) -> int:
@@ -163,8 +173,10 @@ class LogitCache:
 
     def _check_rows(self, table: pa.Table, group: int, record: PartRecord) -> None:
         first, num_rows = self.group_rows[group]
-        hashes = window_hash(flat(table, "input_ids").reshape(num_rows, -1))
         same_rows = np.array_equal(table["row_id"].to_numpy(), np.arange(first, first + num_rows))
+        if same_rows and self._allow_misaligned:
+            return
+        hashes = window_hash(flat(table, "input_ids").reshape(num_rows, -1))
         if not same_rows or not np.array_equal(table["window_hash"].to_numpy(), hashes):
             problem = "holds other windows than its row ids and window hashes say"
             raise corrupt_part(self.uri, record.index, problem)

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Protocol
 
+import pyarrow as pa
+
 from rskd import records
 from rskd.cache.codec import PartData, encode, flat, num_unique, to_table
 from rskd.cache.histogram import Histogram, histogram
@@ -84,15 +86,18 @@ class CacheWriter:
 
     def commit_part(self, index: int, data: PartData, *, corpus_sha256: str) -> PartRecord:
         """Encode and write one part; where another writer was first, its part counts and is returned."""
-        table = to_table(data, self._layout)
+        return self.commit_table(index, to_table(data, self._layout), corpus_sha256=corpus_sha256)
+
+    def commit_table(self, index: int, table: pa.Table, *, corpus_sha256: str) -> PartRecord:
+        """`commit_part` of columns as a part file has them."""
         encoded, ends = encode(table, self._head["corpus"]["rows_per_group"])
         content_hash = sha256(encoded).hexdigest()
         unique = num_unique(table, self._layout)
         part = PartRecord(
             index=index,
             file=f"{PARTS_FOLDER}/{part_name(index)}-{content_hash[:12]}.parquet",
-            first_row=int(data.row_ids[0]),
-            rows=len(data.row_ids),
+            first_row=table["row_id"][0].as_py(),
+            rows=table.num_rows,
             tokens=len(unique),
             samples=int(unique.sum()),
             bytes=len(encoded),

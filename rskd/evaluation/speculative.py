@@ -133,6 +133,7 @@ class _Recorder(BaseStreamer):
         pass
 
 
+@torch.no_grad()
 def compare(teacher: PreTrainedModel, student: PreTrainedModel, text: Generated, *, draft_tokens: int) -> Speculation:
     """The accepted tokens of one text beside what the distributions at its contexts predict."""
     contexts, accepted = _decisions(text, draft_tokens)

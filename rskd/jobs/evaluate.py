@@ -92,8 +92,8 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
                 records.write(store, part.file, {"recipe": part.recipe, "models": models} | part.facts)
                 for model, metrics in models.items():
                     tracked.metrics({f"{model}/{metric}": value for metric, value in _logged(part, metrics).items()})
-    if failures:
-        raise ConfigError("; ".join(str(failure) for failure in failures))
+            if failures:
+                raise ConfigError("; ".join(str(failure) for failure in failures))
     evaluation = results.read_results(config)
     assert evaluation is not None  # it was there, or has just been written
     return {name: summary(model) for name, model in evaluation["models"].items()} | {"skipped": not pending}

@@ -66,9 +66,12 @@ def train_run(
     if restored is not None:
         load_optimizer(restored, optimizer)
         progress, log = load_progress(restored)
-    open_source = LogitCache.open if run.spec.objective.kind == "sparse_kd" else PackedCorpus.open
+    if run.spec.objective.kind == "sparse_kd":
+        source = LogitCache.open(run.source_uri, allow_misaligned=config.allow_misaligned)
+    else:
+        source = PackedCorpus.open(run.source_uri)
     loader = CacheLoader(
-        open_source(run.source_uri),  # pyright: ignore[reportArgumentType] (a cached_property is no attribute to it)
+        source,  # pyright: ignore[reportArgumentType] (a cached_property is no attribute to it)
         global_batch=config.global_batch,
         rank=rank,
         world_size=world_size,

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from rskd.cache.codec import PartData
+from rskd.cache.misaligned import misaligned_copy
 from rskd.cache.reader import LogitCache
 from rskd.cache.writer import CacheWriter
 from rskd.config import SamplingConfig, TeacherConfig
 from rskd.corpus.packed_corpus import PartInfo
-from rskd.errors import CacheMismatchError
-from rskd.evaluation.audit import AuditReport, audit_cache, chi_square, mean_and_error
+from rskd.errors import CacheMismatchError, CorruptPartError
+from rskd.evaluation.audit import AuditReport, audit_cache, chi_square, judge, mean_and_error, measure
 from rskd.rng import position_keys
 from rskd.teacher.lm_head import sample_rows
 from rskd.teacher.model_files import weights_fingerprint
@@ -234,3 +235,18 @@ def test_chi_square_of_draws_has_its_distribution():
 def test_only_rows_that_exist_are_read(tmp_path: Path, tiny_teacher_dir: Path, teacher: TransformersTeacher):
     uri = write_cache(tmp_path, teacher, tiny_teacher_dir)
     assert audit_cache(uri, str(tiny_teacher_dir), rows=10 * ROWS).rows == LogitCache.open(uri).num_rows
+
+
+def test_shuffled_windows_are_refused_unless_told_and_fail_even_then(
+    teacher: TransformersTeacher, tiny_teacher_dir: Path, tmp_path: Path
+):
+    aligned, misaligned = write_cache(tmp_path / "aligned", teacher, tiny_teacher_dir), str(tmp_path / "misaligned")
+    misaligned_copy(aligned, misaligned)
+    with pytest.raises(CorruptPartError, match="other windows than"):
+        audit_cache(misaligned, str(tiny_teacher_dir))
+
+    wider = teacher.to_dtype(torch.float64)
+    for uri, passes in ((aligned, True), (misaligned, False)):
+        values = measure(LogitCache.open(uri, allow_misaligned=True), teacher, wider, rows=8)
+        found = judge(values, fingerprint_matches=True)
+        assert (found.ok, found.aligned, found.unbiased) == (passes, passes, passes)
