@@ -84,7 +84,7 @@ def main(
         print_metrics(
             "held-out windows, by teacher",
             {
-                f"{model}, teacher {which}": {metric: of[model][metric] for metric in METRICS}
+                f"{model}, {which}": {metric: of[model][metric] for metric in METRICS}
                 for which, of in metrics.items()
                 for model in ("teacher", *settings.student_specs)
             },
