@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml infra/constraints.txt infra/requirements-demo.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint infra/constraints.txt torch
-	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[dev,hf,dashboards]'
+	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[dev,hf,downstream,dashboards]'
 	$(BIN)/pip install --quiet --no-deps --requirement infra/requirements-demo.txt
 	@touch $@
 
@@ -56,7 +56,7 @@ test-slow: $(INSTALLED) ## tests that take minutes each
 	$(BIN)/python -m pytest -m slow
 
 test-vllm: $(INSTALLED) $(VLLM_INSTALLED) ## tests of the vLLM teacher, in both environments
-	$(VLLM_BIN)/python -m pytest -m vllm tests/vllm
+	$(VLLM_BIN)/python -m pytest -m vllm tests/vllm_engine
 	$(BIN)/python -m pytest -m vllm tests/integration/test_vllm_job.py
 
 test-e2e: $(INSTALLED) ## whole distillations

@@ -1,4 +1,4 @@
-"""Runs in the environment of make vllm-env: `.venv-vllm/bin/python -m pytest -m vllm tests/vllm`."""
+"""Runs in the environment of make vllm-env: `.venv-vllm/bin/python -m pytest -m vllm tests/vllm_engine`."""
 
 import os
 
