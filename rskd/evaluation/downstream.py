@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,6 @@ def score(
 ) -> dict[str, dict[str, float]]:
     """Zero-shot metrics of one task, or of each of a group: {metric: {"value": …, "standard_error": …}}.
 
-
     Ids beyond the tokenizer's are cut off the model, for good. `limit` takes the first examples alone. Metrics of a
     group's tasks are named task/metric. Raises ConfigError as `find_tasks` does, and where the data cannot be had.
     """
@@ -81,6 +81,7 @@ def score(
             "remove the task"
         ) from None
     cut_vocabulary(model, len(tokenizer))
+    os.environ["DISABLE_MULTIPROC"] = "1"  # the harness would fork a process that has threads: it may hang
     harness_model: Any = HFLM  # its constructor is untyped
     found: Any = simple_evaluate(
         harness_model(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
