@@ -49,7 +49,7 @@ def adaptation(config: DistillConfig, *, steps: int, lr: float) -> DistillConfig
         "objective": {"kind": "ce"},
         "train": train,
     }
-    return _changed(config, students={ADAPTED: spec})
+    return _changed(config, student={}, objective={}, students={ADAPTED: spec})  # which it would inherit
 
 
 def with_adapted_teacher(config: DistillConfig, uri: str) -> DistillConfig:
