@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from prefect import flow
@@ -68,7 +68,9 @@ def main(
     text: Annotated[
         str | None, typer.Option(help="Folder, file or glob of documents; CPython's documentation by default.")
     ] = None,
-    kind: Annotated[str, typer.Option(help="Kind of the documents, as in corpus.source.")] = "text",
+    kind: Annotated[
+        Literal["text", "jsonl", "parquet", "hf"], typer.Option(help="Kind of the documents, as in corpus.source.")
+    ] = "text",
     home: Annotated[str | None, typer.Option(help="Where everything goes; .rskd/paper-SCALE by default.")] = None,
     table: Annotated[list[str] | None, typer.Option(help="A table to make; all by default. Repeatable.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Students that are trained at once.")] = 1,
@@ -77,8 +79,7 @@ def main(
     """Make the paper's tables at a scale; run it again to go on."""
     if scale not in SCALES:
         raise ConfigError(f"scale {scale} is not one of {', '.join(SCALES)}: name one of them")
-    where = {"kind": "python_docs"} if text is None else {"kind": kind, "uri": text}
-    source = SourceConfig.model_validate(where)
+    source = SourceConfig(kind="python_docs") if text is None else SourceConfig(kind=kind, uri=text)
     result = reproduce_paper(scale, source, home or f".rskd/paper-{scale}", table, processes, hours)
     return Outcome(result, "reproduction", result)
 
