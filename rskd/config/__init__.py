@@ -1,0 +1,36 @@
+"""The configuration of a distillation: frozen pydantic models, one for each section of the YAML file.
+
+    text (YAML, --set overrides, a Prefect form) ─► load_config / DistillConfig ─► sections, handed on as values
+
+Unknown keys are refused.
+"""
+
+from rskd.config.distillation import DistillConfig, StudentSpec
+from rskd.config.files import load_config, validate_config
+from rskd.config.sections import (
+    EvaluateConfig,
+    ObjectiveConfig,
+    RayConfig,
+    SamplingConfig,
+    SourceConfig,
+    StorageConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "DistillConfig",
+    "EvaluateConfig",
+    "ObjectiveConfig",
+    "RayConfig",
+    "SamplingConfig",
+    "SourceConfig",
+    "StorageConfig",
+    "StudentConfig",
+    "StudentSpec",
+    "TeacherConfig",
+    "TrainConfig",
+    "load_config",
+    "validate_config",
+]

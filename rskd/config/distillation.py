@@ -1,0 +1,155 @@
+"""A whole configuration: its sections, its students with what they inherit, and where its outputs are."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from rskd.config.sections import (
+    CorpusConfig,
+    EvaluateConfig,
+    ObjectiveConfig,
+    RayConfig,
+    SamplingConfig,
+    Section,
+    StorageConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+
+
+class StudentSpec(Section):
+    """One student; what it leaves out comes from the sections of the same name at the top level."""
+
+    sampling: str = Field(default="default", description="Name of the cache that it learns from.")
+    student: StudentConfig = Field(default=StudentConfig(), description="Architecture and initialisation.")
+    objective: ObjectiveConfig = Field(default=ObjectiveConfig(), description="Loss.")
+    train: TrainConfig = Field(default=TrainConfig(), description="Optimisation.")
+
+
+class DistillConfig(Section):
+    """A whole distillation: corpus, teacher, caches, students, evaluation."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the folder under storage.root.")
+    storage: StorageConfig = Field(default=StorageConfig(), description="Where outputs go.")
+    corpus: CorpusConfig = Field(description="Documents and how they are packed into windows.")
+    teacher: TeacherConfig = Field(description="The model that is distilled.")
+    sampling: SamplingConfig = Field(
+        default=SamplingConfig(), description="Short for one entry `default` of samplings."
+    )
+    samplings: dict[str, SamplingConfig] | None = Field(
+        default=None, description="Caches by name, all from one teacher pass."
+    )
+    student: StudentConfig = Field(default=StudentConfig(), description="Default of every student.")
+    objective: ObjectiveConfig = Field(default=ObjectiveConfig(), description="Default of every student.")
+    train: TrainConfig = Field(default=TrainConfig(), description="Default of every student.")
+    students: dict[str, StudentSpec] | None = Field(
+        default=None, description="Students by name; one `default` if left out."
+    )
+    evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="Evaluation on the held-out windows.")
+    tracking: TrackingConfig = Field(default=TrackingConfig(), description="MLflow.")
+    ray: RayConfig = Field(default=RayConfig(), description="Ray.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, data: Any) -> Any:
+        """Fill each student's sections from the top-level ones, key by key."""
+        if not isinstance(data, dict) or not isinstance(data.get("students"), dict):
+            return data
+        inherited = {key: data[key] for key in ("student", "objective", "train") if key in data}
+        students = {
+            name: merge(inherited, spec) if isinstance(spec, dict) else spec for name, spec in data["students"].items()
+        }
+        return {**data, "students": students}
+
+    @field_validator("samplings", "students")
+    @classmethod
+    def _check_names(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and not value:
+            raise ValueError("is empty: name at least one entry, or leave the section out")
+        for name in value or ():
+            if not name or name.startswith(".") or any(c in name for c in "/\\:"):
+                raise ValueError(f"{name!r} cannot be the name of a folder: use letters, digits, - and _")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.samplings is not None and self.sampling != SamplingConfig():
+            raise ValueError("sampling and samplings exclude each other: move sampling into samplings")
+        speculative = self.evaluate.speculative
+        if speculative is not None and speculative.new_tokens >= self.corpus.seq_len:
+            raise ValueError(
+                f"evaluate.speculative.new_tokens={speculative.new_tokens} leaves no prompt of "
+                f"corpus.seq_len={self.corpus.seq_len}: lower it"
+            )
+        for name, spec in self.student_specs.items():
+            if name in ("teacher", "skipped"):
+                raise ValueError(f"students.{name}: the name stands for something else in the results, choose another")
+            if spec.objective.kind == "sparse_kd" and spec.sampling not in self.cache_samplings:
+                known = ", ".join(self.cache_samplings)
+                raise ValueError(f"students.{name}.sampling={spec.sampling!r} is not in samplings ({known})")
+            sampling = self.cache_samplings.get(spec.sampling)
+            if sampling and sampling.method in ("systematic", "random") and spec.objective.residual != "none":
+                raise ValueError(
+                    f"residual={spec.objective.residual} of student {name} is for top_k and top_p: "
+                    f"{sampling.method} sampling leaves no mass over, remove it"
+                )
+            if spec.objective.impl == "triton" and not spec.train.gpus_per_worker:
+                raise ValueError(f"impl=triton of student {name} needs a GPU: set train.gpus_per_worker, or impl=auto")
+        return self
+
+    @property
+    def cache_samplings(self) -> dict[str, SamplingConfig]:
+        """Sampling of each cache, by name."""
+        return self.samplings or {"default": self.sampling}
+
+    @property
+    def student_specs(self) -> dict[str, StudentSpec]:
+        """Students by name, with everything inherited filled in."""
+        if self.students is not None:
+            return self.students
+        sampling = next(iter(self.cache_samplings))
+        return {
+            "default": StudentSpec(sampling=sampling, student=self.student, objective=self.objective, train=self.train)
+        }
+
+    @property
+    def home(self) -> str:
+        """The folder of this distillation."""
+        return f"{self.storage.root.rstrip('/')}/{self.name}"
+
+    @property
+    def teachers_uri(self) -> str:
+        return f"{self.storage.root.rstrip('/')}/teachers"
+
+    def corpus_uri(self, split: Literal["train", "eval"]) -> str:
+        return f"{self.home}/corpus/{split}"
+
+    def cache_uri(self, sampling: str) -> str:
+        return f"{self.home}/caches/{sampling}"
+
+    def student_uri(self, student: str) -> str:
+        return f"{self.home}/students/{student}"
+
+    def checkpoints_uri(self, student: str) -> str:
+        return f"{self.home}/checkpoints/{student}"
+
+    @property
+    def evaluation_uri(self) -> str:
+        return f"{self.home}/evaluation.json"
+
+    @property
+    def report_uri(self) -> str:
+        return f"{self.home}/report.html"
+
+
+def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `update` on top, mapping by mapping."""
+    merged = dict(base)
+    for key, value in update.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
