@@ -13,7 +13,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from rskd.output_head import OutputHead
 
@@ -32,6 +32,12 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tenso
     hidden = model.get_decoder()(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
     scale = _logit_scale(_text_config(model))
     return hidden if scale == 1.0 else hidden * scale
+
+
+def exact_attention(config: PreTrainedConfig, wanted: str) -> str:
+    """`wanted`, or eager for an architecture whose attention soft-cap (Gemma 2) torch's sdpa kernels do not know."""
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return "eager" if capped and wanted == "sdpa" else wanted
 
 
 def cut_vocabulary(model: PreTrainedModel, vocab_size: int) -> None:

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
+from rskd.causal_lm import exact_attention
 from rskd.config import StudentConfig
 from rskd.errors import ConfigError
 
@@ -75,7 +76,7 @@ def build_student(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student = AutoModelForCausalLM.from_config(
-            architecture, dtype=torch.float32, attn_implementation=config.attention
+            architecture, dtype=torch.float32, attn_implementation=exact_attention(architecture, config.attention)
         )
     if config.init == "teacher_layers":
         copy_layers(load_model(teacher_dir, config.attention), student)
@@ -113,6 +114,7 @@ def student_architecture(
 
 def load_model(directory: str, attention: str) -> PreTrainedModel:
     """A pretrained causal LM (directory or hub id) in fp32 on the CPU; safetensors only. Raises ConfigError."""
+    attention = exact_attention(_load_architecture(directory), attention)
     try:
         return AutoModelForCausalLM.from_pretrained(
             directory, dtype=torch.float32, attn_implementation=attention, use_safetensors=True

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from rskd.causal_lm import OutputHead, document_positions, hidden_states, output_head
+from rskd.causal_lm import OutputHead, document_positions, exact_attention, hidden_states, output_head
 from rskd.config import TeacherConfig
 from rskd.errors import ConfigError
 from rskd.teacher.lm_head import Order, SampledRows, sample_rows
@@ -35,13 +35,12 @@ class TransformersTeacher:
         """
         trust = config.trust_remote_code
         try:
-            architecture = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust).get_text_config()
-            softcap = getattr(architecture, "attn_logit_softcapping", None)  # Gemma 2; torch's kernel knows none
+            architecture = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust)
             model = AutoModelForCausalLM.from_pretrained(
                 model_dir,
                 dtype=getattr(torch, config.dtype),
                 device_map={"": device},
-                attn_implementation="eager" if softcap and config.attention == "sdpa" else config.attention,
+                attn_implementation=exact_attention(architecture, config.attention),
                 trust_remote_code=trust,
                 use_safetensors=True,
             )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_models import make_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from rskd.config import StudentConfig
@@ -55,6 +56,14 @@ def test_teacher_layers_copies_layers_embeddings_norm_and_head(tmp_path: Path):
     assert torch.equal(student.model.norm.weight, teacher.model.norm.weight)
     assert torch.equal(student.lm_head.weight, teacher.lm_head.weight)
     assert student.config.layer_types == ["full_attention"] * 3
+
+
+@pytest.mark.parametrize("changes", [{"init": "checkpoint"}, {"init": "random"}])
+def test_a_student_with_an_attention_soft_cap_keeps_it(tmp_path: Path, changes: dict):
+    make_model("gemma2", tmp_path)  # torch's sdpa knows no soft-cap
+    config = StudentConfig(model=str(tmp_path), attention="sdpa", **changes)
+    student = build_student(config, teacher_dir="unused", vocab_size=100, seq_len=32, end_of_text_id=0, seed=0)
+    assert student.config._attn_implementation == "eager"
 
 
 def test_teacher_layers_keeps_tied_weights_tied(tiny_teacher_dir: Path):
