@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -306,7 +305,7 @@ def synthetic(
     from rskd.synthetic.study import Settings, run_study, table_rows
 
     settings = Settings(seeds=seeds, steps=steps, rounds=rounds, cifar100=cifar100)
-    found = run_study(settings, out, command=shlex.join(["rskd", *sys.argv[1:]]))
+    found = run_study(settings, out)
     return Outcome(found, "synthetic study", table_rows(found))
 
 

@@ -18,13 +18,14 @@ def provenance() -> dict[str, str]:
     return {
         "command": " ".join([program, *sys.argv[1:]]),
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the CPU, and the widest instructions that torch uses on it."""
     cpuinfo = Path("/proc/cpuinfo")
     match = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return f"{match[1] if match else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
-import platform
 from collections.abc import Mapping
-
-import torch
 
 from rskd.evaluation.figures import reliability_diagrams
 from rskd.html_page import definitions, figure_html, html_page, section, table
+from rskd.provenance import provenance
 from rskd.synthetic.figures import zipf_estimates
 from rskd.synthetic.findings import Calibration, Findings
 from rskd.synthetic.mean import Mean
@@ -22,16 +19,10 @@ _TITLES = {
 }
 
 
-def render(findings: Findings, *, command: str) -> str:
-    """The page; `command` is what makes it again."""
+def render(findings: Findings) -> str:
+    """The page."""
     settings = findings.settings
-    facts = {
-        "Command": command,
-        "Date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
-        "Machine": f"{platform.system()} {platform.machine()}, {_device()}",
-        "Versions": f"torch {torch.__version__}, Python {platform.python_version()}",
-        "Seeds": f"{settings.seeds} of each task, {settings.steps:,} steps",
-    }
+    facts = provenance() | {"seeds": f"{settings.seeds} of each task, {settings.steps:,} steps"}
     sections = [
         section("Setting", definitions(facts)),
         section(
@@ -45,10 +36,6 @@ def render(findings: Findings, *, command: str) -> str:
         body = figure_html(reliability_diagrams(panels)) + _calibration_table(models)
         sections.append(section(_TITLES[task], body, _CALIBRATION_NOTE))
     return html_page("rskd synthetic study", "Targets and calibration", sections)
-
-
-def _device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
 
 
 def _zipf_table(estimates: Mapping[str, Estimate]) -> str:

@@ -28,11 +28,10 @@ ZIPF_VOCABULARY, ZIPF_TOP_K, ZIPF_SAMPLES = 100_000, 20, 22  # the paper's
 TARGETS = {"gaussian": (3, 7, 5), "digits": (2, 4, 4), "cifar100": (7, 25, 15)}
 
 
-def run_study(settings: Settings, out: str, *, command: str) -> dict[str, Any]:
+def run_study(settings: Settings, out: str) -> dict[str, Any]:
     """Run the study and write both files into the folder `out`; returns what synthetic.json holds, and their URIs.
 
-    `command` is what the page says to have been made by. Raises ConfigError for settings out of range, a folder that
-    cannot be written, CIFAR-100 files that are not there.
+    Raises ConfigError for settings out of range, a folder that cannot be written, CIFAR-100 files that are not there.
     """
     store = Store(out)
     store.check_writable()
@@ -49,7 +48,7 @@ def run_study(settings: Settings, out: str, *, command: str) -> dict[str, Any]:
     )
     result = {"settings": asdict(settings), "zipf": _plain(findings.zipf), **_plain(findings.calibration)}
     store.write("synthetic.json", json.dumps(result, indent=1, default=str).encode())
-    store.write("synthetic.html", render(findings, command=command).encode())
+    store.write("synthetic.html", render(findings).encode())
     return result | {"report": f"{store.uri}/synthetic.html", "results": f"{store.uri}/synthetic.json"}
 
 

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from rskd.provenance import processor
+
 Row = dict[str, Any]
 
 
@@ -113,7 +115,7 @@ def where_time_goes(run: Callable[[], Any], lines: int = 12) -> list[Row]:
 
 def environment() -> dict[str, str]:
     """What the figures depend on."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     return {
         "device": device,
         "threads": str(torch.get_num_threads()),
@@ -122,12 +124,6 @@ def environment() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "command": " ".join(["python", *sys.argv]),
     }
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    match = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return f"{match[1] if match else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def markdown_table(rows: list[Row]) -> str:

@@ -15,9 +15,8 @@ SMALLEST = ["--seeds", "2", "--steps", "100", "--rounds", "64"]
 
 
 def rskd(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "rskd.cli", "synthetic", *args, "--json"], capture_output=True, text=True, check=False
-    )
+    command = [Path(sys.executable).with_name("rskd"), "synthetic", *args, "--json"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
@@ -46,6 +45,6 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any], says: str):
 def test_nothing_is_run_where_nothing_can_be_written_or_read(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError):
-        run_study(Settings(), str(tmp_path / "file" / "out"), command="")
+        run_study(Settings(), str(tmp_path / "file" / "out"))
     with pytest.raises(ConfigError, match="cifar-100-binary"):
-        run_study(Settings(cifar100=tmp_path), str(tmp_path / "out"), command="")
+        run_study(Settings(cifar100=tmp_path), str(tmp_path / "out"))
