@@ -28,8 +28,9 @@ def train_in_process(run: TrainingRun, checkpoints: Store, record: Log) -> Store
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder))
             target = checkpoints.child(_name(step))
+            target.fs.makedirs(target.path, exist_ok=True)
             for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == TRAINER_FILE):
-                target.write(file.name, file.read_bytes())
+                target.fs.put_file(str(file), target.full_path(file.name))
         for old in _steps(checkpoints)[:-_KEPT]:
             _remove(checkpoints.child(_name(old)))
 
