@@ -30,7 +30,6 @@ class Method:
 
     objective: Mapping[str, Any]
     cache: str | None = None
-    student: str = "student"  # its architecture, by name
 
 
 CACHES: dict[str, Cache] = {
