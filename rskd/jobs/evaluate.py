@@ -8,7 +8,7 @@ depends on is unchanged: data, teacher, students, settings. A downstream task th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,7 +76,7 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
     if pending:
         ensure_ray(config.ray)
         _check_gpus(config)
-        run = _evaluation_run(config, corpus, teacher_dir, parts[0].units)
+        run = evaluation_run(config, corpus, teacher_dir, config.student_specs)
         with tracking.stage(config, "evaluate") as tracked:
             manifest = {"digest": corpus.manifest.digest, "totals": corpus.manifest.totals}
             tracked.dataset(corpus.uri, manifest, name="held-out windows", context="evaluation")
@@ -106,7 +106,7 @@ def _parts(config: DistillConfig, corpus: PackedCorpus, teacher_dir: str) -> lis
         "students": {student: _student_digest(config, student) for student in config.student_specs},
     }
     data, settings = {"corpus": corpus.manifest.fingerprint}, config.evaluate
-    num_windows = min(corpus.num_rows, settings.max_windows or corpus.num_rows)
+    num_windows = _num_windows(config, corpus)
     recipe = models | data | {"num_windows": num_windows, "num_bins": settings.num_bins}
     facts = {"windows": num_windows, "tokens": num_windows * corpus.seq_len}
     parts = [Part(results.windows_file(config), recipe, evaluate_windows, num_windows, facts)]
@@ -126,17 +126,24 @@ def _is_done(store: Store, part: Part) -> bool:
     return done is not None and done["recipe"] == part.recipe
 
 
-def _evaluation_run(config: DistillConfig, corpus: PackedCorpus, teacher_dir: str, num_windows: int) -> EvaluationRun:
+def _num_windows(config: DistillConfig, corpus: PackedCorpus) -> int:
+    return min(corpus.num_rows, config.evaluate.max_windows or corpus.num_rows)
+
+
+def evaluation_run(
+    config: DistillConfig, corpus: PackedCorpus, teacher_dir: str, students: Iterable[str]
+) -> EvaluationRun:
+    """What a worker has to know to evaluate these students of `config` on the held-out windows of `corpus`."""
     task_path = config.evaluate.task_path
     return EvaluationRun(
         corpus_uri=Store(corpus.uri).absolute_uri,
-        num_windows=num_windows,
+        num_windows=_num_windows(config, corpus),
         tokenizer=config.corpus.tokenizer or teacher_dir,
         teacher=config.teacher,
         teacher_dir=teacher_dir,
         students={
-            student: (Store(config.student_uri(student)).absolute_uri, spec.student.attention)
-            for student, spec in config.student_specs.items()
+            student: (Store(config.student_uri(student)).absolute_uri, config.student_specs[student].student.attention)
+            for student in students
         },
         settings=config.evaluate.model_copy(update={"task_path": task_path and str(Path(task_path).resolve())}),
     )

@@ -65,21 +65,32 @@ class EvaluationRun:
 def evaluate_windows(run: EvaluationRun) -> Iterator[int | Findings]:
     """All models side by side on the held-out windows; yields the windows of each batch."""
     torch.set_num_threads(os.cpu_count() or 1)
-    corpus = PackedCorpus.open(run.corpus_uri)
-    manifest = corpus.manifest
+    comparison = comparison_of_models(run)
+    for batch in held_out_batches(run):
+        comparison.add(batch)
+        yield len(batch)
+    yield comparison.results()
+
+
+def comparison_of_models(run: EvaluationRun) -> Comparison:
+    """The students of `run` beside the teacher, with no windows yet."""
+    manifest = PackedCorpus.open(run.corpus_uri).manifest
     end_of_text_id = manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None
     teacher = run.load_teacher()
-    comparison = Comparison(
+    return Comparison(
         LanguageModel(partial(teacher.hidden, end_of_text_id=end_of_text_id), teacher.head),
         {name: _language_model(run.load_student(name), end_of_text_id) for name in run.students},
         vocab_size=manifest.tokenizer["vocab_size"],
         num_bins=run.settings.num_bins,
     )
+
+
+def held_out_batches(run: EvaluationRun) -> Iterator[Tensor]:
+    """The held-out windows of `run`, ids [B, S + 1] on its device, a batch at a time."""
+    corpus = PackedCorpus.open(run.corpus_uri)
     for start in range(0, run.num_windows, run.settings.batch_windows):
         rows = np.arange(start, min(start + run.settings.batch_windows, run.num_windows))
-        comparison.add(_read(corpus, rows).to(run.device))
-        yield len(rows)
-    yield comparison.results()
+        yield _read(corpus, rows).to(run.device)
 
 
 def evaluate_speculation(run: EvaluationRun) -> Iterator[int | Findings]:

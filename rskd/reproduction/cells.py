@@ -11,27 +11,24 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
-import numpy as np
 import torch
 
 from rskd import records
-from rskd.causal_lm import hidden_states, output_head
 from rskd.config import DistillConfig
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.evaluation.language_modeling import TEACHER, Comparison, LanguageModel
+from rskd.evaluation.language_modeling import TEACHER
+from rskd.jobs.evaluate import evaluation_run
+from rskd.jobs.evaluate_worker import comparison_of_models, held_out_batches
 from rskd.jobs.train import train_student
 from rskd.progress import progress_bar
 from rskd.provenance import provenance
 from rskd.reproduction.setting import Cell, cell_name
 from rskd.storage import Store
-from rskd.student.model import load_model
 from rskd.student.trainer import NonFiniteError
 from rskd.teacher.model_files import resolve_model
-from rskd.teacher.transformers_teacher import TransformersTeacher
 
 CELLS_FOLDER = "cells"
 
@@ -46,15 +43,16 @@ def run_cells(config: DistillConfig, cells: Sequence[Cell], processes: int, hour
     deadline = time.time() + 3600 * hours
     todo = [cell for cell in cells if not _is_done(config, cell)]
     done = len(cells) - len(todo)
-    with (
-        progress_bar("cells", len(cells)) as advance,
-        ProcessPoolExecutor(processes, get_context("spawn"), initializer=_without_bars) as pool,
-    ):
-        advance(done)
-        for task in as_completed([pool.submit(_run_before, deadline, config, cell) for cell in todo]):
-            if task.result():
-                done += 1
-                advance(1)
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_without_bars)
+    try:
+        with progress_bar("cells", len(cells)) as advance:
+            advance(done)
+            for task in as_completed([pool.submit(_run_before, deadline, config, cell) for cell in todo]):
+                if task.result():
+                    done += 1
+                    advance(1)
+    finally:
+        pool.shutdown(cancel_futures=True)  # a cell that failed, or Ctrl-C, ends the matrix
     return {"done": done, "left": len(cells) - done}
 
 
@@ -111,20 +109,9 @@ def _evaluate(config: DistillConfig, student: str) -> dict[str, Any]:
     """Metrics of the student on the held-out windows, and of each window, so that students can be paired."""
     corpus = PackedCorpus.open(config.corpus_uri("eval"))
     model_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
-    device = torch.device("cuda" if config.evaluate.gpus else "cpu")
-    teacher = TransformersTeacher.load(config.teacher, model_dir=model_dir, device=device)
-    with Store(config.student_uri(student)).local_copy() as directory:
-        model = load_model(directory, config.student_specs[student].student.attention).eval()
-    torch.nn.Module.to(model, device)
-    comparison = Comparison(
-        LanguageModel(teacher.hidden, teacher.head),
-        {student: LanguageModel(partial(hidden_states, model), output_head(model))},
-        vocab_size=corpus.manifest.tokenizer["vocab_size"],
-        num_bins=config.evaluate.num_bins,
-    )
-    num_windows = min(corpus.num_rows, config.evaluate.max_windows or corpus.num_rows)
-    for start in range(0, num_windows, config.evaluate.batch_windows):
-        rows = np.arange(start, min(start + config.evaluate.batch_windows, num_windows))
-        comparison.add(torch.from_numpy(corpus.read_rows(rows).input_ids).long().to(device))
+    run = evaluation_run(config, corpus, model_dir, [student])
+    comparison = comparison_of_models(run)
+    for batch in held_out_batches(run):
+        comparison.add(batch)
     results = comparison.results()
     return {"metrics": results[student], "teacher": results[TEACHER], "windows": comparison.window_means(student)}
