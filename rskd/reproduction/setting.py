@@ -37,7 +37,7 @@ from rskd.teacher.transformers_teacher import TransformersTeacher
 Cell = tuple[str, int]  # name of a method, seed
 
 _STUDENTS_SHARE = 0.3  # of the documents
-_PROBE_WINDOWS = 8  # on which rounds are chosen
+_PROBE_WINDOWS, _PROBE_POSITIONS = 32, 1024  # on which rounds are chosen; the latter of all windows together
 _MOST_ROUNDS = 2**16
 _END_OF_TEXT = "<|endoftext|>"
 
@@ -168,14 +168,16 @@ def _chosen_rounds(config: DistillConfig, caches: dict[str, Cache]) -> dict[str,
 
 @torch.inference_mode()
 def _probe_logits(config: DistillConfig) -> Tensor:
-    """Logits [B, S, V] of the teacher on the first held-out windows."""
+    """Logits [P, V] of the teacher at some positions of the first held-out windows."""
     corpus = PackedCorpus.open(config.corpus_uri("eval"))
     model_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
     device = "cuda" if config.teacher.gpus_per_worker else "cpu"
     teacher = TransformersTeacher.load(config.teacher, model_dir=model_dir, device=device)
-    windows = corpus.read_rows(range(min(_PROBE_WINDOWS, corpus.num_rows))).input_ids
-    input_ids = torch.from_numpy(windows[:, :-1]).long().to(device)
-    return teacher.logits(input_ids, vocab_size=corpus.manifest.tokenizer["vocab_size"]).float()
+    windows = corpus.read_rows(range(min(_PROBE_WINDOWS, corpus.num_rows))).input_ids[:, :-1]
+    step = max(1, windows.size // _PROBE_POSITIONS)
+    vocab_size = corpus.manifest.tokenizer["vocab_size"]
+    hidden = [teacher.hidden(torch.from_numpy(window[None]).long())[0, ::step] for window in windows]
+    return teacher.head.logits(torch.cat(hidden), vocab_size)
 
 
 def _rounds(logits: Tensor, cache: Cache) -> int:
