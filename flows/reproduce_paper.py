@@ -21,7 +21,7 @@ from flows.stage import run_stage
 from rskd.cli import Outcome, run_app
 from rskd.config import SourceConfig
 from rskd.errors import ConfigError
-from rskd.reproduction.scales import SCALES
+from rskd.reproduction.scales import SCALES, Scale
 from rskd.reproduction.tables import TABLES, Table, cells
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -42,20 +42,28 @@ def reproduce_paper(
     """
     from rskd.reproduction.cells import read_cells, run_cells
     from rskd.reproduction.report import write_report
-    from rskd.reproduction.setting import prepare
+    from rskd.reproduction.setting import prepare, with_students
 
-    chosen = _chosen(tables or list(TABLES))
-    every = cells(TABLES)  # the caches of all tables come from one teacher pass
-    wanted = cells({table.name: table for table in chosen})
-    config = run_stage("prepare", prepare, SCALES[scale], source, Path(home), every)
+    size = _scale(scale)
+    usual, chosen = _tables(size.tables), _tables(tables or size.tables)
+    wanted = cells(chosen)
+    methods = {row.method for table in (*usual, *chosen) for row in table.rows}  # whose caches one teacher pass makes
+    config = run_stage("prepare", prepare, size, source, Path(home), methods)
     cache_logits(config)
+    config = run_stage("students", with_students, config, size, wanted)
     state = run_stage("cells", run_cells, config, wanted, processes, hours)
     report = run_stage("report", write_report, config, chosen, read_cells(config, wanted), f"The paper at {scale}")
     create_link_artifact(key="reproduction", link=Path(report).absolute().as_uri())
     return {**state, "report": report}
 
 
-def _chosen(names: Sequence[str]) -> list[Table]:
+def _scale(name: str) -> Scale:
+    if name not in SCALES:
+        raise ConfigError(f"scale {name} is not one of {', '.join(SCALES)}: name one of them")
+    return SCALES[name]
+
+
+def _tables(names: Sequence[str]) -> list[Table]:
     unknown = [name for name in names if name not in TABLES]
     if unknown:
         raise ConfigError(f"table {unknown[0]} is not one of {', '.join(TABLES)}: name one of them")
@@ -72,13 +80,13 @@ def main(
         Literal["text", "jsonl", "parquet", "hf"], typer.Option(help="Kind of the documents, as in corpus.source.")
     ] = "text",
     home: Annotated[str | None, typer.Option(help="Where everything goes; .rskd/paper-SCALE by default.")] = None,
-    table: Annotated[list[str] | None, typer.Option(help="A table to make; all by default. Repeatable.")] = None,
+    table: Annotated[
+        list[str] | None, typer.Option(help="A table to make; those of the scale by default. Repeatable.")
+    ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Students that are trained at once.")] = 1,
     hours: Annotated[float, typer.Option(min=0, help="No student is begun later than that.")] = 24.0,
 ) -> Outcome:
     """Make the paper's tables at a scale; run it again to go on."""
-    if scale not in SCALES:
-        raise ConfigError(f"scale {scale} is not one of {', '.join(SCALES)}: name one of them")
     source = SourceConfig(kind="python_docs") if text is None else SourceConfig(kind=kind, uri=text)
     result = reproduce_paper(scale, source, home or f".rskd/paper-{scale}", table, processes, hours)
     return Outcome(result, "reproduction", result)

@@ -1,9 +1,11 @@
-"""A cache whose students read other windows than its teacher did, to measure what that costs (paper, D.3, Table 13).
+"""A cache whose students read other contexts than its teacher did, to measure what that costs (paper, D.3, Table 13).
 
-    part ─► input_ids moved to other rows; window_hash, targets and statistics stay ─► part of the copy
+    part ─► its documents in another order, cut into windows anew; each token keeps its targets ─► part of the copy
 
-Everything that reads a cache refuses the copy, since `window_hash` is that of the windows that the teacher read; only
-`LogitCache.open(uri, allow_misaligned=True)` does not.
+A token then stands behind other documents, and at another place in its window, than when the teacher gave its targets:
+the paper's different shuffle seeds of teacher and student. Everything that reads a cache refuses the copy, since its
+`window_hash` stays that of the windows that the teacher read; only `LogitCache.open(uri, allow_misaligned=True)` does
+not.
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rskd.cache.codec import PartData, to_table
+from rskd.cache.layout import Layout
 from rskd.cache.manifest import CacheManifest
 from rskd.cache.reader import LogitCache, read_part_file
+from rskd.cache.rows import RowGroup
 from rskd.cache.writer import CacheWriter
 from rskd.errors import ConfigError
 from rskd.rng import permutation
@@ -30,26 +35,49 @@ class _CorpusPart(NamedTuple):
 
 
 def misaligned_copy(uri: str, out: str, *, seed: int = 0) -> CacheManifest:
-    """Copy the cache at `uri` to `out` with the windows of each part shuffled under the targets; none keeps its own.
+    """Copy the cache at `uri` to `out` with the documents of each part in another order; none keeps its place.
 
-    Raises ConfigError for a part of one window, which cannot be shuffled, and what reading and writing a cache raise.
+    What a part begins with or ends in the middle of counts as a document; the latter stays last. Raises ConfigError for
+    a part with fewer than two documents before that, and what reading and writing a cache raise.
     """
     store, manifest = Store(uri), LogitCache.open(uri).manifest
-    writer = CacheWriter(out, manifest_head=manifest.head)
+    writer, layout = CacheWriter(out, manifest_head=manifest.head), Layout.of(manifest.head)
     for part in manifest.parts:
-        if part.rows < 2:
-            raise ConfigError(f"part {part.index} of cache {uri} has one window, nothing to shuffle it with")
         table = pq.read_table(pa.BufferReader(read_part_file(store, part)))
-        shuffled = table["input_ids"].take(pa.array(_moved(part.rows, seed, stream=part.index)))
-        place = table.column_names.index("input_ids")
-        table = table.set_column(place, table.schema.field(place), shuffled)
-        writer.commit_table(part.index, table, corpus_sha256=part.corpus_sha256)
+        rows = RowGroup.of_table(table, layout)
+        ends = 1 + np.flatnonzero(rows.input_ids[:, :-1].reshape(-1) == manifest.corpus["end_of_text_id"])
+        if len(ends) < 2:
+            raise ConfigError(f"part {part.index} of cache {uri} ends fewer than two documents: make larger parts")
+        documents = np.split(np.arange(part.tokens), ends)
+        order = np.concatenate([documents[i] for i in (*_moved(len(ends), seed, stream=part.index), -1)])
+        moved = to_table(_in_order(rows, order), layout)
+        place = moved.column_names.index("window_hash")
+        moved = moved.set_column(place, moved.schema.field(place), table["window_hash"])
+        writer.commit_table(part.index, moved, corpus_sha256=part.corpus_sha256)
     return writer.finish([_CorpusPart(p.index, p.first_row, p.rows, p.corpus_sha256) for p in manifest.parts])
 
 
-def _moved(rows: int, seed: int, *, stream: int) -> np.ndarray:
-    """For each of `rows` places another place: the next in a random circle of all."""
-    circle = permutation(rows, seed=seed, stream=stream).numpy()
-    moved = np.empty(rows, np.int64)
+def _in_order(rows: RowGroup, order: np.ndarray) -> PartData:
+    """The positions of `rows` in `order` [R·S], cut into windows again."""
+    assert rows.targets is not None
+
+    def moved(values: np.ndarray) -> np.ndarray:
+        return values.reshape(-1, *values.shape[2:])[order].reshape(values.shape)
+
+    tokens = np.append(rows.input_ids[:, :-1].reshape(-1)[order], rows.input_ids[-1, -1])
+    seq_len = rows.input_ids.shape[1] - 1
+    return PartData(
+        row_ids=rows.row_ids,
+        input_ids=np.lib.stride_tricks.sliding_window_view(tokens, seq_len + 1)[::seq_len],
+        ids=moved(rows.targets.ids),
+        values=moved(rows.targets.values),
+        statistics={name: moved(values) for name, values in rows.statistics.items()},
+    )
+
+
+def _moved(size: int, seed: int, *, stream: int) -> np.ndarray:
+    """For each of `size` places another place: the next in a random circle of all."""
+    circle = permutation(size, seed=seed, stream=stream).numpy()
+    moved = np.empty(size, np.int64)
     moved[circle] = np.roll(circle, 1)
     return moved

@@ -97,12 +97,13 @@ def score(
 
 def mean_score(tasks: dict[str, dict[str, dict[str, float]]]) -> float | None:
     """Mean over tasks of acc_norm, or of acc where a task has no other (the paper's 0-shot score); None without any."""
-    scores = [
-        next(metrics[name]["value"] for name in _HEADLINE if name in metrics)
-        for metrics in tasks.values()
-        if any(name in metrics for name in _HEADLINE)
-    ]
+    scores = [value for metrics in tasks.values() if (value := headline(metrics)) is not None]
     return sum(scores) / len(scores) if scores else None
+
+
+def headline(metrics: dict[str, dict[str, float]]) -> float | None:
+    """What a task counts with in the mean score; None for one that has neither accuracy."""
+    return next((metrics[name]["value"] for name in _HEADLINE if name in metrics), None)
 
 
 def _metrics(results: dict[str, dict[str, Any]], task: str) -> dict[str, dict[str, float]]:

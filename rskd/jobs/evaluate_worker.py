@@ -122,19 +122,23 @@ def evaluate_speculation(run: EvaluationRun) -> Iterator[int | Findings]:
 def evaluate_task(task: str, run: EvaluationRun) -> Iterator[int | Findings]:
     """Every model on one downstream task; yields 1 for each model."""
     torch.set_num_threads(os.cpu_count() or 1)
-    tokenizer = load_tokenizer(run.tokenizer, trust_remote_code=run.teacher.trust_remote_code)
     findings: Findings = {}
     for name in (TEACHER, *run.students):
-        findings[name] = downstream.score(
-            run.load_teacher().model if name == TEACHER else run.load_student(name),
-            tokenizer,
-            task,
-            task_path=run.settings.task_path,
-            batch_size=run.settings.batch_windows,
-            limit=run.settings.task_limit,
-        )
+        findings[name] = score(task, run, name)
         yield 1
     yield findings
+
+
+def score(task: str, run: EvaluationRun, model: str) -> dict[str, dict[str, float]]:
+    """Metrics of the teacher or of one student on one downstream task, as `downstream.score` gives them."""
+    return downstream.score(
+        run.load_teacher().model if model == TEACHER else run.load_student(model),
+        load_tokenizer(run.tokenizer, trust_remote_code=run.teacher.trust_remote_code),
+        task,
+        task_path=run.settings.task_path,
+        batch_size=run.settings.batch_windows,
+        limit=run.settings.task_limit,
+    )
 
 
 def _read(corpus: PackedCorpus, rows: np.ndarray) -> Tensor:

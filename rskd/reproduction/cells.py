@@ -21,7 +21,7 @@ from rskd.config import DistillConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.evaluation.language_modeling import TEACHER
 from rskd.jobs.evaluate import evaluation_run
-from rskd.jobs.evaluate_worker import comparison_of_models, held_out_batches
+from rskd.jobs.evaluate_worker import comparison_of_models, held_out_batches, score
 from rskd.jobs.train import train_student
 from rskd.progress import progress_bar
 from rskd.provenance import provenance
@@ -106,7 +106,7 @@ def run_cell(config: DistillConfig, cell: Cell) -> None:
 
 
 def _evaluate(config: DistillConfig, student: str) -> dict[str, Any]:
-    """Metrics of the student on the held-out windows, and of each window, so that students can be paired."""
+    """Metrics of the student: on the held-out windows, and of each window so that students can be paired; of tasks."""
     corpus = PackedCorpus.open(config.corpus_uri("eval"))
     model_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
     run = evaluation_run(config, corpus, model_dir, [student])
@@ -114,4 +114,10 @@ def _evaluate(config: DistillConfig, student: str) -> dict[str, Any]:
     for batch in held_out_batches(run):
         comparison.add(batch)
     results = comparison.results()
-    return {"metrics": results[student], "teacher": results[TEACHER], "windows": comparison.window_means(student)}
+    return {
+        "metrics": results[student],
+        "teacher": results[TEACHER],
+        "windows": comparison.window_means(student),
+        "parameters": run.load_student(student).num_parameters(),
+        "tasks": {task: score(task, run, student) for task in config.evaluate.tasks},
+    }

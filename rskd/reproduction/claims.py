@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rskd.reproduction.cells import Records
-from rskd.reproduction.methods import OURS
+from rskd.reproduction.methods import MISALIGNED, OURS
 from rskd.reproduction.statistics import Interval, interval, paired_interval
 
 LOSS_MARGIN = 0.1  # of the gap in loss between CE and full KD: nearer than that counts as equal
@@ -29,7 +29,7 @@ def checked_claims(records: Records) -> list[Claim]:
     """Those claims whose students have two or more seeds."""
     seeds = {method: _converged(records, method) for method, _ in records}
     found = []
-    for claim in (_calibration_of_top_k, _equal_loss, _equal_calibration, _systematic, _acceptance):
+    for claim in (_calibration_of_top_k, _equal_loss, _equal_calibration, _systematic, _acceptance, _alignment):
         try:
             found += list(claim(seeds))
         except _NotMeasuredError:
@@ -113,6 +113,12 @@ def _acceptance(seeds: Seeds) -> Iterator[Claim]:
     shown = ", ".join(f"{method} {mean:.2f}" for method, mean in zip(order, means))
     rises = all(lower < higher for lower, higher in pairwise(means))
     yield Claim("acceptance rises from CE over top-k 12 and sampled to full KD", shown, "in this order", rises)
+
+
+def _alignment(seeds: Seeds) -> Iterator[Claim]:
+    found = _difference(seeds, MISALIGNED, OURS, "lm_loss")
+    text = "LM loss is higher where teacher and student read different contexts (Table 13)"
+    yield Claim(text, _shown(found, "nats", 4), "interval above 0", found.low > 0)
 
 
 def _shown(found: Interval, unit: str, digits: int = 2) -> str:

@@ -1,19 +1,22 @@
 """Every cache and every student that the paper compares, and systematic sampling beside them.
 
-A method is an objective on the targets of a cache. Caches of random and systematic samples are named after their mean
-number of unique tokens: the paper compares at equal unique tokens, and the rounds that give them depend on the teacher.
+A method is an objective on the targets of a cache, for the student of a scale or for one of another size. Caches of
+random and systematic samples are named after their mean number of unique tokens: the paper compares at equal unique
+tokens, and the rounds that give them depend on the teacher.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 RATIOS, CE_WEIGHTS = (1.0, 1.5, 2.0), (0.3, 0.2, 0.1, 0.0)  # of Table 9
 TEMPERATURES = (0.0, 0.8, 1.2)  # of Table 10, beside 1
 OURS = "random-12"  # the paper's method, on which its ablations are made
+MISALIGNED = "misaligned-12"  # its cache, each document in other company (Table 13)
+SIZES = ("size-1", "size-2", "size-3")  # of students beside the one of a scale, rising (Figure 4)
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,15 @@ class Cache:
 
 @dataclass(frozen=True)
 class Method:
-    """`ObjectiveConfig` of a student, and the name of the cache that it learns from (None: it needs none)."""
+    """What a student learns from, and how: the name of a cache (None: it needs none), `ObjectiveConfig`, `TrainConfig`.
+
+    `size` is one of SIZES; None for the student of the scale.
+    """
 
     objective: Mapping[str, Any]
     cache: str | None = None
+    train: Mapping[str, Any] = field(default_factory=dict)
+    size: str | None = None
 
 
 CACHES: dict[str, Cache] = {
@@ -56,4 +64,7 @@ METHODS: dict[str, Method] = {
         f"divergence-{divergence}": Method({"divergence": divergence}, OURS)
         for divergence in ("l1", "mse", "reverse", "forward_reverse")
     },
+    MISALIGNED: Method({}, MISALIGNED, {"allow_misaligned": True}),
+    **{f"ce-{size}": Method({"kind": "ce"}, size=size) for size in SIZES},
+    **{f"{OURS}-{size}": Method({}, OURS, size=size) for size in SIZES},
 }

@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from rskd.config import DistillConfig
 from rskd.evaluation.figures import PALETTE, reliability_diagrams, styled
@@ -17,12 +18,14 @@ from rskd.html_page import definitions, figure_html, html_page, section, table
 from rskd.provenance import provenance
 from rskd.reproduction.cells import Records
 from rskd.reproduction.claims import Claim, checked_claims
+from rskd.reproduction.methods import OURS, SIZES
 from rskd.reproduction.results import Ours, summarise
 from rskd.reproduction.statistics import Estimate
 from rskd.reproduction.tables import METRICS, Row, Table
 from rskd.storage import Store
 
-_DIGITS = {"lm_loss": 3, "pct": 0, "ece": 2, "acceptance": 2}
+_DIGITS = dict.fromkeys(METRICS, 2) | {"lm_loss": 3, "pct": 0}
+_WITHOUT_A_PAPER = ("lm_loss", "acceptance")  # what a table shows of which the paper prints no figure
 
 
 def write_report(config: DistillConfig, tables: Sequence[Table], records: Records, title: str) -> str:
@@ -49,8 +52,8 @@ def _head(of: Table) -> list[str]:
 
 
 def _metrics(of: Table) -> list[str]:
-    """The metrics that the paper gives for a table, in our order."""
-    return [metric for metric in METRICS if any(metric in row.paper for row in of.rows)]
+    """The metrics that the paper prints for a table, in our order."""
+    return [m for m in METRICS if any(m in row.paper for row in of.rows)] or list(_WITHOUT_A_PAPER)
 
 
 def _cells_of(row: Row, of: Table, ours: Mapping[str, Ours]) -> list[str]:
@@ -119,6 +122,8 @@ def _page(
     if shown:
         sections.append(section("Figure 3a: calibration, first seed", figure_html(reliability_diagrams(shown))))
     sections.append(section("Figure 3b: calibration by unique tokens", figure_html(_ece_by_unique_tokens(ours))))
+    if any(f"{OURS}-{size}" in ours for size in SIZES):
+        sections.append(section("Figure 4: gain over CE by size of student", figure_html(_gain_by_size(ours))))
     return html_page("reproduction", title, sections)
 
 
@@ -136,6 +141,24 @@ def _ece_by_unique_tokens(ours: Mapping[str, Ours]) -> go.Figure:
     figure.update_xaxes(title="unique tokens", type="log")
     figure.update_yaxes(title="ECE, %", rangemode="tozero")
     return styled(figure, height=420, showlegend=True)
+
+
+def _gain_by_size(ours: Mapping[str, Ours]) -> go.Figure:
+    """How far random sampling is ahead of CE, in loss and in acceptance, for each size of student."""
+    pairs = [(ours[ce], ours[kd]) for ce, kd in _PAIRS_BY_SIZE if ce in ours and kd in ours]
+    pairs = sorted((p for p in pairs if p[0].parameters and p[1].parameters), key=lambda pair: pair[0].parameters or 0)
+    figure = make_subplots(cols=2, subplot_titles=("LM loss, nats less than CE", "acceptance, % more than CE"))
+    for column, (metric, sign) in enumerate((("lm_loss", -1), ("acceptance", 1)), start=1):
+        gains = [sign * (kd.metrics[metric].mean - ce.metrics[metric].mean) for ce, kd in pairs]
+        x = [ce.parameters for ce, _ in pairs]
+        line = {"color": PALETTE[column - 1]}
+        figure.add_scatter(x=x, y=gains, mode="lines+markers", line=line, row=1, col=column)
+    figure.update_xaxes(title="parameters of the student", type="log")
+    figure.update_yaxes(rangemode="tozero")
+    return styled(figure, height=380, showlegend=False)
+
+
+_PAIRS_BY_SIZE = (("ce", OURS), *((f"ce-{size}", f"{OURS}-{size}") for size in SIZES))
 
 
 def _csv(tables: Sequence[Table], ours: Mapping[str, Ours]) -> str:

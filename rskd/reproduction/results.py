@@ -8,6 +8,7 @@ from typing import Any
 
 from rskd.cache.reader import LogitCache
 from rskd.config import DistillConfig
+from rskd.evaluation.downstream import headline, mean_score
 from rskd.evaluation.language_modeling import pct_ce_to_fullkd
 from rskd.reproduction.cells import Records
 from rskd.reproduction.methods import METHODS
@@ -22,6 +23,7 @@ class Ours:
     seeds: int
     diverged: int
     metrics: Mapping[str, Estimate]
+    parameters: int | None  # of the student; None where all diverged
     unique_tokens: float | None
     bytes_per_token: float | None
 
@@ -55,6 +57,7 @@ def _ours(
     cache: tuple[float | None, float | None],
 ) -> Ours:
     converged = {seed: record["metrics"] for seed, record in seeds.items() if "metrics" in record}
+    tasks = [record["tasks"] for record in seeds.values() if record.get("tasks")]
     values: dict[str, list[float]] = {
         "lm_loss": [metrics["lm_loss"] for metrics in converged.values()],
         "ece": [100 * metrics["ece"] for metrics in converged.values()],
@@ -64,11 +67,17 @@ def _ours(
             for seed, metrics in converged.items()
             if seed in ends["ce"] and seed in ends["full_kd"]
         ],
+        "score": [100 * score for each in tasks if (score := mean_score(each)) is not None],
+        **{
+            task: [100 * value for each in tasks if (value := headline(each[task])) is not None]
+            for task in (tasks[0] if tasks else ())
+        },
     }
     return Ours(
         method,
         len(seeds),
         len(seeds) - len(converged),
         {name: over_seeds(found) for name, found in values.items() if found},
+        next((record["parameters"] for record in seeds.values() if "parameters" in record), None),
         *cache,
     )

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rskd.reproduction.tables import TABLES, TASKS
+
 
 @dataclass(frozen=True)
 class SmallModels:
@@ -14,15 +16,18 @@ class SmallModels:
     vocab_size: int
     teacher: Mapping[str, Any]  # architecture: settings of LlamaConfig
     student: Mapping[str, Any]
+    sizes: tuple[Mapping[str, Any], ...]  # of other students, one for each of SIZES
     train_teacher: Mapping[str, Any]  # settings of TrainConfig
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Settings of a `DistillConfig`; its teacher and student are those of `small`, where that is given."""
+    """Settings of a `DistillConfig`; its teacher and students are those of `small`, where that is given."""
 
     config: Mapping[str, Any]
     small: SmallModels | None = None
+    sizes: tuple[Mapping[str, Any], ...] = ()  # `StudentSpec` of other students, one for each of SIZES
+    tables: tuple[str, ...] = tuple(TABLES)  # made by default
 
 
 def _llama(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, Any]:
@@ -38,6 +43,9 @@ def _llama(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str,
 
 _ON_ONE_CORE = {"workers": 0, "threads_per_worker": 1, "precision": "float32", "micro_batch": 16, "global_batch": 16}
 
+_ON_GPUS = {"workers": 8, "gpus_per_worker": 1}
+_TEACHER_3B = {"model": "meta-llama/Llama-3.2-3B", "workers": 8, "gpus_per_worker": 1}
+
 SCALES: dict[str, Scale] = {
     # A teacher of 3.0M parameters on 8.2M tokens, students of 0.6M on 2.4M.
     "cpu-small": Scale(
@@ -50,6 +58,7 @@ SCALES: dict[str, Scale] = {
             vocab_size=4096,
             teacher=_llama(256, 3, 4, 512),
             student=_llama(96, 2, 4, 256),
+            sizes=(_llama(48, 2, 4, 128), _llama(144, 2, 4, 384), _llama(192, 2, 4, 512)),
             train_teacher=_ON_ONE_CORE
             | {"threads_per_worker": 2, "steps": 2000, "lr": 2e-3, "min_lr": 2e-4, "checkpoint_every": 100},
         ),
@@ -58,11 +67,39 @@ SCALES: dict[str, Scale] = {
     "paper": Scale(
         {
             "corpus": {"seq_len": 1024, "eval_windows": 4096, "windows_per_part": 1024},
-            "teacher": {"model": "meta-llama/Llama-3.2-3B", "workers": 8, "gpus_per_worker": 1},
+            "teacher": _TEACHER_3B,
             "student": {"preset": "300m"},
-            "train": {"steps": 10_000, "global_batch": 1024, "workers": 8, "gpus_per_worker": 1, "micro_batch": 16},
+            "train": {"steps": 10_000, "global_batch": 1024, "micro_batch": 16} | _ON_GPUS,
             "evaluate": {"gpus": 1},
-        }
+        },
+        tables=("table1", "table2", "table5", "table9", "table10", "table12", "table13"),
+    ),
+    # Table 6: the same for 100B tokens.
+    "paper-100b": Scale(
+        {
+            "corpus": {"seq_len": 1024, "eval_windows": 4096, "windows_per_part": 1024},
+            "teacher": _TEACHER_3B,
+            "student": {"preset": "300m"},
+            "train": {"steps": 95_367, "global_batch": 1024, "micro_batch": 16} | _ON_GPUS,
+            "evaluate": {"gpus": 1, "tasks": list(TASKS)},
+        },
+        tables=("table6",),
+    ),
+    # Tables 7, 15, 19 and Figure 4: an 8B teacher, a 3B student for 100B tokens, other sizes for 30 tokens a parameter.
+    # Table 15 has 10,000 steps, which at its batch are 42B tokens.
+    "paper-8b": Scale(
+        {
+            "corpus": {"seq_len": 4096, "eval_windows": 1024, "windows_per_part": 256},
+            "teacher": {"model": "meta-llama/Meta-Llama-3-8B", "workers": 8, "gpus_per_worker": 1},
+            "student": {"preset": "3b"},
+            "train": {"steps": 23_842, "global_batch": 1024, "micro_batch": 2, "lr": 3e-4, "min_lr": 3e-5} | _ON_GPUS,
+            "evaluate": {"gpus": 1, "tasks": list(TASKS)},
+        },
+        sizes=tuple(
+            {"student": {"preset": preset}, "train": {"steps": steps}}
+            for preset, steps in (("100m", 715), ("300m", 2146), ("1b", 7153))
+        ),
+        tables=("table7", "table19", "figure4"),
     ),
     # The smallest that goes the whole way: it separates nothing.
     "tiny": Scale(
@@ -75,6 +112,7 @@ SCALES: dict[str, Scale] = {
             vocab_size=512,
             teacher=_llama(32, 1, 2, 64),
             student=_llama(16, 1, 2, 32),
+            sizes=(_llama(8, 1, 2, 16), _llama(24, 1, 2, 48), _llama(32, 1, 2, 64)),
             train_teacher=_ON_ONE_CORE | {"steps": 20, "global_batch": 8, "lr": 1e-2, "min_lr": 1e-3},
         ),
     ),

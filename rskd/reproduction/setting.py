@@ -1,7 +1,8 @@
 """What all cells of a scale share: text, tokenizer and teacher, and one configuration with every cache and student.
 
     documents ─┬─► teacher.jsonl ─► tokenizer ─► teacher, trained on labels ─► rounds of each sampler ─┐
-               └─► student.jsonl ─────────────────────────────────────────────────────────────────────┴─► DistillConfig
+               └─► student.jsonl ─────────────────────────────────────────────────────────────────────┴─► prepare
+    prepare ─► (the caching job) ─► with_students
 
 A small teacher learns from other documents than its students: of a small corpus it would know theirs by heart. What is
 there already is kept, so a second call is quick.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,16 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from rskd import records
+from rskd.cache.manifest import newest_manifest
+from rskd.cache.misaligned import misaligned_copy
 from rskd.config import DistillConfig, SourceConfig, validate_config
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.corpus.sources import group_files, list_files, read_documents
+from rskd.corpus.sources import group_files, list_files, located, read_documents
+from rskd.errors import ConfigError
 from rskd.evaluation.unique_tokens import expected_unique_tokens
 from rskd.jobs.pack import pack_corpus
 from rskd.jobs.train import train_student
-from rskd.reproduction.methods import CACHES, METHODS, Cache
+from rskd.reproduction.methods import CACHES, METHODS, MISALIGNED, OURS, SIZES, Cache
 from rskd.reproduction.scales import Scale, SmallModels
 from rskd.storage import Store
 from rskd.teacher.model_files import resolve_model
@@ -42,23 +46,38 @@ _MOST_ROUNDS = 2**16
 _END_OF_TEXT = "<|endoftext|>"
 
 
-def prepare(scale: Scale, source: SourceConfig, home: Path, cells: Iterable[Cell]) -> DistillConfig:
+def prepare(scale: Scale, source: SourceConfig, home: Path, methods: Iterable[str]) -> DistillConfig:
     """Make text, tokenizer and teacher, pack the corpus, and choose the rounds of each sampler.
 
-    The result names a cache for each sampling and a student for each of `cells`, by `cell_name`; they are still to be
-    made by `rskd.jobs`. Raises ConfigError for a source without documents.
+    The result names the caches that `methods` need; they are still to be made. Raises ConfigError for a source without
+    documents, and for another one than `home` was begun with.
     """
+    _check_same_source(source, home)
     config: dict[str, Any] = {**scale.config, "name": "students", "storage": {"root": str(home)}}
     config["corpus"] = {**scale.config["corpus"], "source": source.model_dump(exclude_none=True, exclude_defaults=True)}
     if scale.small is not None:
         config = _with_small_models(config, scale.small, source, home)
     packed = validate_config(config)
     pack_corpus(packed)
-    cells = list(cells)
-    wanted = {cache for method, _ in cells if (cache := METHODS[method].cache) is not None}
+    wanted = {OURS if cache == MISALIGNED else cache for method in methods if (cache := METHODS[method].cache)}
     config["samplings"] = _chosen_rounds(packed, {name: CACHES[name] for name in CACHES if name in wanted})
-    config["students"] = {cell_name(cell): _student(cell) for cell in cells}
     return validate_config(config)
+
+
+def with_students(config: DistillConfig, scale: Scale, cells: Iterable[Cell]) -> DistillConfig:
+    """`config`, whose caches are made, with a student for each of `cells`, by `cell_name`; makes the misaligned cache.
+
+    Raises ConfigError for a student of another size where `scale` has none.
+    """
+    cells = list(cells)
+    settings = config.model_dump(mode="json", exclude_unset=True)
+    if any(METHODS[method].cache == MISALIGNED for method, _ in cells):
+        settings["samplings"][MISALIGNED] = settings["samplings"][OURS]
+        if newest_manifest(Store(config.cache_uri(MISALIGNED))) is None:
+            misaligned_copy(config.cache_uri(OURS), config.cache_uri(MISALIGNED))
+    sizes = _sizes(scale, Path(config.storage.root))
+    settings["students"] = {cell_name(cell): _student(cell, sizes) for cell in cells}
+    return validate_config(settings)
 
 
 def cell_name(cell: Cell) -> str:
@@ -67,12 +86,33 @@ def cell_name(cell: Cell) -> str:
     return f"{method}-seed-{seed}"
 
 
-def _student(cell: Cell) -> dict[str, Any]:
+def _student(cell: Cell, sizes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Settings of the student of a cell; seeds differ in initial weights and in the order of windows."""
     name, seed = cell
     method = METHODS[name]
-    cache = {} if method.cache is None else {"sampling": method.cache}
-    return {"objective": dict(method.objective), "train": {"seed": seed}, **cache}
+    if method.size is not None and method.size not in sizes:
+        raise ConfigError(f"this scale has no students of other sizes, which {name} needs: choose another one")
+    size = sizes[method.size] if method.size else {}
+    cache = {"sampling": method.cache} if method.cache else {}
+    train = {**size.get("train", {}), **method.train, "seed": seed}
+    return {**size, "objective": dict(method.objective), "train": train, **cache}
+
+
+def _sizes(scale: Scale, home: Path) -> dict[str, Mapping[str, Any]]:
+    """Settings of the students of other sizes, by name."""
+    small = [_from_scratch(home, name) for name in SIZES] if scale.small else []
+    return dict(zip(SIZES, scale.sizes or small))
+
+
+def _check_same_source(source: SourceConfig, home: Path) -> None:
+    """A home has one source, which a record names: what is there already was made of it."""
+    store, settings = Store(str(home)), located(source).model_dump(mode="json")
+    known = records.read(store, "source.json")
+    if known is None:
+        records.write(store, "source.json", settings)
+    elif known != settings:
+        was, now = (" ".join(filter(None, (one["kind"], one["uri"]))) for one in (known, settings))
+        raise ConfigError(f"{home} was made of the documents of {was}, not of {now}: name those, or another home")
 
 
 def _with_small_models(config: dict[str, Any], small: SmallModels, source: SourceConfig, home: Path) -> dict[str, Any]:
@@ -83,7 +123,8 @@ def _with_small_models(config: dict[str, Any], small: SmallModels, source: Sourc
     if not (teacher / "tokenizer.json").exists():
         _train_tokenizer(text / "teacher.jsonl", small.vocab_size, teacher)
     sizes = {"vocab_size": small.vocab_size, "max_position_embeddings": config["corpus"]["seq_len"]}
-    for name, architecture in (("teacher", small.teacher), ("student", small.student)):
+    students = zip(("student", *SIZES), (small.student, *small.sizes))
+    for name, architecture in (("teacher", small.teacher), *students):
         LlamaConfig(**architecture, **sizes).save_pretrained(home / "architectures" / name)
     corpus = config["corpus"]
     teaching = validate_config(
@@ -159,7 +200,7 @@ def _chosen_rounds(config: DistillConfig, caches: dict[str, Cache]) -> dict[str,
     if missing:
         logits = _probe_logits(config)
         known |= {name: _rounds(logits, cache) for name, cache in missing.items()}
-        records.write(store, "rounds.json", {name: rounds for name, rounds in known.items() if name != "digest"})
+        records.write(store, "rounds.json", known)
     return {
         name: {**cache.sampling} if cache.unique_tokens is None else {**cache.sampling, "num_samples": known[name]}
         for name, cache in caches.items()

@@ -5,12 +5,26 @@ Figures are the paper's: LM loss in nats, everything else in percent. A row with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from rskd.reproduction.methods import CE_WEIGHTS, OURS, RATIOS
+from rskd.reproduction.methods import CE_WEIGHTS, MISALIGNED, OURS, RATIOS, SIZES
 
-METRICS = {"lm_loss": "LM loss", "pct": "% CE to full KD", "ece": "ECE, %", "acceptance": "acceptance, %"}
+TASKS = {
+    "arc_easy": "ARC easy, %",
+    "hellaswag": "HellaSwag, %",
+    "lambada_openai": "LAMBADA OpenAI, %",
+    "lambada_standard": "LAMBADA standard, %",
+    "piqa": "PIQA, %",
+}
+METRICS = {
+    "lm_loss": "LM loss",
+    "pct": "% CE to full KD",
+    "ece": "ECE, %",
+    "acceptance": "acceptance, %",
+    **TASKS,
+    "score": "0-shot score, %",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,8 @@ def _rows(metrics: str, *rows: str) -> tuple[Row, ...]:
 
 
 _SMALL = "3B teacher, 300M student, 10B tokens"
+_LARGE = "8B teacher, 3B student, 100B tokens"
+_PLUS = "ratio-2-ce-0.1"  # of Table 9, the paper's best
 
 TABLE_1 = Table(
     "table1",
@@ -156,11 +172,98 @@ TABLE_12 = Table(
     seeds=1,
 )
 
-TABLES = {table.name: table for table in (TABLE_1, TABLE_2, TABLE_5, TABLE_9, TABLE_10, TABLE_12)}
+TABLE_13 = Table(
+    "table13",
+    "Table 13: contexts of teacher and student",
+    "3B teacher, 300M student; shuffle seeds different and same, the teacher's windows of 1,024 and of 4,096 tokens",
+    _rows(
+        "lm_loss pct",
+        f"Different | {MISALIGNED} | 2.760 79",
+        "Same | random-12 | 2.749 96",
+        "Online | full_kd | - 100",
+    ),
+    seeds=3,
+)
+
+FIGURE_4 = Table(
+    "figure4",
+    "Figure 4: students of other sizes",
+    "8B teacher; students of 100M to 3B; downstream scores, in a plot",
+    (
+        *(Row(f"CE, {size}", f"ce-{size}") for size in SIZES),
+        *(Row(f"Random 12, {size}", f"{OURS}-{size}") for size in SIZES),
+        Row("CE", "ce"),
+        Row("Random 12", OURS),
+    ),
+    seeds=1,
+)
+
+TABLE_6 = Table(
+    "table6",
+    "Table 6: 100B tokens",
+    "3B teacher, 300M student, 100B tokens",
+    _rows(
+        "lm_loss ece acceptance score",
+        "CE | ce | 2.48 0.7 64.6 45.0",
+        "Random 12 | random-12 | 2.48 0.3 65.7 46.2",
+        "Full KD | full_kd | 2.48 0.4 65.8 46.2",
+    ),
+    seeds=1,
+)
+
+TABLE_7 = Table(
+    "table7",
+    "Table 7: a large student",
+    _LARGE,
+    _rows(
+        "lm_loss ece acceptance score",
+        "CE | ce | 2.37 0.3 71.1 55.6",
+        "Top-K 12 | top_k-12 | 2.50 4.7 73.0 56.6",
+        "Top-K 50 | top_k-50 | 2.40 1.8 73.1 57.1",
+        "Random 12 | random-12 | 2.35 0.2 73.2 57.5",
+        f"Random 12, with α and ratio | {_PLUS} | 2.32 1.7 73.5 57.9",
+        "Full KD | full_kd | 2.34 0.2 73.4 57.5",
+    ),
+    seeds=1,
+)
+
+TABLE_19 = Table(
+    "table19",
+    "Table 19: downstream tasks, without fine-tuning",
+    _LARGE,
+    _rows(
+        "arc_easy hellaswag lambada_openai lambada_standard piqa score",
+        "CE | ce | 64.90 56.35 45.64 38.31 72.58 55.56",
+        "Top-K 12 | top_k-12 | 65.07 57.04 47.76 39.86 73.50 56.65",
+        "Top-K 50 | top_k-50 | 65.66 57.80 47.88 40.87 73.50 57.14",
+        "Random 12 | random-12 | 66.29 58.93 47.47 40.99 73.83 57.50",
+        f"Random 12, with α and ratio | {_PLUS} | 68.14 60.82 46.83 39.80 73.99 57.92",
+        "Full KD | full_kd | 66.08 58.76 48.01 40.71 73.88 57.49",
+    ),
+    seeds=1,
+)
+
+TABLES = {
+    table.name: table
+    for table in (
+        TABLE_1,
+        TABLE_2,
+        TABLE_5,
+        TABLE_9,
+        TABLE_10,
+        TABLE_12,
+        TABLE_13,
+        FIGURE_4,
+        TABLE_6,
+        TABLE_7,
+        TABLE_19,
+    )
+}
 
 
-def cells(tables: Mapping[str, Table]) -> list[tuple[str, int]]:
+def cells(tables: Iterable[Table]) -> list[tuple[str, int]]:
     """Method and seed of every student that these tables need, each once, the first seed of all first."""
-    wanted = {(row.method, seed) for table in tables.values() for row in table.rows for seed in range(table.seeds)}
-    order = [row.method for table in tables.values() for row in table.rows]
+    tables = list(tables)
+    wanted = {(row.method, seed) for table in tables for row in table.rows for seed in range(table.seeds)}
+    order = [row.method for table in tables for row in table.rows]
     return sorted(wanted, key=lambda cell: (cell[1], order.index(cell[0])))

@@ -1,29 +1,61 @@
-"""The copy differs in its windows alone, and is refused by everything that is not told."""
+"""The copy has each document with its targets, in other company, and is refused by everything that is not told."""
 
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from made_caches import write_cache
+from made_caches import PARTS, SEQ_LEN, make_corpus, make_head, make_part
 
 from rskd.cache.loader import CacheLoader
 from rskd.cache.misaligned import misaligned_copy
 from rskd.cache.reader import LogitCache
 from rskd.cache.verify import verify
-from rskd.errors import CorruptPartError
+from rskd.cache.writer import CacheWriter
+from rskd.errors import ConfigError, CorruptPartError
+
+END = 0
 
 
 @pytest.fixture
-def copied(tmp_path: Path) -> tuple[str, str]:
-    aligned, misaligned = str(tmp_path / "aligned"), str(tmp_path / "misaligned")
-    write_cache(aligned)
-    misaligned_copy(aligned, misaligned, seed=1)
-    return aligned, misaligned
+def aligned(tmp_path: Path) -> str:
+    return write_documents(str(tmp_path / "aligned"), make_head(), end_every=11)
 
 
-def test_loader_reader_and_verify_refuse_it(copied: tuple[str, str]):
-    aligned, misaligned = copied
+@pytest.fixture
+def misaligned(aligned: str, tmp_path: Path) -> str:
+    misaligned_copy(aligned, str(tmp_path / "misaligned"), seed=1)
+    return str(tmp_path / "misaligned")
+
+
+def write_documents(uri: str, head: dict, *, end_every: int) -> str:
+    """A cache of windows at stride S, with an end of text every so many tokens."""
+    corpus, writer = make_corpus(), CacheWriter(uri, manifest_head=head)
+    for part in corpus:
+        tokens = np.random.default_rng(part.index).integers(1, 300, part.rows * SEQ_LEN + 1, dtype=np.int32)
+        tokens[end_every - 1 :: end_every] = END
+        windows = np.lib.stride_tricks.sliding_window_view(tokens, SEQ_LEN + 1)[::SEQ_LEN]
+        writer.commit_part(part.index, replace(make_part(part), input_ids=windows), corpus_sha256=part.sha256)
+    writer.finish(corpus)
+    return uri
+
+
+def documents(cache: LogitCache, part: int) -> list[tuple]:
+    """Tokens of each document of a part, each with its targets and its statistic."""
+    record = cache.manifest.parts[part]
+    rows = cache.read_rows(np.arange(record.first_row, record.first_row + record.rows))
+    assert rows.targets is not None
+    assert (rows.input_ids[1:, 0] == rows.input_ids[:-1, -1]).all()
+    tokens = rows.input_ids[:, :-1].flatten().tolist()
+    ids, weights = rows.targets.ids.flatten(0, 1).tolist(), rows.targets.weights.flatten(0, 1).tolist()
+    entries = [tuple((i, w) for i, w in zip(*at) if w > 0) for at in zip(ids, weights)]
+    positions = list(zip(tokens, entries, rows.statistics["label_logprob"].flatten().tolist()))
+    ends = [0, *(place + 1 for place, token in enumerate(tokens) if token == END), len(tokens)]
+    return [tuple(positions[start:end]) for start, end in pairwise(ends)]
+
+
+def test_loader_reader_and_verify_refuse_it(aligned: str, misaligned: str):
     assert len(list(zip(range(2), CacheLoader(LogitCache.open(aligned), global_batch=4)))) == 2
     with pytest.raises(CorruptPartError, match="other windows than"):
         next(iter(CacheLoader(LogitCache.open(misaligned), global_batch=4)))
@@ -33,13 +65,24 @@ def test_loader_reader_and_verify_refuse_it(copied: tuple[str, str]):
     assert not verify(misaligned).ok
 
 
-def test_targets_stay_and_every_window_moves(copied: tuple[str, str]):
-    rows = np.arange(12)
-    ours = LogitCache.open(copied[0]).read_rows(rows)
-    theirs = LogitCache.open(copied[1], allow_misaligned=True).read_rows(rows)
-    assert ours.targets is not None
-    assert theirs.targets is not None
-    assert torch.equal(ours.targets.ids, theirs.targets.ids)
-    assert torch.equal(ours.targets.weights, theirs.targets.weights)
-    assert not (ours.input_ids == theirs.input_ids).all(1).any()
-    assert sorted(map(tuple, ours.input_ids.tolist())) == sorted(map(tuple, theirs.input_ids.tolist()))
+@pytest.mark.parametrize("part", range(PARTS))
+def test_documents_keep_their_targets_and_lose_their_place(aligned: str, misaligned: str, part: int):
+    ours = documents(LogitCache.open(aligned), part)
+    theirs = documents(LogitCache.open(misaligned, allow_misaligned=True), part)
+    assert sorted(ours[:-1]) == sorted(theirs[:-1])
+    assert ours[-1] == theirs[-1]
+    assert all(one != other for one, other in zip(ours[:-1], theirs[:-1]))
+
+
+def test_the_compact_layout_keeps_them_too(tmp_path: Path):
+    head = make_head(sampling__layout="compact", tokenizer__most_frequent=[END, 5, 7])
+    uri = write_documents(str(tmp_path / "aligned"), head, end_every=11)
+    misaligned_copy(uri, str(tmp_path / "out"))
+    theirs = LogitCache.open(str(tmp_path / "out"), allow_misaligned=True)
+    assert sorted(documents(LogitCache.open(uri), 0)[:-1]) == sorted(documents(theirs, 0)[:-1])
+
+
+def test_a_part_of_one_document_is_refused(tmp_path: Path):
+    uri = write_documents(str(tmp_path / "aligned"), make_head(), end_every=60)
+    with pytest.raises(ConfigError, match=r"part 0 .* fewer than two documents"):
+        misaligned_copy(uri, str(tmp_path / "out"))

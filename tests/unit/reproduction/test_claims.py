@@ -3,9 +3,33 @@ import pytest
 
 from rskd.reproduction.claims import checked_claims
 
-LOSS = {"ce": 3.0, "top_k-3": 3.2, "top_k-12": 2.9, "random-12": 2.8, "systematic-12": 2.8, "full_kd": 2.8}
-ECE = {"ce": 0.01, "top_k-3": 0.1, "top_k-12": 0.05, "random-12": 0.01, "systematic-12": 0.01, "full_kd": 0.01}
-ACCEPTANCE = {"ce": 0.60, "top_k-3": 0.58, "top_k-12": 0.61, "random-12": 0.62, "systematic-12": 0.62, "full_kd": 0.63}
+LOSS = {
+    "ce": 3.0,
+    "top_k-3": 3.2,
+    "top_k-12": 2.9,
+    "random-12": 2.8,
+    "systematic-12": 2.8,
+    "misaligned-12": 2.82,
+    "full_kd": 2.8,
+}
+ECE = {
+    "ce": 0.01,
+    "top_k-3": 0.1,
+    "top_k-12": 0.05,
+    "random-12": 0.01,
+    "systematic-12": 0.01,
+    "misaligned-12": 0.01,
+    "full_kd": 0.01,
+}
+ACCEPTANCE = {
+    "ce": 0.60,
+    "top_k-3": 0.58,
+    "top_k-12": 0.61,
+    "random-12": 0.62,
+    "systematic-12": 0.62,
+    "misaligned-12": 0.62,
+    "full_kd": 0.63,
+}
 
 
 def _records(seeds: int = 3, **loss: float):
@@ -25,7 +49,7 @@ def _records(seeds: int = 3, **loss: float):
 
 def test_claims_that_hold():
     claims = checked_claims(_records())
-    assert len(claims) == 7
+    assert len(claims) == 8
     assert all(claim.holds for claim in claims)
 
 
@@ -33,6 +57,7 @@ def test_claims_that_hold():
     ("loss", "broken"),
     [
         ({"random-12": 2.83}, "LM loss of random-12 equals"),  # the margin is 0.02
+        ({"misaligned-12": 2.8}, "LM loss is higher where teacher and student read different contexts"),
         ({"systematic-12": 2.81}, "systematic is no worse than random"),
     ],
 )

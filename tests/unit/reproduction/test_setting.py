@@ -1,12 +1,14 @@
 import json
 from pydoc_data.topics import topics
 
+import pytest
 import torch
 from transformers import AutoTokenizer
 
 from rskd.config import SourceConfig
+from rskd.errors import ConfigError
 from rskd.reproduction.methods import Cache
-from rskd.reproduction.setting import _rounds, _split_documents, _train_tokenizer
+from rskd.reproduction.setting import _check_same_source, _rounds, _split_documents, _train_tokenizer
 
 
 def test_documents_are_split_without_loss_overlap_or_duplicates(tmp_path):
@@ -38,3 +40,15 @@ def test_rounds_are_the_least_that_give_the_unique_tokens():
     rounds = _rounds(uniform, Cache({"method": "random"}, 12))
     expected = [64 * (1 - (1 - 1 / 64) ** n) for n in (rounds - 1, rounds)]
     assert expected[0] < 12 <= expected[1]
+
+
+def test_a_home_has_one_source(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").write_text("b")
+    one, other = (SourceConfig(kind="text", uri=str(tmp_path / name)) for name in ("a.txt", "b.txt"))
+    for _ in range(2):
+        _check_same_source(one, tmp_path / "home")
+    with pytest.raises(ConfigError, match=r"documents of text .*a.txt, not of text .*b.txt"):
+        _check_same_source(other, tmp_path / "home")
+    with pytest.raises(ConfigError, match="not of python_docs: name those"):
+        _check_same_source(SourceConfig(kind="python_docs"), tmp_path / "home")
