@@ -2,45 +2,26 @@
 
     python -m flows.gradient_similarity CONFIG.yaml [--student NAME] [--windows N]
 
-training windows, teacher, trained student ─► rskd.evaluation.gradient_similarity ─► table; .json and .html in
-<home>/gradient_similarity. Ray and Prefect have no part in it: a GPU is used where there is one.
+Prints the table, and writes it with a figure into <home>/gradient_similarity. Prefect has no part in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from rskd import records
 from rskd.cli import ConfigArgument, Outcome, SetOption, run_app
-from rskd.config import DistillConfig, load_config
-from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.errors import ConfigError, MissingOutputError
-from rskd.evaluation.figures import gradient_angles
-from rskd.evaluation.gradient_similarity import Similarity, at_equal_unique_tokens, gradient_similarity
-from rskd.html_page import definitions, figure_html, html_page, section, table
-from rskd.provenance import provenance
-from rskd.rng import permutation
-from rskd.storage import Store
-from rskd.student.checkpoint import RESULT_FILE
-from rskd.student.model import load_model
-from rskd.teacher.model_files import resolve_model
-from rskd.teacher.transformers_teacher import TransformersTeacher
-
-NUM_GROUPS = 8  # of the jackknife: twice as many gradients of the student are held in memory
-PAPER = {"top_k 12": "58°, 2.4", "top_k 50": "48°, 1.8", "top_k 300": "30°, 1.3"}  # angle, norm ratio
-_NOTE = (
-    "Angle between the gradient of the parameters and that of full KD, and ratio of their norms; ± one standard error, "
-    "jackknife over groups of windows. The noise of an unbiased method cancels over a batch as the gradients of single "
-    "windows do, bias does not: so compare at equal positions. The paper's batch had about a million; there random "
-    "sampling with 12 unique tokens had 4° and a ratio of 1.0."
+from rskd.config import load_config
+from rskd.jobs.compare_gradients import (
+    COMPARISON_HEAD,
+    GRADIENTS_HEAD,
+    NUM_GROUPS,
+    compare_gradients,
+    comparison_rows,
+    gradient_rows,
 )
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -60,110 +41,16 @@ def main(
     return Outcome(found, "gradient similarity", {"page": found["page"]})
 
 
-def compare_gradients(config: DistillConfig, student: str, *, windows: int) -> dict[str, Any]:
-    """Measure one student over `windows` windows drawn from the training split; write record and page.
-
-    Raises ConfigError for a student or number of windows that is not there, MissingOutputError for what has to be made
-    first.
-    """
-    if student not in config.student_specs:
-        raise ConfigError(f"student {student} is not in students ({', '.join(config.student_specs)}): name one of them")
-    teacher_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
-    corpus = PackedCorpus.open(config.corpus_uri("train"))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batches = _batches(corpus, windows)
-    manifest = corpus.manifest
-    shared: dict[str, Any] = {
-        "vocab_size": manifest.tokenizer["vocab_size"],
-        "end_of_text_id": manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None,
-    }
-    uri = config.student_uri(student)
-    if records.read(Store(uri), RESULT_FILE) is None:
-        raise MissingOutputError(f"student {uri} does not exist: run rskd train --student {student}")
-    with Store(uri).local_copy() as directory:
-        model = load_model(directory, config.student_specs[student].student.attention)
-    torch.nn.Module.to(model, device)
-    teacher = TransformersTeacher.load(config.teacher, model_dir=teacher_dir, device=device)
-    similarities = gradient_similarity(
-        model, partial(teacher.logits, **shared), [batch.to(device) for batch in batches], **shared
-    )
-    found = {
-        "student": student,
-        "teacher": config.teacher.model,
-        "tokens": sum(batch[:, 1:].numel() for batch in batches),
-        "samplings": {row.name: row.to_dict() for row in similarities},
-        "systematic_beside_random": at_equal_unique_tokens(similarities),
-        "provenance": provenance(),
-    }
-    folder = Store(config.home).child("gradient_similarity")
-    records.write(folder, f"{student}.json", found)
-    folder.write(f"{student}.html", _page(config.name, found, similarities).encode())
-    return found | {"page": f"{folder.uri}/{student}.html"}
-
-
-def _batches(corpus: PackedCorpus, windows: int) -> Sequence[Tensor]:
-    """NUM_GROUPS groups of windows int64 [B, S+1], drawn without replacement; a remainder is dropped."""
-    if windows > corpus.num_rows:
-        raise ConfigError(f"--windows {windows} exceeds the {corpus.num_rows} windows of {corpus.uri}: lower it")
-    rows = permutation(corpus.num_rows, seed=0)[: windows // NUM_GROUPS * NUM_GROUPS]
-    return torch.from_numpy(corpus.read_rows(rows.numpy()).input_ids).long().chunk(NUM_GROUPS)
-
-
-def _rows(found: dict[str, Any]) -> list[list[str]]:
-    return [
-        [
-            name,
-            f"{row['unique_tokens']:.1f}",
-            f"{row['angle']:.2f} ± {row['standard_error']['angle']:.2f}",
-            f"{row['norm_ratio']:.3f} ± {row['standard_error']['norm_ratio']:.3f}",
-            PAPER.get(name, "–"),
-        ]
-        for name, row in found["samplings"].items()
-    ]
-
-
-def _comparison(found: dict[str, Any]) -> list[list[str]]:
-    return [
-        [
-            f"systematic {row['num_samples']}",
-            f"{row['unique_tokens']:.1f}",
-            f"{row['angle']:.2f}",
-            f"{row['random_angle']:.2f}",
-            f"{row['ratio']:.3f} ± {row['standard_error']:.3f}",
-        ]
-        for row in found["systematic_beside_random"]
-    ]
-
-
-_HEAD = ("sampling", "unique tokens", "angle, °", "norm ratio", "paper's")
-_COMPARISON_HEAD = ("sampling", "unique tokens", "angle, °", "random's, °", "ratio")
-
-
 def _print(found: dict[str, Any]) -> None:
     console = Console(stderr=True)
     for title, head, rows in (
-        (f"gradients beside full KD, {found['tokens']:,} positions", _HEAD, _rows(found)),
-        ("systematic beside random at equal unique tokens", _COMPARISON_HEAD, _comparison(found)),
+        (f"gradients beside full KD, {found['tokens']:,} positions", GRADIENTS_HEAD, gradient_rows(found)),
+        ("systematic beside random at equal unique tokens", COMPARISON_HEAD, comparison_rows(found)),
     ):
         printed = Table(*head, title=title, title_justify="left")
         for row in rows:
             printed.add_row(*row)
         console.print(printed)
-
-
-def _page(name: str, found: dict[str, Any], similarities: Sequence[Similarity]) -> str:
-    facts = {"Teacher": found["teacher"], "Student": found["student"], "Positions": f"{found['tokens']:,}"}
-    sections = [
-        section("Setting", definitions(facts | found["provenance"])),
-        section("Gradients beside full KD", table(_HEAD, _rows(found), num_text=1), _NOTE),
-        section(
-            "Systematic beside random at equal unique tokens",
-            table(_COMPARISON_HEAD, _comparison(found), num_text=1),
-            "Random's angle is interpolated between its samplings, on logarithmic axes. Below 1: systematic is nearer.",
-        ),
-        section("Figure", figure_html(gradient_angles(similarities))),
-    ]
-    return html_page("gradient similarity", name, sections)
 
 
 if __name__ == "__main__":

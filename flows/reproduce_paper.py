@@ -41,6 +41,7 @@ def reproduce_paper(
     No cell is begun after `hours`; the same call goes on later. `processes` cells run at once.
     """
     from rskd.reproduction.cells import read_cells, run_cells
+    from rskd.reproduction.measurements import measure
     from rskd.reproduction.report import write_report
     from rskd.reproduction.setting import prepare, with_students
 
@@ -52,7 +53,8 @@ def reproduce_paper(
     cache_logits(config)
     config = run_stage("students", with_students, config, size, wanted)
     state = run_stage("cells", run_cells, config, wanted, processes, hours)
-    report = run_stage("report", write_report, config, chosen, read_cells(config, wanted), f"The paper at {scale}")
+    run_stage("gradients and unique tokens", measure, config, size.gradient_windows)
+    report = run_stage("report", write_report, config, chosen, read_cells(config, wanted), scale)
     create_link_artifact(key="reproduction", link=Path(report).absolute().as_uri())
     return {**state, "report": report}
 

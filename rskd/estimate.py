@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -85,14 +84,10 @@ def probe(config: DistillConfig, *, windows: int) -> dict[str, UniqueTokens]:
     num_windows = min(windows, corpus.num_rows)
     found = rounds_against_unique_tokens(_window_logits(teacher, corpus, num_windows))
     facts = provenance() | {"positions": str(num_windows * corpus.seq_len)}
-    methods = {name: asdict(unique) | {"law": asdict(unique.law)} for name, unique in found.items()}
+    methods = {name: unique.to_dict() for name, unique in found.items()}
     home = Store(config.home)
     records.write(home, f"{PROBE}.json", {"of": _probe_inputs(config), "methods": methods, "provenance": facts})
-    laws = {
-        f"{name}, U of N rounds": f"{unique.law.coefficient:.3f}·N^{unique.law.exponent:.3f}, off by at most "
-        f"{unique.largest_error:.1%} from {unique.rounds[0]} to {unique.rounds[-1]} rounds"
-        for name, unique in found.items()
-    }
+    laws = {f"{name}, U of N rounds": unique.described_law for name, unique in found.items()}
     sections = [
         section("Setting", definitions({"Teacher": config.teacher.model} | facts)),
         section("Rounds against unique tokens", figure_html(unique_tokens_by_rounds(found)) + definitions(laws)),

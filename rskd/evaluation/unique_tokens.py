@@ -11,8 +11,9 @@ Shapes: ... any leading shape, B windows, T positions, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +53,15 @@ class UniqueTokens:
     means: tuple[float, ...]
     standard_errors: tuple[float, ...]
 
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> UniqueTokens:
+        """Inverse of `to_dict`."""
+        return cls(**{name: tuple(record[name]) for name in ("rounds", "means", "standard_errors")})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a record keeps it, with the law."""
+        return asdict(self) | {"law": asdict(self.law)}
+
     @property
     def law(self) -> PowerLaw:
         """The power law through the means."""
@@ -62,6 +72,12 @@ class UniqueTokens:
         """Of the law at any of the rounds, relative."""
         law = self.law
         return max(abs(law.unique_tokens(n) / mean - 1) for n, mean in zip(self.rounds, self.means, strict=True))
+
+    @property
+    def described_law(self) -> str:
+        """The law in words, with how far off it is."""
+        fit = f"{self.law.coefficient:.3f}·N^{self.law.exponent:.3f}"
+        return f"{fit}, off by at most {self.largest_error:.1%} from {self.rounds[0]} to {self.rounds[-1]} rounds"
 
 
 def expected_unique_tokens(logits: Tensor, rounds: int, *, method: str, temperature: float = 1.0) -> Tensor:

@@ -8,16 +8,26 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rskd.config import DistillConfig
-from rskd.evaluation.figures import PALETTE, reliability_diagrams, styled
+from rskd.evaluation.figures import PALETTE, reliability_diagrams, styled, unique_tokens_by_rounds
+from rskd.evaluation.unique_tokens import UniqueTokens
 from rskd.html_page import definitions, figure_html, html_page, section, table
+from rskd.jobs.compare_gradients import (
+    COMPARISON_HEAD,
+    GRADIENTS_HEAD,
+    GRADIENTS_NOTE,
+    comparison_rows,
+    gradient_rows,
+)
 from rskd.provenance import provenance
 from rskd.reproduction.cells import Records
 from rskd.reproduction.claims import Claim, checked_claims
+from rskd.reproduction.measurements import Measurements, read_measurements
 from rskd.reproduction.methods import OURS, SIZES
 from rskd.reproduction.results import Ours, summarise
 from rskd.reproduction.statistics import Estimate
@@ -28,15 +38,23 @@ _DIGITS = dict.fromkeys(METRICS, 2) | {"lm_loss": 3, "pct": 0}
 _WITHOUT_A_PAPER = ("lm_loss", "acceptance")  # what a table shows of which the paper prints no figure
 
 
-def write_report(config: DistillConfig, tables: Sequence[Table], records: Records, title: str) -> str:
+def write_report(config: DistillConfig, tables: Sequence[Table], records: Records, scale: str) -> str:
     """Write the three files into the folder of `config`; returns the URI of the page."""
-    ours = summarise(config, records)
-    claims = checked_claims(records)
+    ours, claims, measured = summarise(config, records), checked_claims(records), read_measurements(config)
     store = Store(config.home)
     store.write("results.csv", _csv(tables, ours).encode())
-    store.write("report.md", _markdown(title, tables, ours, claims).encode())
-    store.write("report.html", _page(title, tables, ours, claims, records).encode())
+    store.write("report.md", _markdown(scale, tables, ours, claims, measured).encode())
+    store.write("report.html", _page(scale, tables, ours, claims, measured, records).encode())
     return f"{config.home}/report.html"
+
+
+def _title(scale: str) -> str:
+    return f"The paper at {scale}"
+
+
+def _about(of: Table, scale: str) -> str:
+    command = f"python -m flows.reproduce_paper --scale {scale} --table {of.name}"
+    return f"The paper's setting: {of.setting}. Ours: {command}"
 
 
 def _head(of: Table) -> list[str]:
@@ -86,16 +104,30 @@ def _claim_cells(claim: Claim) -> list[str]:
 _CLAIMS_HEAD = ("claim", "measured", "bound, stated beforehand", "holds")
 _NOTE = (
     "Mean ± standard error over seeds of initial weights and order of windows, from one teacher pass; one seed has no "
-    "error. ∞: the loss diverged. % CE to full KD is taken seed by seed."
+    "error. ∞: the loss diverged. % CE to full KD is taken seed by seed. A command beside a table makes it again, and what "
+    "it needs; --text FOLDER goes with it (rskd/reproduction/README.md)."
 )
 
 
-def _markdown(title: str, tables: Sequence[Table], ours: Mapping[str, Ours], claims: Sequence[Claim]) -> str:
+def _markdown(
+    scale: str,
+    tables: Sequence[Table],
+    ours: Mapping[str, Ours],
+    claims: Sequence[Claim],
+    measured: Measurements,
+) -> str:
     facts = "\n".join(f"- {name}: {value}" for name, value in provenance().items())
-    parts = [f"# {title}\n\n{facts}\n\n{_NOTE}\n"]
+    parts = [f"# {_title(scale)}\n\n{facts}\n\n{_NOTE}\n"]
     for each in tables:
         rows = [_cells_of(row, each, ours) for row in each.rows]
-        parts.append(f"## {each.title}\n\nPaper: {each.setting}.\n\n{_markdown_table(_head(each), rows)}\n")
+        parts.append(f"## {each.title}\n\n{_about(each, scale)}\n\n{_markdown_table(_head(each), rows)}\n")
+    if measured.gradients:
+        gradients = _markdown_table(GRADIENTS_HEAD, gradient_rows(measured.gradients))
+        beside = _markdown_table(COMPARISON_HEAD, comparison_rows(measured.gradients))
+        parts.append(f"## {_table_3(measured.gradients)}\n\n{GRADIENTS_NOTE}\n\n{gradients}\n\n{beside}\n")
+    if measured.unique_tokens:
+        laws = "\n".join(f"- {name}: {law}" for name, law in _laws(measured.unique_tokens).items())
+        parts.append(f"## {_FIGURE_5}\n\n{laws}\n")
     if claims:
         parts.append(f"## Claims\n\n{_markdown_table(_CLAIMS_HEAD, map(_claim_cells, claims))}\n")
     return "\n".join(parts)
@@ -106,14 +138,23 @@ def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _page(
-    title: str, tables: Sequence[Table], ours: Mapping[str, Ours], claims: Sequence[Claim], records: Records
+    scale: str,
+    tables: Sequence[Table],
+    ours: Mapping[str, Ours],
+    claims: Sequence[Claim],
+    measured: Measurements,
+    records: Records,
 ) -> str:
     sections = [section("Setting", definitions(provenance()), _NOTE)]
     if claims:
         sections.append(section("Claims", table(_CLAIMS_HEAD, map(_claim_cells, claims), num_text=4)))
     for each in tables:
         rows = [_cells_of(row, each, ours) for row in each.rows]
-        sections.append(section(each.title, table(_head(each), rows, num_text=1), f"Paper: {each.setting}."))
+        sections.append(section(each.title, table(_head(each), rows, num_text=1), _about(each, scale)))
+    if measured.gradients:
+        gradients = table(GRADIENTS_HEAD, gradient_rows(measured.gradients), num_text=1)
+        beside = table(COMPARISON_HEAD, comparison_rows(measured.gradients), num_text=1)
+        sections.append(section(_table_3(measured.gradients), gradients + beside, GRADIENTS_NOTE))
     shown = {
         m: record["metrics"]
         for (m, seed), record in records.items()
@@ -124,7 +165,25 @@ def _page(
     sections.append(section("Figure 3b: calibration by unique tokens", figure_html(_ece_by_unique_tokens(ours))))
     if any(f"{OURS}-{size}" in ours for size in SIZES):
         sections.append(section("Figure 4: gain over CE by size of student", figure_html(_gain_by_size(ours))))
-    return html_page("reproduction", title, sections)
+    if measured.unique_tokens:
+        figure = figure_html(unique_tokens_by_rounds(_unique_tokens(measured.unique_tokens)))
+        sections.append(section(_FIGURE_5, figure + definitions(_laws(measured.unique_tokens))))
+    return html_page("reproduction", _title(scale), sections)
+
+
+_FIGURE_5 = "Figure 5: unique tokens of sampling rounds"
+
+
+def _table_3(gradients: Mapping[str, Any]) -> str:
+    return f"Table 3: gradients beside full KD, {gradients['tokens']:,} positions"
+
+
+def _laws(record: Mapping[str, Any]) -> dict[str, str]:
+    return {f"{name}, U of N rounds": found.described_law for name, found in _unique_tokens(record).items()}
+
+
+def _unique_tokens(record: Mapping[str, Any]) -> dict[str, UniqueTokens]:
+    return {name: UniqueTokens.from_dict(one) for name, one in record["methods"].items()}
 
 
 _IN_FIGURE_3A = ("ce", "top_k-12", "top_k-50", "random-12", "systematic-12", "full_kd")

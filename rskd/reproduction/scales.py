@@ -28,6 +28,7 @@ class Scale:
     small: SmallModels | None = None
     sizes: tuple[Mapping[str, Any], ...] = ()  # `StudentSpec` of other students, one for each of SIZES
     tables: tuple[str, ...] = tuple(TABLES)  # made by default
+    gradient_windows: int = 1024  # in the batch of Table 3
 
 
 def _llama(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, Any]:
@@ -115,5 +116,6 @@ SCALES: dict[str, Scale] = {
             sizes=(_llama(8, 1, 2, 16), _llama(24, 1, 2, 48), _llama(32, 1, 2, 64)),
             train_teacher=_ON_ONE_CORE | {"steps": 20, "global_batch": 8, "lr": 1e-2, "min_lr": 1e-3},
         ),
+        gradient_windows=16,
     ),
 }

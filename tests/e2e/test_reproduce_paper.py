@@ -31,11 +31,16 @@ def _run(home: Path, *options: str) -> dict:
 def test_a_table_is_made_in_two_calls(tmp_path: Path):
     first = _run(tmp_path, "--table", "table10", "--hours", "0")
     assert (first["done"], first["left"]) == (0, 4)
-    second = _run(tmp_path, "--table", "table10")
-    assert (second["done"], second["left"]) == (4, 0)
+    second = _run(tmp_path, "--table", "table10", "--table", "table13")
+    assert (second["done"], second["left"]) == (13, 0)
     with (tmp_path / "students" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     ours = {row["row"]: float(row["value"]) for row in rows if row["source"] == "ours" and row["metric"] == "lm_loss"}
-    assert set(ours) == {"t = 0", "t = 0.8", "t = 1", "t = 1.2"}
+    assert set(ours) == {"t = 0", "t = 0.8", "t = 1", "t = 1.2", "Different", "Same", "Online"}
     assert all(0 < loss < 8 for loss in ours.values())
-    assert "| t = 0.8 | 1 |" in (tmp_path / "students" / "report.md").read_text()
+    assert ours["Different"] != ours["Same"]
+    report = (tmp_path / "students" / "report.md").read_text()
+    assert "| t = 0.8 | 1 |" in report
+    assert "| Different | 3 |" in report
+    assert "## Table 3: gradients beside full KD, 512 positions" in report
+    assert "## Figure 5" in report
