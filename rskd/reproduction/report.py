@@ -104,8 +104,8 @@ def _claim_cells(claim: Claim) -> list[str]:
 _CLAIMS_HEAD = ("claim", "measured", "bound, stated beforehand", "holds")
 _NOTE = (
     "Mean ± standard error over seeds of initial weights and order of windows, from one teacher pass; one seed has no "
-    "error. ∞: the loss diverged. % CE to full KD is taken seed by seed. A command beside a table makes it again, and what "
-    "it needs; --text FOLDER goes with it (rskd/reproduction/README.md)."
+    "error. ∞: the loss diverged. % CE to full KD is taken seed by seed. The command of a table makes it again, with "
+    "--text FOLDER (rskd/reproduction/README.md)."
 )
 
 
