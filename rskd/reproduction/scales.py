@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rskd.reproduction.tables import TABLES, TASKS
@@ -47,22 +47,36 @@ _ON_ONE_CORE = {"workers": 0, "threads_per_worker": 1, "precision": "float32", "
 _ON_GPUS = {"workers": 8, "gpus_per_worker": 1}
 _TEACHER_3B = {"model": "meta-llama/Llama-3.2-3B", "workers": 8, "gpus_per_worker": 1}
 
+# A teacher of 3.0M parameters on 8.2M tokens, students of 0.6M on 2.4M.
+_SMALL_CORPUS = {"seq_len": 256, "eval_windows": 256, "max_windows": 9600, "windows_per_part": 256}
+_SMALL_TRAIN = _ON_ONE_CORE | {"steps": 600, "lr": 3e-3, "min_lr": 3e-4, "checkpoint_every": 600}
+_SMALL_MODELS = SmallModels(
+    vocab_size=4096,
+    teacher=_llama(256, 3, 4, 512),
+    student=_llama(96, 2, 4, 256),
+    sizes=(_llama(48, 2, 4, 128), _llama(144, 2, 4, 384), _llama(192, 2, 4, 512)),
+    train_teacher=_ON_ONE_CORE
+    | {"threads_per_worker": 2, "steps": 2000, "lr": 2e-3, "min_lr": 2e-4, "checkpoint_every": 100},
+)
+
 SCALES: dict[str, Scale] = {
-    # A teacher of 3.0M parameters on 8.2M tokens, students of 0.6M on 2.4M.
     "cpu-small": Scale(
         {
-            "corpus": {"seq_len": 256, "eval_windows": 256, "max_windows": 9600, "windows_per_part": 256},
+            "corpus": _SMALL_CORPUS,
             "teacher": {"dtype": "float32", "workers": 2, "threads_per_worker": 1},
-            "train": _ON_ONE_CORE | {"steps": 600, "lr": 3e-3, "min_lr": 3e-4, "checkpoint_every": 600},
+            "train": _SMALL_TRAIN,
         },
-        SmallModels(
-            vocab_size=4096,
-            teacher=_llama(256, 3, 4, 512),
-            student=_llama(96, 2, 4, 256),
-            sizes=(_llama(48, 2, 4, 128), _llama(144, 2, 4, 384), _llama(192, 2, 4, 512)),
-            train_teacher=_ON_ONE_CORE
-            | {"threads_per_worker": 2, "steps": 2000, "lr": 2e-3, "min_lr": 2e-4, "checkpoint_every": 100},
-        ),
+        _SMALL_MODELS,
+    ),
+    # The same on one GPU.
+    "gpu-1": Scale(
+        {
+            "corpus": _SMALL_CORPUS,
+            "teacher": {"dtype": "float32", "gpus_per_worker": 1},
+            "train": _SMALL_TRAIN | {"gpus_per_worker": 1},
+            "evaluate": {"gpus": 1},
+        },
+        replace(_SMALL_MODELS, train_teacher={**_SMALL_MODELS.train_teacher, "gpus_per_worker": 1}),
     ),
     # Paper, Table 14; its own teacher was not published.
     "paper": Scale(
