@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from made_corpora import write_corpus
 
-from flows.gradient_similarity import compare_gradients
 from rskd import records
 from rskd.config import DistillConfig, validate_config
 from rskd.errors import ConfigError, MissingOutputError
+from rskd.jobs.compare_gradients import compare_gradients
 from rskd.storage import Store
 from rskd.student.checkpoint import RESULT_FILE
 
