@@ -2,21 +2,26 @@
 
     cell ─► train_student ─► held-out windows, beside the teacher ─► cells/<cell>.json
 
-A cell whose record is there and was made with the same settings is skipped, so a matrix can be stopped at any time.
+A cell whose record is there, made with the same settings from the same corpus, teacher and cache, is skipped: a matrix
+can be stopped at any time, and records can be carried to where everything is made again bit for bit.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import lru_cache
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from rskd import records
+from rskd.cache.reader import LogitCache
 from rskd.config import DistillConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.evaluation.language_modeling import TEACHER
@@ -28,7 +33,7 @@ from rskd.provenance import provenance
 from rskd.reproduction.setting import Cell, cell_name
 from rskd.storage import Store
 from rskd.student.trainer import NonFiniteError
-from rskd.teacher.model_files import resolve_model
+from rskd.teacher.model_files import resolve_model, weights_fingerprint
 
 CELLS_FOLDER = "cells"
 
@@ -76,19 +81,32 @@ def _run_before(deadline: float, config: DistillConfig, cell: Cell) -> bool:
 
 
 def _recipe(config: DistillConfig, cell: Cell) -> dict[str, Any]:
-    """What the record of a cell depends on, beside the corpus, the cache and the teacher of the same folder."""
+    """What the record of a cell depends on: settings, and the content, wherever it lies, of what it was made from."""
     spec = config.student_specs[cell_name(cell)]
-    sampling = config.cache_samplings[spec.sampling] if spec.objective.kind == "sparse_kd" else None
+    settings = spec.model_dump(mode="json")
+    architecture = Path(spec.student.model or "", "config.json")
+    if architecture.is_file():
+        settings["student"]["model"] = records.digest(json.loads(architecture.read_text()))
+    cache = LogitCache.open(config.cache_uri(spec.sampling)) if spec.objective.kind == "sparse_kd" else None
     return {
-        "spec": spec.model_dump(mode="json"),
-        "sampling": sampling and sampling.model_dump(mode="json"),
+        "spec": settings,
         "evaluate": config.evaluate.model_dump(mode="json"),
+        "cache": cache and records.digest({"parts": [part.sha256 for part in cache.manifest.parts]}),
+        "corpus": [PackedCorpus.open(config.corpus_uri(split)).manifest.fingerprint for split in ("train", "eval")],
+        "teacher": _fingerprint(_teacher_dir(config)),
     }
+
+
+_fingerprint = lru_cache(weights_fingerprint)
 
 
 def _is_done(config: DistillConfig, cell: Cell) -> bool:
     record = read_cells(config, [cell]).get(cell)
     return record is not None and record["recipe"] == _recipe(config, cell)
+
+
+def _teacher_dir(config: DistillConfig) -> str:
+    return resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
 
 
 def run_cell(config: DistillConfig, cell: Cell) -> None:
@@ -108,8 +126,7 @@ def run_cell(config: DistillConfig, cell: Cell) -> None:
 def _evaluate(config: DistillConfig, student: str) -> dict[str, Any]:
     """Metrics of the student: on the held-out windows, and of each window so that students can be paired; of tasks."""
     corpus = PackedCorpus.open(config.corpus_uri("eval"))
-    model_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
-    run = evaluation_run(config, corpus, model_dir, [student])
+    run = evaluation_run(config, corpus, _teacher_dir(config), [student])
     comparison = comparison_of_models(run)
     for batch in held_out_batches(run):
         comparison.add(batch)
