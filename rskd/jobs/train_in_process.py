@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from rskd.jobs.training_run import TrainingRun, WriteCheckpoint, train_run
 from rskd.storage import Store
@@ -35,8 +35,9 @@ def train_in_process(run: TrainingRun, checkpoints: Store, record: Log) -> Store
             _remove(checkpoints.child(_name(old)))
 
     with ExitStack() as stack:
-        disable_progress_bar()  # Transformers' own, one for each checkpoint
-        stack.callback(enable_progress_bar)
+        if is_progress_bar_enabled():  # Transformers' own, one for each checkpoint
+            disable_progress_bar()
+            stack.callback(enable_progress_bar)
         done = _steps(checkpoints)
         restored = Path(stack.enter_context(checkpoints.child(_name(done[-1])).local_copy())) if done else None
         train_run(run, restored, device=device, record=record, save=save)

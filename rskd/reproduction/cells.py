@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from rskd import records
 from rskd.cache.reader import LogitCache
@@ -71,6 +72,7 @@ def read_cells(config: DistillConfig, cells: Sequence[Cell]) -> Records:
 def _without_bars() -> None:
     """Several processes would draw their progress bars over each other."""
     os.environ["TTY_COMPATIBLE"] = "0"  # Rich's: stderr is no terminal
+    disable_progress_bar()  # Transformers'
 
 
 def _run_before(deadline: float, config: DistillConfig, cell: Cell) -> bool:
