@@ -28,7 +28,7 @@ class Scale:
     small: SmallModels | None = None
     sizes: tuple[Mapping[str, Any], ...] = ()  # `StudentSpec` of other students, one for each of SIZES
     tables: tuple[str, ...] = tuple(TABLES)  # made by default
-    gradient_windows: int = 1024  # in the batch of Table 3
+    gradient_windows: int = 512  # in the batch of Table 3
 
 
 def _llama(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, Any]:
