@@ -101,8 +101,14 @@ def gradient_rows(found: Mapping[str, Any]) -> list[list[str]]:
             f"{row['norm_ratio']:.3f} ± {row['standard_error']['norm_ratio']:.3f}",
             PAPER.get(name, "–"),
         ]
-        for name, row in found["samplings"].items()
+        for name, row in sorted(found["samplings"].items(), key=_by_method_and_size)
     ]
+
+
+def _by_method_and_size(item: tuple[str, Mapping[str, Any]]) -> tuple[bool, str, float]:
+    name, row = item
+    method = name.split()[0]
+    return method != "top_k", method, row["unique_tokens"]
 
 
 def comparison_rows(found: Mapping[str, Any]) -> list[list[str]]:

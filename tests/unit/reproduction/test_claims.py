@@ -71,3 +71,12 @@ def test_one_seed_tests_nothing_and_a_diverged_student_is_no_seed():
     for seed in range(3):
         records["random-12", seed] = {"diverged": "loss is not finite"}
     assert not [claim for claim in checked_claims(records) if "random-12" in claim.text]
+
+
+def test_a_pair_of_one_seed_hides_no_other():
+    records = _records()
+    for method in ("random", "systematic"):
+        records[f"{method}-2.4", 0] = records[f"{method}-12", 0]
+    assert [c.text for c in checked_claims(records) if "systematic is no worse" in c.text] == [
+        "systematic is no worse than random at 12 unique tokens"
+    ]
