@@ -131,7 +131,7 @@ SCALES: dict[str, Scale] = {
     # The smallest that goes the whole way: it separates nothing.
     "tiny": Scale(
         {
-            "corpus": {"seq_len": 32, "eval_windows": 8, "max_windows": 64, "windows_per_part": 32},
+            "corpus": {"seq_len": 32, "eval_windows": 8, "max_windows": 512, "windows_per_part": 512},
             "teacher": {"dtype": "float32", "threads_per_worker": 1},
             "train": _ON_ONE_CORE | {"steps": 6, "global_batch": 8, "lr": 1e-2, "min_lr": 1e-3},
         },
