@@ -29,8 +29,11 @@ def train_in_process(run: TrainingRun, checkpoints: Store, record: Log) -> Store
             write(Path(folder))
             target = checkpoints.child(_name(step))
             target.fs.makedirs(target.path, exist_ok=True)
-            for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == TRAINER_FILE):
-                target.fs.put_file(str(file), target.full_path(file.name))
+            for file in Path(folder).iterdir():
+                if file.name != TRAINER_FILE:
+                    with target.explained(file.name, writing=True):
+                        target.fs.put_file(str(file), target.full_path(file.name))
+            target.write(TRAINER_FILE, Path(folder, TRAINER_FILE).read_bytes())
         for old in _steps(checkpoints)[:-_KEPT]:
             _remove(checkpoints.child(_name(old)))
 
