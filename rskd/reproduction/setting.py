@@ -105,10 +105,14 @@ def _sizes(scale: Scale, home: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def _check_same_source(source: SourceConfig, home: Path) -> None:
-    """A home has one source, which a record names: what is there already was made of it."""
+    """A home has one source, which a record names: what is there already was made of it.
+
+    Raises ConfigError for another one, and for one that does not exist or is empty.
+    """
     store, settings = Store(str(home)), located(source).model_dump(mode="json")
     known = records.read(store, "source.json")
     if known is None:
+        list_files(source)  # a wrong path binds no home
         records.write(store, "source.json", settings)
     elif known != settings:
         was, now = (" ".join(filter(None, (one["kind"], one["uri"]))) for one in (known, settings))

@@ -46,6 +46,8 @@ def test_a_home_has_one_source(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").write_text("b")
     one, other = (SourceConfig(kind="text", uri=str(tmp_path / name)) for name in ("a.txt", "b.txt"))
+    with pytest.raises(ConfigError):
+        _check_same_source(SourceConfig(kind="text", uri=str(tmp_path / "absent.txt")), tmp_path / "home")
     for _ in range(2):
         _check_same_source(one, tmp_path / "home")
     with pytest.raises(ConfigError, match=r"documents of text .*a.txt, not of text .*b.txt"):
