@@ -250,3 +250,4 @@ def test_documents_in_other_company_are_refused_unless_told_and_fail_even_then(
         values = measure(LogitCache.open(uri, allow_misaligned=True), teacher, wider, rows=8)
         found = judge(values, fingerprint_matches=True)
         assert (found.ok, found.unbiased) == (passes, passes)
+        assert found.aligned or not passes
