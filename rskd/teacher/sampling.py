@@ -4,7 +4,8 @@
               float32    float32           float64 (Distribution)     pick                   float64 running sum
 
 A row costs a float32 softmax and one more pass, the sums of its blocks; only the blocks that a point hits are summed
-id by id. float64 logits stay in float64 throughout: with them the same code is its own reference.
+id by id, or all of them, once for all samplings, where points are many for the vocabulary. float64 logits stay in
+float64 throughout: with them the same code is its own reference.
 
 Rounding. What is sampled is a p' that is p but for float32: each p'_i within about 1e-6 of itself, half the sum of
 |p'_i - p_i| about 5e-8, so E[w] = p to well below what any number of draws could show. The running sum is off by some
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -147,7 +149,13 @@ def rows_per_slice(vocab_size: int, samplings: Iterable[Sampling], device: torch
     if device.type != "cpu":
         return SLICE_ROWS_GPU
     draws = max((sampling.num_samples for sampling in samplings), default=0)
-    return max(1, SLICE_BYTES_CPU // (_FLOAT32_BYTES * vocab_size + _FLOAT64_BYTES * BLOCK * draws))
+    summed = vocab_size if _sums_whole_rows(draws, vocab_size) else BLOCK * draws
+    return max(1, SLICE_BYTES_CPU // (_FLOAT32_BYTES * vocab_size + _FLOAT64_BYTES * summed))
+
+
+def _sums_whole_rows(num_points: int, vocab_size: int) -> bool:
+    """Whether so many points hit blocks that all of a row are summed sooner."""
+    return num_points * BLOCK > vocab_size
 
 
 def concatenate(parts: list[Drawn]) -> Drawn:
@@ -203,11 +211,33 @@ class Distribution:
         block = torch.searchsorted(self.block_cdf, aim, right=True).clamp_(max=last)
         start = F.pad(self.block_cdf, (1, 0)).gather(1, block)
         share = (aim - start) / (self.block_cdf.gather(1, block) - start)
+        find = self._find_in_row if _sums_whole_rows(u.shape[1], self.logits.shape[-1]) else self._find_in_blocks
+        return (block * BLOCK + find(block, share)).clamp_(max=self.logits.shape[-1] - 1)
+
+    # The end of a block's running sum may be off `block_cdf` by rounding: hence points as shares of their blocks.
+
+    def _find_in_blocks(self, block: Tensor, share: Tensor) -> Tensor:
+        """Places within `block` [R, N] of the points at `share` of its mass, by summing the blocks that are hit."""
         hit = self.masses[torch.arange(len(block), device=block.device)[:, None], block]
-        within = hit.cumsum(-1, dtype=torch.float64)  # its end may be off the block's sum by rounding: hence shares
+        within = hit.cumsum(-1, dtype=torch.float64)
         end = within[..., -1:]
-        inner = torch.searchsorted(within, _below(share[..., None] * end, end), right=True)[..., 0]
-        return (block * BLOCK + inner).clamp_(max=self.logits.shape[-1] - 1)
+        return torch.searchsorted(within, _below(share[..., None] * end, end), right=True)[..., 0]
+
+    def _find_in_row(self, block: Tensor, share: Tensor) -> Tensor:
+        """The same places, by bisection of sums that all samplings share."""
+        within, first = self._within_blocks, block * BLOCK
+        end = within.gather(1, first + (BLOCK - 1))
+        aim = _below(share * end, end)
+        step, place = BLOCK // 2, first
+        while step:
+            place = place + step * (within.gather(1, place + (step - 1)) <= aim)
+            step //= 2
+        return place - first
+
+    @cached_property
+    def _within_blocks(self) -> Tensor:
+        """Running sums within each block, float64 [R, ⌈V/BLOCK⌉·BLOCK]."""
+        return self.masses.cumsum(-1, dtype=torch.float64).flatten(1)
 
 
 class RowResults:

@@ -25,6 +25,12 @@ def logits_of(*shape: int, scale: float = 2.0) -> torch.Tensor:
     return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.fixture(params=["blocks", "rows"])
+def summed(request, monkeypatch):
+    """What is summed for the points, whatever their number: the blocks that they hit, or whole rows."""
+    monkeypatch.setattr(sampling, "_sums_whole_rows", lambda num_points, vocab_size: request.param == "rows")
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_targets_are_canonical_and_deterministic(name):
     targets = sample_targets(logits_of(4, 5, 333), **options(name))
@@ -122,6 +128,7 @@ def test_temperature_zero_draws_masked_ids_never_and_survives_underflow():
     torch.testing.assert_close(targets.mass, torch.ones(200))
 
 
+@pytest.mark.usefixtures("summed")
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("allowed", [[0], [128], [999], [127, 128], [3, 500, 900]])
 def test_masked_ids_are_never_drawn(name, allowed):
@@ -131,6 +138,19 @@ def test_masked_ids_are_never_drawn(name, allowed):
     assert set(dense.nonzero()[:, 1].tolist()) <= set(allowed)
 
 
+@pytest.mark.parametrize("vocab_size", [3, 128, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_few_and_many_points_fall_on_the_same_ids(vocab_size, dtype):
+    logits = logits_of(33, vocab_size, scale=3).to(dtype)
+    logits[:, ::7] = -torch.inf
+    points = torch.rand(33, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    many = sampling.Distribution.of(logits).invert(points)
+    few = [sampling.Distribution.of(logits).invert(point) for point in points.split(1, dim=1)]
+    assert [sampling._sums_whole_rows(n, vocab_size) for n in (1, 60)] == [vocab_size < 128, True]
+    assert torch.equal(torch.cat(few, 1), many)
+
+
+@pytest.mark.usefixtures("summed")
 def test_a_point_on_the_end_of_the_distribution_falls_on_the_last_id_with_mass():
     logits = torch.full((1, 300), -torch.inf)
     logits[0, [5, 140]] = 0.0
