@@ -47,7 +47,7 @@ def reproduce_paper(
 
     size = _scale(scale)
     usual, chosen = _tables(size.tables), _tables(tables or size.tables)
-    wanted = cells(chosen)
+    wanted = cells(chosen, size.more_seeds)
     methods = {row.method for table in (*usual, *chosen) for row in table.rows}  # whose caches one teacher pass makes
     config = run_stage("prepare", prepare, size, source, Path(home), methods)
     cache_logits(config)

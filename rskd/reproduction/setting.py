@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,17 @@ _MOST_ROUNDS = 2**16
 _END_OF_TEXT = "<|endoftext|>"
 
 
-def prepare(scale: Scale, source: SourceConfig, home: Path, methods: Iterable[str]) -> DistillConfig:
+def prepare(scale: Scale, source: SourceConfig, home: Path, methods: Collection[str]) -> DistillConfig:
     """Make text, tokenizer and teacher, pack the corpus, and choose the rounds of each sampler.
 
     The result names the caches that `methods` need; they are still to be made. Raises ConfigError for a source without
-    documents, and for another one than `home` was begun with.
+    documents, for another one than `home` was begun with, and for a student of a size that `scale` has not.
     """
+    other_sizes = sorted(name for name in methods if METHODS[name].size)
+    if other_sizes and scale.small is None and not scale.sizes:
+        raise ConfigError(
+            f"this scale has no students of other sizes, which {other_sizes[0]} needs: choose another one"
+        )
     _check_same_source(source, home)
     config: dict[str, Any] = {**scale.config, "name": "students", "storage": {"root": str(home)}}
     config["corpus"] = {**scale.config["corpus"], "source": source.model_dump(exclude_none=True, exclude_defaults=True)}
@@ -65,10 +70,7 @@ def prepare(scale: Scale, source: SourceConfig, home: Path, methods: Iterable[st
 
 
 def with_students(config: DistillConfig, scale: Scale, cells: Iterable[Cell]) -> DistillConfig:
-    """`config`, whose caches are made, with a student for each of `cells`, by `cell_name`; makes the misaligned cache.
-
-    Raises ConfigError for a student of another size where `scale` has none.
-    """
+    """`config`, whose caches are made, with a student for each cell, by `cell_name`; makes the misaligned cache."""
     cells = list(cells)
     settings = config.model_dump(mode="json", exclude_unset=True)
     if any(METHODS[method].cache == MISALIGNED for method, _ in cells):
@@ -90,8 +92,6 @@ def _student(cell: Cell, sizes: Mapping[str, Mapping[str, Any]]) -> dict[str, An
     """Settings of the student of a cell; seeds differ in initial weights and in the order of windows."""
     name, seed = cell
     method = METHODS[name]
-    if method.size is not None and method.size not in sizes:
-        raise ConfigError(f"this scale has no students of other sizes, which {name} needs: choose another one")
     size = sizes[method.size] if method.size else {}
     cache = {"sampling": method.cache} if method.cache else {}
     train = {**size.get("train", {}), **method.train, "seed": seed}

@@ -261,9 +261,13 @@ TABLES = {
 }
 
 
-def cells(tables: Iterable[Table]) -> list[tuple[str, int]]:
-    """Method and seed of every student that these tables need, each once, the first seed of all first."""
+def cells(tables: Iterable[Table], more_seeds: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Method and seed of every student that these tables need, each once, the first seed of all first.
+
+    A method of `more_seeds` has so many where its table has less.
+    """
     tables = list(tables)
-    wanted = {(row.method, seed) for table in tables for row in table.rows for seed in range(table.seeds)}
+    rows = [(row.method, table.seeds) for table in tables for row in table.rows]
+    wanted = {(method, seed) for method, least in rows for seed in range(max(least, more_seeds.get(method, 0)))}
     order = [row.method for table in tables for row in table.rows]
     return sorted(wanted, key=lambda cell: (cell[1], order.index(cell[0])))

@@ -8,7 +8,8 @@ from transformers import AutoTokenizer
 from rskd.config import SourceConfig
 from rskd.errors import ConfigError
 from rskd.reproduction.methods import Cache
-from rskd.reproduction.setting import _check_same_source, _rounds, _split_documents, _train_tokenizer
+from rskd.reproduction.scales import SCALES
+from rskd.reproduction.setting import _check_same_source, _rounds, _split_documents, _train_tokenizer, prepare
 
 
 def test_documents_are_split_without_loss_overlap_or_duplicates(tmp_path):
@@ -40,6 +41,12 @@ def test_rounds_are_the_least_that_give_the_unique_tokens():
     rounds = _rounds(uniform, Cache({"method": "random"}, 12))
     expected = [64 * (1 - (1 - 1 / 64) ** n) for n in (rounds - 1, rounds)]
     assert expected[0] < 12 <= expected[1]
+
+
+def test_a_student_of_another_size_is_refused_where_the_scale_has_none(tmp_path):
+    with pytest.raises(ConfigError, match="no students of other sizes, which ce-size-1 needs"):
+        prepare(SCALES["paper"], SourceConfig(kind="python_docs"), tmp_path, {"ce", "ce-size-1"})
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_home_has_one_source(tmp_path):

@@ -1,7 +1,4 @@
-import pytest
-
 from rskd.config import validate_config
-from rskd.errors import ConfigError
 from rskd.reproduction.methods import CACHES, METHODS, MISALIGNED, OURS, SIZES
 from rskd.reproduction.setting import _student, cell_name
 from rskd.reproduction.tables import TABLES, cells
@@ -14,15 +11,21 @@ def test_every_row_has_its_method_and_every_method_its_cache_and_its_row():
 
 
 def test_a_cell_that_several_tables_need_comes_once_with_the_most_seeds():
-    both = cells([TABLES["table1"], TABLES["table12"]])
+    both = cells([TABLES["table1"], TABLES["table12"]], {})
     assert len(both) == len(set(both))
     assert [seed for method, seed in both if method == "ce"] == [0, 1, 2]
     assert [seed for method, seed in both if method == "divergence-l1"] == [0]
     assert [seed for _, seed in both] == sorted(seed for _, seed in both)
 
 
+def test_a_method_has_more_seeds_where_its_tables_have_less():
+    usual, more = (cells([TABLES["table1"], TABLES["table12"]], seeds) for seeds in ({}, {"ce": 2, "random-12": 5}))
+    assert set(more) - set(usual) == {("random-12", seed) for seed in (1, 2, 3, 4)}
+    assert set(usual) < set(more)
+
+
 def test_all_cells_are_students_of_one_valid_configuration():
-    every = cells(TABLES.values())
+    every = cells(TABLES.values(), {})
     caches = {
         name: {**cache.sampling, **({"num_samples": 8} if cache.unique_tokens else {})}
         for name, cache in CACHES.items()
@@ -44,8 +47,3 @@ def test_all_cells_are_students_of_one_valid_configuration():
     assert not config.student_specs["random-12-seed-2"].train.allow_misaligned
     of_size = config.student_specs["random-12-size-1-seed-0"]
     assert (of_size.student.preset, of_size.train.steps, of_size.sampling) == ("100m", 7, OURS)
-
-
-def test_a_student_of_another_size_is_refused_where_the_scale_has_none():
-    with pytest.raises(ConfigError, match="no students of other sizes, which ce-size-1 needs"):
-        _student(("ce-size-1", 0), {})
