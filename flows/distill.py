@@ -53,7 +53,9 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     finished(num_stages)
 
     create_link_artifact(key="report", link=Path(report).absolute().as_uri() if "://" not in report else report)
-    create_link_artifact(key="mlflow", link=distillation(config).url, description="MLflow runs of this distillation")
+    if config.tracking.enabled:
+        url = distillation(config).url
+        create_link_artifact(key="mlflow", link=url, description="MLflow runs of this distillation")
     return {"corpus": corpus, "caches": caches, "students": trained, "metrics": metrics, "report": report}
 
 

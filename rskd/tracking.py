@@ -12,6 +12,7 @@ import functools
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,7 @@ LOCAL_UI = "http://127.0.0.1:5000"  # where `mlflow server` serves a store that 
 _DISTILLATION, _STAGE, _STUDENT = "rskd.distillation", "rskd.stage", "rskd.student"
 _SPEED = "tokens_per_s"
 _METRICS_PER_BATCH, _PARAMS_PER_BATCH, _DIGEST_LENGTH = 1000, 100, 36  # MLflow's limits
+_REFUSED_IN_NAMES = r"[/:.%\"']"  # of models
 
 logger = logging.getLogger(__name__)
 
@@ -121,9 +123,14 @@ class Run:
         """
         from mlflow.entities import LoggedModelOutput
 
+        name = re.sub(_REFUSED_IN_NAMES, "-", name)
         with self._forgiving(f"model {name}"), Store(uri).local_copy() as directory:
             model = self._client.create_logged_model(
-                self.experiment_id, name=name, source_run_id=self.run_id, model_type="transformers", tags={"uri": uri}
+                self.experiment_id,
+                name=name,
+                source_run_id=self.run_id,
+                model_type="transformers",
+                tags={"uri": uri},
             )
             self._client.log_model_artifacts(model.model_id, directory)
             self._client.finalize_logged_model(model.model_id, "READY")
@@ -151,6 +158,18 @@ class Run:
             self._warned = True
 
 
+class _Untracked(Run):
+    """A run that logs nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("", "", "")
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None: ...
+    def figure(self, figure: Figure, name: str) -> None: ...
+    def dataset(self, uri: str, manifest: Mapping[str, Any], *, name: str, context: str = "training") -> None: ...
+    def model(self, uri: str, *, name: str) -> None: ...
+
+
 def distillation(config: DistillConfig) -> Run:
     """The parent run of a distillation, found again by its tag, or made the first time.
 
@@ -173,9 +192,12 @@ def distillation(config: DistillConfig) -> Run:
 def stage(config: DistillConfig, name: str, student: str | None = None) -> Iterator[Run]:
     """A child run for one stage (of one student); its params are `config`, with that student's own sections.
 
-    Ends as FINISHED, as FAILED after an exception, as KILLED after an interrupt, and its parent with it.
-    Raises ConfigError if MLflow cannot be reached.
+    Ends as FINISHED, as FAILED after an exception, as KILLED after an interrupt, and its parent with it. Logs nothing
+    where `tracking.enabled` is false. Raises ConfigError if MLflow cannot be reached.
     """
+    if not config.tracking.enabled:
+        yield _Untracked()
+        return
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
     params = _sections(config, student)
@@ -204,11 +226,12 @@ def measured_speed(config: DistillConfig, name: str, student: str | None, params
 
     Creates nothing: no database, no experiment. Raises ConfigError if a tracking server cannot be reached.
     """
+    tracking_uri = _tracking_uri(config)
+    database = tracking_uri.removeprefix("sqlite:///")
+    if not config.tracking.enabled or (tracking_uri.startswith("sqlite:///") and not Path(database).exists()):
+        return None
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-    tracking_uri = _tracking_uri(config)
-    if tracking_uri.startswith("sqlite:///") and not Path(tracking_uri.removeprefix("sqlite:///")).exists():
-        return None
     with _explained(tracking_uri):
         client = _client(tracking_uri)
         experiment = client.get_experiment_by_name(config.tracking.experiment)

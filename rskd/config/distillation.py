@@ -85,6 +85,8 @@ class DistillConfig(Section):
                 f"evaluate.speculative.new_tokens={speculative.new_tokens} leaves no prompt of "
                 f"corpus.seq_len={self.corpus.seq_len}: lower it"
             )
+        if not self.ray.enabled:
+            self._check_without_ray()
         for name, spec in self.student_specs.items():
             if name in ("teacher", "skipped"):
                 raise ValueError(f"students.{name}: the name stands for something else in the results, choose another")
@@ -100,6 +102,20 @@ class DistillConfig(Section):
             if spec.objective.impl == "triton" and not spec.train.gpus_per_worker:
                 raise ValueError(f"impl=triton of student {name} needs a GPU: set train.gpus_per_worker, or impl=auto")
         return self
+
+    def _check_without_ray(self) -> None:
+        needed = {
+            "ray.address": self.ray.address is not None,
+            "teacher.engine=vllm": self.teacher.engine == "vllm",
+            f"teacher.workers={self.teacher.workers}": self.teacher.workers > 1,
+            **{
+                f"train.workers={spec.train.workers} of student {name}": spec.train.workers > 0
+                for name, spec in self.student_specs.items()
+            },
+        }
+        for setting, needs_ray in needed.items():
+            if needs_ray:
+                raise ValueError(f"{setting} needs Ray: set ray.enabled, or run in one process (train.workers=0)")
 
     @property
     def cache_samplings(self) -> dict[str, SamplingConfig]:

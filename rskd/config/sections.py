@@ -323,6 +323,7 @@ class EvaluateConfig(Section):
 
 
 class TrackingConfig(Section):
+    enabled: bool = Field(default=True, description="False tracks nothing, and needs no MLflow.")
     uri: str | None = Field(
         default=None, description="MLflow tracking URI; sqlite under a local storage root by default."
     )
@@ -330,6 +331,10 @@ class TrackingConfig(Section):
 
 
 class RayConfig(Section):
+    enabled: bool = Field(
+        default=True,
+        description="False runs every stage in the driver's process, where there is no Ray; train.workers is then 0.",
+    )
     address: str | None = Field(
         default=None, description="Address of a Ray cluster; a local Ray is started by default."
     )

@@ -11,11 +11,8 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-import ray
-from ray.data import ActorPoolStrategy
-from ray.exceptions import RayError
 
 from rskd import tracking
 from rskd.cache.layout import most_frequent
@@ -24,17 +21,17 @@ from rskd.cache.writer import CacheWriter
 from rskd.config import DistillConfig, SamplingConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.corpus.sources import list_files, located
-from rskd.errors import ConfigError, explained_by
+from rskd.errors import ConfigError
 from rskd.jobs.cache_worker import CacheRun, TeacherWorker
 from rskd.jobs.pack import check_packed_with, corpus_head
-from rskd.jobs.ray_session import ensure_ray, worker_resources
+from rskd.jobs.ray_session import ensure_ray
 from rskd.jobs.vllm_environment import VllmEnvironment
 from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.teacher.model_files import resolve_model, weights_fingerprint
 from rskd.teacher.transformers_teacher import describe_teacher
 
-_THREADS_PER_ACTOR = 2  # one infers while the other reads and writes
+_THREADS = 2  # of a worker: one infers while the other reads and writes
 
 
 def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
@@ -134,31 +131,14 @@ def _follow(config: DistillConfig, run: CacheRun, tasks: list[dict[str, Any]], *
 
 
 def _run(config: DistillConfig, run: CacheRun, tasks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The tasks through a pool of actors, a block each; a row as soon as a task's part is committed."""
-    teacher = config.teacher
-    workers = min(teacher.workers, len(tasks))
-    resources = worker_resources(
-        config.ray, "teacher", workers, threads=teacher.threads_per_worker, gpus=teacher.gpus_per_worker
-    )
-    pool = ActorPoolStrategy(
-        size=workers,
-        max_tasks_in_flight_per_actor=_THREADS_PER_ACTOR,
-        max_concurrent_calls_per_actor=_THREADS_PER_ACTOR,
-        enable_true_multi_threading=True,
-    )
-    worker: Any = TeacherWorker  # Ray's types know functions alone
-    dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
-        worker,
-        fn_constructor_args=(run,),
-        compute=pool,
-        num_cpus=resources["CPU"],
-        num_gpus=resources["GPU"],
-        runtime_env=run.runtime_env,
-    )
-    try:
-        yield from dataset.iter_rows()
-    except RayError as error:
-        raise explained_by(error) or error from None
+    """What workers say of each task, as soon as its part is committed."""
+    if config.ray.enabled:
+        from rskd.jobs.on_ray import map_by_teachers
+
+        yield from map_by_teachers(config, run, tasks, threads=_THREADS)
+    else:
+        with ThreadPoolExecutor(_THREADS, "teacher") as pool:
+            yield from pool.map(TeacherWorker(run), tasks)
 
 
 def _timing(done: list[dict[str, Any]], started: float) -> dict[str, float]:

@@ -8,16 +8,14 @@ depends on is unchanged: data, teacher, students, settings. A downstream task th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from rskd import records, tracking
-from rskd.config import DistillConfig
+from rskd.config import DistillConfig, RayConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError, explained_by
 from rskd.evaluation import results
@@ -32,7 +30,7 @@ from rskd.jobs.evaluate_worker import (
     evaluate_task,
     evaluate_windows,
 )
-from rskd.jobs.ray_session import ensure_ray
+from rskd.jobs.ray_session import ensure_ray, require_gpus
 from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.student.checkpoint import RESULT_FILE
@@ -75,14 +73,14 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
     failures: list[ConfigError] = []
     if pending:
         ensure_ray(config.ray)
-        _check_gpus(config)
+        require_gpus(config.ray, "evaluate.gpus", config.evaluate.gpus)
         run = evaluation_run(config, corpus, teacher_dir, config.student_specs)
         with tracking.stage(config, "evaluate") as tracked:
             manifest = {"digest": corpus.manifest.digest, "totals": corpus.manifest.totals}
             tracked.dataset(corpus.uri, manifest, name="held-out windows", context="evaluation")
             for part in pending:
                 try:
-                    models = _run(part, run)
+                    models = _run(config.ray, part, run)
                 except Exception as error:
                     failures.append(_as_task_failure(part, error))
                     continue
@@ -172,20 +170,11 @@ def _student_digest(config: DistillConfig, student: str) -> str:
     return records.digest(trained)
 
 
-def _check_gpus(config: DistillConfig) -> None:
-    """One machine never gets more GPUs than it has (a cluster may): the task would wait for ever."""
-    gpus = ray.cluster_resources().get("GPU", 0)
-    if config.ray.address is None and config.evaluate.gpus > gpus:
-        raise ConfigError(f"evaluate.gpus={config.evaluate.gpus:g} but this machine has {gpus:g}: lower evaluate.gpus")
-
-
-def _run(part: Part, run: EvaluationRun) -> Findings:
+def _run(ray: RayConfig, part: Part, run: EvaluationRun) -> Findings:
     """Follow the work of a part to its end; the findings for each model."""
-    task: Any = _work.options(num_cpus=1, num_gpus=run.settings.gpus)
     findings: Findings = {}
     with progress_bar(f"evaluate {Path(part.file).stem}", part.units) as advance:
-        for reference in task.remote(part.work, run):
-            update: Any = ray.get(reference)
+        for update in _updates(ray, part.work, run):
             if isinstance(update, int):
                 advance(update)
             else:
@@ -193,9 +182,12 @@ def _run(part: Part, run: EvaluationRun) -> Findings:
     return findings
 
 
-@ray.remote(num_returns="streaming")
-def _work(work: Callable[[EvaluationRun], Iterator[int | Findings]], run: EvaluationRun) -> Iterator[int | Findings]:
-    yield from work(run)
+def _updates(ray: RayConfig, work: Work, run: EvaluationRun) -> Iterator[int | Findings]:
+    if not ray.enabled:
+        return work(run)
+    from rskd.jobs.on_ray import follow
+
+    return follow(work, run, gpus=run.settings.gpus)
 
 
 def _as_task_failure(part: Part, error: Exception) -> ConfigError:

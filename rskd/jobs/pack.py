@@ -15,14 +15,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
-import ray
-from ray.exceptions import RayError
 from tokenizers import Tokenizer
 
-from rskd.config import DistillConfig, SourceConfig
+from rskd.config import DistillConfig, RayConfig, SourceConfig
 from rskd.corpus.packed_corpus import (
     FORMAT_VERSION,
     MANIFEST_FILE,
@@ -49,7 +48,7 @@ from rskd.corpus.packing import (
 )
 from rskd.corpus.sources import Group, list_files, located, new_groups, read_documents
 from rskd.corpus.tokenizer import end_of_text_id, load_tokenizer, tokenizer_fingerprint
-from rskd.errors import CacheMismatchError, ConfigError, explained_by
+from rskd.errors import CacheMismatchError, ConfigError
 from rskd.jobs.ray_session import ensure_ray
 from rskd.progress import progress_bar
 from rskd.storage import Store
@@ -102,13 +101,13 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
         **{key: layout[key] for key in ("seq_len", "seed", "windows_per_part", "rows_per_group")},
     )
     groups = dict(enumerate(added, start=len(recorded)))
-    counts = _count(recipe, groups)
+    counts = _count(config.ray, recipe, groups)
     if packed is None:
         packed = _nothing_packed(config, head, list(counts.values()))
     threshold = packed["train"].eval_threshold
     shares = {index: split_shares(counts[index], threshold, recipe.seq_len) for index in groups}
     _limit_train_windows(shares, config, packed["train"])
-    parts = _write(recipe, groups, _places(shares, packed), threshold)
+    parts = _write(config.ray, recipe, groups, _places(shares, packed), threshold)
     manifests = {
         split: CorpusManifest.of(
             manifest.head,
@@ -209,12 +208,12 @@ def _nothing_packed(
     return {split: CorpusManifest.of(head | {"eval_threshold": threshold}, (), ()) for split in SPLITS}
 
 
-def _count(recipe: Recipe, groups: dict[int, Group]) -> dict[int, DocumentCounts]:
+def _count(ray: RayConfig, recipe: Recipe, groups: dict[int, Group]) -> dict[int, DocumentCounts]:
     """Pass 1: the hash and number of tokens of every document, by group."""
     rows = [{"group": index, **group.to_dict()} for index, group in groups.items()]
     counts = {}
     with progress_bar("count groups", len(rows)) as advance:
-        for row in _run(rows, partial(_count_group, recipe)):
+        for row in _run(ray, partial(_count_group, recipe), rows):
             counts[row["group"]] = DocumentCounts(
                 np.frombuffer(row["hashes"], np.uint64), np.frombuffer(row["num_tokens"], np.int64)
             )
@@ -254,14 +253,18 @@ def _places(
 
 
 def _write(
-    recipe: Recipe, groups: dict[int, Group], places: dict[int, dict[str, dict[str, int]]], threshold: int
+    ray: RayConfig,
+    recipe: Recipe,
+    groups: dict[int, Group],
+    places: dict[int, dict[str, dict[str, int]]],
+    threshold: int,
 ) -> dict[str, list[PartInfo]]:
     """Pass 2: the parts of each split."""
     rows = [{"group": index, **group.to_dict(), **places[index]} for index, group in groups.items()]
     parts: dict[str, list[PartInfo]] = {split: [] for split in SPLITS}
     total = sum(row[split]["windows"] for row in rows for split in SPLITS)
     with progress_bar("pack windows", total) as advance:
-        for row in _run(rows, partial(_write_group, recipe, threshold)):
+        for row in _run(ray, partial(_write_group, recipe, threshold), rows):
             parts[row.pop("split")].append(PartInfo(**row))
             advance(row["rows"])
     return parts
@@ -299,12 +302,15 @@ def _tokenized(recipe: Recipe, group: Group) -> tuple[np.ndarray, list[np.ndarra
     return np.array(hashes, np.uint64), documents
 
 
-def _run(rows: list[dict[str, Any]], task: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]) -> Iterator[Any]:
-    """What `task` yields for each row, a Ray Data task a row, in the order in which they come."""
-    try:
-        yield from ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(task).iter_rows()
-    except RayError as error:
-        raise explained_by(error) or error from None
+def _run(
+    ray: RayConfig, task: Callable[[dict[str, Any]], Iterator[dict[str, Any]]], rows: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """What `task` yields for each row, in the order in which they come."""
+    if not ray.enabled:
+        return chain.from_iterable(map(task, rows))
+    from rskd.jobs.on_ray import flat_map
+
+    return flat_map(task, rows)
 
 
 def _summary(

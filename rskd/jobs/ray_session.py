@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import os
 
-import ray
-from ray.data import DataContext
-
 from rskd.config import RayConfig
 from rskd.errors import ConfigError
 
 
 def ensure_ray(config: RayConfig) -> None:
-    """Start a local Ray, or connect to `config.address`, unless this process already has one.
+    """Start a local Ray, or connect to `config.address`, unless this process already has one or is to do without.
 
     A local Ray declares at least 4 logical CPUs, so that workers and data tasks fit together on a small machine.
     Nothing of Ray is printed on stdout, which belongs to --json. Raises ConfigError if the address does not answer.
     """
+    if not config.enabled:
+        return
+    import ray
+    from ray.data import DataContext
+
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         local = {"num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": False}
@@ -41,19 +43,15 @@ def ensure_ray(config: RayConfig) -> None:
             handler.setLevel(logging.CRITICAL)
 
 
-def worker_resources(config: RayConfig, stage: str, workers: int, *, threads: int, gpus: float) -> dict[str, float]:
-    """CPUs and GPUs that each of `workers` reserves; Ray is running.
+def require_gpus(config: RayConfig, setting: str, gpus: float) -> None:
+    """ConfigError where this machine has fewer than `setting` asks for: the task would wait for ever.
 
-    On a cluster a worker reserves its threads; on one machine, which the workers share, one logical CPU. There what is
-    missing never comes: ConfigError, naming the workers of section `stage`.
+    A cluster may get more.
     """
-    per_worker = {"CPU": float(threads if config.address else 1), "GPU": gpus}
-    if config.address is None:
-        there = ray.cluster_resources()
-        for resource, amount in per_worker.items():
-            if amount * workers > there.get(resource, 0):
-                raise ConfigError(
-                    f"{stage}.workers={workers} need {amount * workers:g} {resource} but this machine has "
-                    f"{there.get(resource, 0):g}: lower {stage}.workers"
-                )
-    return per_worker
+    if not config.enabled or config.address is not None:
+        return
+    import ray
+
+    there = ray.cluster_resources().get("GPU", 0)
+    if gpus > there:
+        raise ConfigError(f"{setting}={gpus:g} but this machine has {there:g}: lower {setting}")

@@ -1,11 +1,10 @@
-"""Train a student: cache ─► Ray Train workers (DDP) ─► checkpoints ─► Hugging Face directory.
+"""Train a student: cache ─► workers of Ray Train (DDP), or this process ─► checkpoints ─► Hugging Face directory.
 
-    driver: check inputs ─► TorchTrainer ─► export the last checkpoint ─► training_log.jsonl, rskd.json (last)
-               ▲                │
-               └── queue of the metrics of every step: progress bar and tracking
+    check inputs ─► train_on_ray, train_in_process ─► export the last checkpoint ─► training_log.jsonl, rskd.json (last)
+                              └── metrics of every step ─► progress bar and tracking
 
-A run is named by the digest of all that its result depends on. So Ray Train finds the newest checkpoint of the same run
-by itself, after a lost worker as after a lost driver, and a changed configuration starts anew.
+A run is named by the digest of all that its result depends on. So the newest checkpoint of the same run is found after
+a lost worker as after a lost driver, and a changed configuration starts anew.
 """
 
 from __future__ import annotations
@@ -14,38 +13,18 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from pyarrow.fs import FSSpecHandler, PyFileSystem
-from ray.train import (
-    CheckpointConfig,
-    ControllerError,
-    FailureConfig,
-    LoggingConfig,
-    RunConfig,
-    ScalingConfig,
-    TrainingFailedError,
-    WorkerGroupError,
-)
-from ray.train.torch import TorchTrainer
-from ray.util.queue import Queue
 
 from rskd import records, tracking
 from rskd.cache.histogram import percentile
 from rskd.cache.reader import LogitCache
-from rskd.config import DistillConfig, RayConfig, StudentSpec
+from rskd.config import DistillConfig, StudentSpec
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.corpus.tokenizer import end_of_text_id, load_tokenizer, tokenizer_fingerprint
-from rskd.errors import CacheMismatchError, ConfigError, RskdError
-from rskd.jobs.failures import GiveUpOnExplainedErrors
-from rskd.jobs.ray_session import ensure_ray, worker_resources
+from rskd.errors import CacheMismatchError, ConfigError
 from rskd.jobs.train_in_process import train_in_process
-from rskd.jobs.train_worker import train_worker
 from rskd.jobs.training_run import TrainingRun
 from rskd.progress import progress_bar
 from rskd.storage import Store
@@ -89,9 +68,9 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
             if run.spec.train.workers == 0:
                 checkpoint = train_in_process(run, checkpoints.child(name), show)
             else:
-                ensure_ray(config.ray)
-                with _queue_to(show) as updates:
-                    checkpoint = _fit(run, updates, checkpoints, name=name, ray_config=config.ray)
+                from rskd.jobs.train_on_ray import train_on_ray
+
+                checkpoint = train_on_ray(run, checkpoints, show, name=name, config=config.ray)
         summary = _publish(checkpoint, target) | {"seconds": time.monotonic() - started}
         records.write(target, RESULT_FILE, {"recipe": recipe, "summary": summary})
         tracked.model(target.uri, name=student)
@@ -187,54 +166,6 @@ def _hard_threshold(source: LogitCache | PackedCorpus, spec: StudentSpec) -> flo
     return percentile(histogram, spec.objective.hard_percentile)
 
 
-def _fit(run: TrainingRun, updates: Queue, checkpoints: Store, *, name: str, ray_config: RayConfig) -> Store:
-    """Run the workers to the last step, from the newest checkpoint of the run `name`; the last two are kept.
-
-    Returns the last checkpoint.
-    """
-    config = run.spec.train
-    resources = worker_resources(
-        ray_config, "train", config.workers, threads=config.threads_per_worker, gpus=config.gpus_per_worker
-    )
-    trainer = TorchTrainer(
-        partial(train_worker, run, updates),
-        scaling_config=ScalingConfig(
-            num_workers=config.workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=resources
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=checkpoints.path,
-            storage_filesystem=None if checkpoints.is_local else PyFileSystem(FSSpecHandler(checkpoints.fs)),
-            failure_config=FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[GiveUpOnExplainedErrors()],
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    )
-    try:
-        last = trainer.fit().checkpoint
-    except TrainingFailedError as error:
-        raise _explained(error) from error
-    assert last is not None  # the last step saves one
-    return checkpoints.child(f"{name}/{Path(last.path).name}")
-
-
-def _explained(error: TrainingFailedError) -> RskdError:
-    """What ended the run: the error that no restart mends, or the last of more failures than `max_failures`."""
-    if isinstance(error, ControllerError):
-        causes = [error.controller_failure]
-    else:
-        causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
-    known = next((cause for cause in causes if isinstance(cause, RskdError)), None)
-    if known is not None:
-        return known
-    reason = next(iter(str(causes[0]).splitlines()), "")
-    return RskdError(
-        f"training failed after its restarts, at last with {type(causes[0]).__name__} ({reason}): "
-        "run it again to go on from the newest checkpoint, or raise train.max_failures"
-    )
-
-
 def _shown_once(advance: Callable[..., None], tracked: tracking.Run) -> Log:
     """Show and track the metrics of each step; one that a restart repeats is the same, bit for bit, and left out."""
     last = 0
@@ -247,25 +178,6 @@ def _shown_once(advance: Callable[..., None], tracked: tracking.Run) -> Log:
             last = step
 
     return show
-
-
-@contextmanager
-def _queue_to(show: Log) -> Iterator[Queue]:
-    """A queue whose records a thread hands to `show` as they come."""
-    updates = Queue(actor_options={"num_cpus": 0})
-
-    def follow() -> None:
-        while (record := updates.get()) is not None:
-            show(record.pop("step"), record)
-
-    with ThreadPoolExecutor(1, "metrics") as pool:
-        following = pool.submit(follow)
-        try:
-            yield updates
-        finally:
-            updates.put(None)
-            following.result()
-            updates.shutdown()
 
 
 def _publish(checkpoint: Store, target: Store) -> dict[str, Any]:

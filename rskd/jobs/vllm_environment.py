@@ -11,10 +11,9 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import ray
 
 from rskd.errors import ConfigError
 
@@ -56,7 +55,7 @@ class VllmEnvironment:
         for package in ("vLLM", "rskd"):
             if versions[package] is None:
                 raise ConfigError(f"teacher.engine=vllm: {path} has no {package}: {_MEND}")
-        for package, here in {"Python": "{}.{}".format(*sys.version_info), "Ray": ray.__version__}.items():
+        for package, here in {"Python": "{}.{}".format(*sys.version_info), "Ray": version("ray")}.items():
             if versions[package] != here:
                 raise ConfigError(
                     f"teacher.engine=vllm: {path} has {package} {versions[package]}, this environment has {here}: "

@@ -51,6 +51,7 @@ def _narrow_llama(hidden: int, intermediate: int) -> dict[str, Any]:
 
 _ON_ONE_CORE = {"workers": 0, "threads_per_worker": 1, "precision": "float32", "micro_batch": 16, "global_batch": 16}
 
+IN_ONE_PROCESS = {"ray": {"enabled": False}, "tracking": {"enabled": False}}
 _ON_GPUS = {"workers": 8, "gpus_per_worker": 1}
 _TEACHER_3B = {"model": "meta-llama/Llama-3.2-3B", "workers": 8, "gpus_per_worker": 1}
 
@@ -84,9 +85,10 @@ SCALES: dict[str, Scale] = {
         _SMALL_MODELS,
         more_seeds=_SMALL_SEEDS,
     ),
-    # The same on one GPU.
+    # The same on one GPU, without Ray and MLflow.
     "gpu-1": Scale(
-        {
+        IN_ONE_PROCESS
+        | {
             "corpus": _SMALL_CORPUS,
             "teacher": {"dtype": "float32", "gpus_per_worker": 1},
             "train": _SMALL_TRAIN | {"gpus_per_worker": 1},

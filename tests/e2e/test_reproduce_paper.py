@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,19 +12,19 @@ import pytest
 pytestmark = pytest.mark.e2e
 
 
-def _run(home: Path, *options: str) -> dict:
-    command = [
-        sys.executable,
-        "-m",
-        "flows.reproduce_paper",
-        "--scale",
-        "tiny",
-        "--home",
-        str(home),
-        *options,
-        "--json",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+WITHOUT_SERVICES = """
+import dataclasses, sys
+
+sys.modules.update(dict.fromkeys(("ray", "prefect", "mlflow", "vllm", "fastapi")))  # None: as if not installed
+from rskd.reproduction import scales
+tiny = scales.SCALES["tiny"]
+scales.SCALES["tiny"] = dataclasses.replace(tiny, config={**tiny.config, **scales.IN_ONE_PROCESS})
+"""
+
+
+def _run(home: Path, *options: str, module: str = "flows.reproduce_paper", **environment: str) -> dict:
+    command = [sys.executable, "-m", module, "--scale", "tiny", "--home", str(home), *options, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
@@ -44,3 +45,15 @@ def test_a_table_is_made_in_two_calls(tmp_path: Path):
     assert "| Different | 3 |" in report
     assert "## Table 3: gradients beside full KD, 512 positions" in report
     assert "## Figure 5" in report
+
+
+def test_one_process_without_ray_prefect_and_mlflow_makes_a_table(tmp_path: Path):
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_SERVICES)
+    home = tmp_path / "home"
+    table = ("--table", "table10")
+    made = _run(home, *table, module="rskd.reproduction", PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
+    assert (made["done"], made["left"]) == (4, 0)
+    report = (home / "students" / "report.md").read_text()
+    assert "| t = 0.8 | 1 |" in report
+    assert "## Table 3" in report
+    assert not list(home.rglob("mlflow.db"))

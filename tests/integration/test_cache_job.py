@@ -115,6 +115,21 @@ def test_parts_do_not_depend_on_the_number_of_workers(make_config: MakeConfig, t
         assert cache_shas(one, name) == cache_shas(two, name)
 
 
+def test_without_ray_corpus_and_caches_are_the_same(make_config: MakeConfig, tmp_path: Path):
+    by_ray = make_config()
+    here = make_config(tmp_path / "here", ray={"enabled": False}, train={"workers": 0}, tracking={"enabled": False})
+    for config in (by_ray, here):
+        pack_corpus(config)
+        cache_logits(config)
+    for split in ("train", "eval"):
+        one, other = (PackedCorpus.open(config.corpus_uri(split)).manifest for config in (by_ray, here))
+        assert one.digest == other.digest
+    for name in SAMPLINGS:
+        assert cache_shas(by_ray, name) == cache_shas(here, name)
+    assert (tmp_path / "store" / "mlflow.db").exists()
+    assert not (tmp_path / "here" / "mlflow.db").exists()
+
+
 def test_a_cache_of_isolated_documents_is_honest(make_config: MakeConfig, tiny_teacher_dir: Path):
     config = make_config(corpus={"isolate_documents": True}, samplings={"default": {"method": "random"}})
     pack_corpus(config)

@@ -109,6 +109,18 @@ def test_evaluates_tracks_and_reports(distilled: tuple[DistillConfig, np.ndarray
     assert evaluate_students(config) == found | {"skipped": True}
 
 
+def test_without_ray_the_metrics_are_the_same(
+    distilled: tuple[DistillConfig, np.ndarray], tmp_path: Path, tiny_teacher_dir: Path
+):
+    root = shutil.copytree(distilled[0].storage.root, tmp_path / "copy")
+    by_ray = evaluate_students(make_config(root, tiny_teacher_dir))
+    Path(root, "tiny", "evaluation.json").unlink()
+    alone = {"ray": {"enabled": False}, "train": {"workers": 0}, "tracking": {"enabled": False}}
+    here = evaluate_students(make_config(root, tiny_teacher_dir, **alone))
+    for model in ("teacher", "near", "far"):
+        assert here[model] == pytest.approx(by_ray[model], abs=1e-6)
+
+
 def test_a_changed_student_is_evaluated_again(
     distilled: tuple[DistillConfig, np.ndarray], tmp_path: Path, tiny_teacher_dir: Path
 ):

@@ -90,7 +90,7 @@ def test_inputs_figures_and_models_are_stored(root: Path, client: MlflowClient, 
     with tracking.stage(make_config(root), "train") as run:
         run.dataset(str(root / "cache"), {"digest": digest, "totals": {"tokens": 5}}, name="default")
         run.figure(go.Figure(go.Scatter(y=[1, 2])), "reliability")
-        run.model(str(tiny_teacher_dir), name="student")
+        run.model(str(tiny_teacher_dir), name="student-1.5")
     logged = client.get_run(run.run_id)
     dataset = logged.inputs.dataset_inputs[0].dataset
     assert digest.startswith(dataset.digest)
@@ -98,7 +98,7 @@ def test_inputs_figures_and_models_are_stored(root: Path, client: MlflowClient, 
     page = next(root.glob("mlartifacts/*/artifacts/figures/reliability.html")).read_text()
     assert '<script src="http' not in page
     model = client.get_logged_model(logged.outputs.model_outputs[0].model_id)
-    assert (model.name, model.status, model.source_run_id) == ("student", "READY", run.run_id)
+    assert (model.name, model.status, model.source_run_id) == ("student-1-5", "READY", run.run_id)
     stored = Path(model.artifact_location) / "model.safetensors"
     assert stored.read_bytes() == (tiny_teacher_dir / "model.safetensors").read_bytes()
 

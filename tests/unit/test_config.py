@@ -78,6 +78,12 @@ def test_survives_the_round_trip_of_a_prefect_form(extra: dict) -> None:
         ({"objective": {"divergence": "js"}}, "objective.divergence"),
         ({"name": "../escape"}, "name"),
         ({"corpus": {"source": {"kind": "text"}}}, "text needs a uri"),
+        ({"ray": {"enabled": False}}, "train.workers=1 of student default needs Ray"),
+        ({"ray": {"enabled": False, "address": "auto"}, "train": {"workers": 0}}, "ray.address needs Ray"),
+        (
+            {"ray": {"enabled": False}, "train": {"workers": 0}, "teacher": {"model": "x", "workers": 2}},
+            "teacher.workers=2 needs Ray",
+        ),
     ],
 )
 def test_refusals_are_one_line_that_names_the_rule_and_the_value(extra: dict, message: str) -> None:

@@ -1,0 +1,91 @@
+"""Work on Ray, which is running: rows through tasks or a pool of actors, and one task that says how far it is.
+
+An error of rskd that a worker raised is raised here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+from ray.exceptions import RayError
+
+from rskd.config import DistillConfig, RayConfig
+from rskd.errors import ConfigError, explained_by
+from rskd.jobs.cache_worker import CacheRun, TeacherWorker
+
+Row = dict[str, Any]
+Update = TypeVar("Update")
+
+
+def flat_map(task: Callable[[Row], Iterator[Row]], rows: list[Row]) -> Iterator[Row]:
+    """What `task` yields for each row, a Ray Data task a row, in the order in which they come."""
+    yield from _rows(_dataset(rows).flat_map(task))
+
+
+def map_by_teachers(config: DistillConfig, run: CacheRun, tasks: list[Row], *, threads: int) -> Iterator[Row]:
+    """What a pool of TeacherWorker, of so many threads each, returns for each task, as soon as it does."""
+    teacher = config.teacher
+    workers = min(teacher.workers, len(tasks))
+    resources = worker_resources(
+        config.ray, "teacher", workers, threads=teacher.threads_per_worker, gpus=teacher.gpus_per_worker
+    )
+    pool = ActorPoolStrategy(
+        size=workers,
+        max_tasks_in_flight_per_actor=threads,
+        max_concurrent_calls_per_actor=threads,
+        enable_true_multi_threading=True,
+    )
+    worker: Any = TeacherWorker  # Ray's types know functions alone
+    done = _dataset(tasks).map(
+        worker,
+        fn_constructor_args=(run,),
+        compute=pool,
+        num_cpus=resources["CPU"],
+        num_gpus=resources["GPU"],
+        runtime_env=run.runtime_env,
+    )
+    yield from _rows(done)
+
+
+def follow(work: Callable[..., Iterator[Update]], *args: Any, gpus: float) -> Iterator[Update]:
+    """What `work(*args)` yields in a task with so many GPUs."""
+    task: Any = _yielded.options(num_cpus=1, num_gpus=gpus)
+    for reference in task.remote(work, *args):
+        yield ray.get(reference)
+
+
+@ray.remote(num_returns="streaming")
+def _yielded(work: Callable[..., Iterator[Any]], *args: Any) -> Iterator[Any]:
+    yield from work(*args)
+
+
+def worker_resources(config: RayConfig, stage: str, workers: int, *, threads: int, gpus: float) -> dict[str, float]:
+    """CPUs and GPUs that each of `workers` reserves.
+
+    On a cluster a worker reserves its threads; on one machine, which the workers share, one logical CPU. There what is
+    missing never comes: ConfigError, naming the workers of section `stage`.
+    """
+    per_worker = {"CPU": float(threads if config.address else 1), "GPU": gpus}
+    if config.address is None:
+        there = ray.cluster_resources()
+        for resource, amount in per_worker.items():
+            if amount * workers > there.get(resource, 0):
+                raise ConfigError(
+                    f"{stage}.workers={workers} need {amount * workers:g} {resource} but this machine has "
+                    f"{there.get(resource, 0):g}: lower {stage}.workers"
+                )
+    return per_worker
+
+
+def _dataset(rows: list[Row]) -> Dataset:
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def _rows(dataset: Dataset) -> Iterator[Row]:
+    try:
+        yield from dataset.iter_rows()
+    except RayError as error:
+        raise explained_by(error) or error from None

@@ -1,0 +1,110 @@
+"""Training by Ray Train: workers (DDP), restarts, checkpoints that upload while training goes on.
+
+TorchTrainer ─► train_worker on each rank ─► checkpoints
+                      └─► queue of the metrics of every step ─► record
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.train import (
+    CheckpointConfig,
+    ControllerError,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+)
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Queue
+
+from rskd.config import RayConfig
+from rskd.errors import RskdError
+from rskd.jobs.failures import GiveUpOnExplainedErrors
+from rskd.jobs.on_ray import worker_resources
+from rskd.jobs.ray_session import ensure_ray
+from rskd.jobs.train_worker import train_worker
+from rskd.jobs.training_run import TrainingRun
+from rskd.storage import Store
+from rskd.student.trainer import Log
+
+
+def train_on_ray(run: TrainingRun, checkpoints: Store, record: Log, *, name: str, config: RayConfig) -> Store:
+    """Train from the newest checkpoint of the run `name` in `checkpoints`, or from the start; returns the last one.
+
+    Two checkpoints are kept. A lost worker counts against `max_failures`; what rskd explains is raised at once.
+    """
+    ensure_ray(config)
+    with _queue_to(record) as updates:
+        return _fit(run, updates, checkpoints, name=name, config=config)
+
+
+def _fit(run: TrainingRun, updates: Queue, checkpoints: Store, *, name: str, config: RayConfig) -> Store:
+    train = run.spec.train
+    resources = worker_resources(
+        config, "train", train.workers, threads=train.threads_per_worker, gpus=train.gpus_per_worker
+    )
+    trainer = TorchTrainer(
+        partial(train_worker, run, updates),
+        scaling_config=ScalingConfig(
+            num_workers=train.workers, use_gpu=train.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=checkpoints.path,
+            storage_filesystem=None if checkpoints.is_local else PyFileSystem(FSSpecHandler(checkpoints.fs)),
+            failure_config=FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=[GiveUpOnExplainedErrors()],
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        last = trainer.fit().checkpoint
+    except TrainingFailedError as error:
+        raise _explained(error) from error
+    assert last is not None  # the last step saves one
+    return checkpoints.child(f"{name}/{Path(last.path).name}")
+
+
+def _explained(error: TrainingFailedError) -> RskdError:
+    """What ended the run: the error that no restart mends, or the last of more failures than `max_failures`."""
+    if isinstance(error, ControllerError):
+        causes = [error.controller_failure]
+    else:
+        causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
+    known = next((cause for cause in causes if isinstance(cause, RskdError)), None)
+    if known is not None:
+        return known
+    reason = next(iter(str(causes[0]).splitlines()), "")
+    return RskdError(
+        f"training failed after its restarts, at last with {type(causes[0]).__name__} ({reason}): "
+        "run it again to go on from the newest checkpoint, or raise train.max_failures"
+    )
+
+
+@contextmanager
+def _queue_to(record: Log) -> Iterator[Queue]:
+    """A queue whose records a thread hands to `record` as they come."""
+    updates = Queue(actor_options={"num_cpus": 0})
+
+    def follow() -> None:
+        while (metrics := updates.get()) is not None:
+            record(metrics.pop("step"), metrics)
+
+    with ThreadPoolExecutor(1, "metrics") as pool:
+        following = pool.submit(follow)
+        try:
+            yield updates
+        finally:
+            updates.put(None)
+            following.result()
+            updates.shutdown()
