@@ -36,6 +36,7 @@ UNIQUE_TOKENS = {"random": PowerLaw(1.05, 0.719), "systematic": PowerLaw(1.135, 
 BYTES_PER_POSITION = 1.5
 BYTES_PER_COUNT = {"plain": 1.9, "compact": 1.6}
 BYTES_PER_PROBABILITY = 3.15
+BYTES_PER_WEIGHT = 4.7  # rskd.reproduction at cpu-small, V = 4,096, 2026-11-25
 BYTES_PER_STATISTIC = {"label_logprob": 1.9, "entropy": 1.7, "top1": 1.4}
 # Sustained floating-point operations per second in a forward pass.
 CPU_THREAD_FLOPS = 27e9
@@ -109,11 +110,16 @@ def teacher_tokens_per_s(config: TeacherConfig, num_parameters: int) -> float:
 
 
 def predicted_costs(sampling: SamplingConfig, laws: Mapping[str, PowerLaw]) -> tuple[float, float]:
-    """Unique tokens and bytes for each position of a cache that does not exist yet; for top_p, at most."""
+    """Unique tokens and bytes for each position of a cache that does not exist yet.
+
+    At most, for top_p and for random sampling at another temperature than 1, whose law nobody fitted.
+    """
     fixed = BYTES_PER_POSITION + sum(BYTES_PER_STATISTIC[name] for name in sampling.statistics)
     if sampling.method in ("top_k", "top_p"):
         assert sampling.k is not None  # SamplingConfig checks it
         return float(sampling.k), sampling.k * BYTES_PER_PROBABILITY + fixed
+    if sampling.temperature != 1:
+        return float(sampling.num_samples), sampling.num_samples * BYTES_PER_WEIGHT + fixed
     unique = laws[sampling.method].unique_tokens(sampling.num_samples)
     return unique, unique * BYTES_PER_COUNT[sampling.layout] + fixed
 
@@ -154,7 +160,7 @@ def _cache(
     if found and found["sampling"] == sampling.model_dump(mode="json"):
         return {key: found[key] for key in ("unique_per_token", "bytes_per_token")} | {"source": "measured"}
     unique, num_bytes = predicted_costs(sampling, laws or UNIQUE_TOKENS)
-    fitted = laws is not None and sampling.method in laws
+    fitted = laws is not None and sampling.method in laws and sampling.temperature == 1
     return {"unique_per_token": unique, "bytes_per_token": num_bytes, "source": "fitted" if fitted else "default"}
 
 

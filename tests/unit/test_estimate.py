@@ -42,6 +42,12 @@ def test_defaults_are_near_what_the_storage_benchmark_measured(sampling, unique:
     assert found_bytes == pytest.approx(bytes_per_token, rel=0.06)
 
 
+def test_at_another_temperature_unique_tokens_are_at_most_the_rounds():
+    unique, num_bytes = predicted_costs(SamplingConfig(method="random", num_samples=50, temperature=0.8), UNIQUE_TOKENS)
+    assert unique == 50
+    assert num_bytes > 4 * unique  # float32 weights, where at temperature 1 there are counts
+
+
 def test_speed_scales_with_workers_and_size():
     config = TeacherConfig(model="m", threads_per_worker=2)
     one = teacher_tokens_per_s(config, 135_000_000)
