@@ -179,9 +179,11 @@ def _to_gaps(ranks: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def from_gaps(gaps: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Ranks int64 of all entries, from their gaps and the number of entries of each position."""
-    total = np.concatenate([[0], np.cumsum(gaps, dtype=np.int64)])
-    return total[1:] - np.repeat(total[np.cumsum(lengths) - lengths], lengths)
+    """Ranks of all entries, from their gaps and the number of entries of each position; int64."""
+    total = np.cumsum(gaps, dtype=np.uint32)  # modulo 2^32, which the difference to the position's start undoes
+    starts = np.cumsum(lengths) - lengths
+    before = np.concatenate([np.zeros(1, np.uint32), total])[starts]
+    return (total - np.repeat(before, lengths)).astype(np.int64)
 
 
 def _lengths(array: np.ndarray) -> np.ndarray:

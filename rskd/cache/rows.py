@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 import pyarrow as pa
@@ -58,20 +58,16 @@ class PaddedTargets:
         lengths = [flat(table, entries.lengths).astype(np.int64) for entries in layout.entries]
         ends = np.cumsum(lengths, axis=0)
         width = max(1, ends[-1].max(initial=0))
-        ids, values = [], []
+        padded = []
         for entries, length, end in zip(layout.entries, lengths, ends):
-            found = flat(table, entries.ids)
+            ids = flat(table, entries.ids)
             if layout.ranked is not None:
-                found = layout.ranked[from_gaps(found, length)]
-            counts = np.ones_like(found, layout.value_type) if entries.values is None else flat(table, entries.values)
-            ids.append(_padded(found, end - length, length, width))
-            values.append(_padded(counts, end - length, length, width))
+                ids = layout.ranked.take(from_gaps(ids, length))
+            values = np.ones_like(ids, layout.value_type) if entries.values is None else flat(table, entries.values)
+            padded.append(_padded((ids, values), end - length, length, width))
+        ids, values = (reduce(partial(np.bitwise_or, out=bits[0]), bits) for bits in zip(*padded))
         shape = (table.num_rows, -1, width)
-        return cls(
-            reduce(np.bitwise_or, ids).view(np.int32).reshape(shape),
-            reduce(np.bitwise_or, values).view(layout.value_type).reshape(shape),
-            layout.rounds,
-        )
+        return cls(ids.view(np.int32).reshape(shape), values.view(layout.value_type).reshape(shape), layout.rounds)
 
 
 @dataclass(frozen=True)
@@ -126,22 +122,28 @@ def _stack_targets(places: Sequence[tuple[RowGroup, int]]) -> SparseTargets:
     return SparseTargets(torch.from_numpy(ids), torch.from_numpy(weights))
 
 
-def _padded(elements: np.ndarray, first: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
-    """The bits of the next `lengths` [P] elements of each row at its places from `first` on, 0 elsewhere; [P, width].
+def _padded(columns: Sequence[np.ndarray], first: np.ndarray, lengths: np.ndarray, width: int) -> list[np.ndarray]:
+    """Of each column, the bits of its next `lengths` [P] elements at the places from `first` on, 0 elsewhere.
 
-    Whole runs of elements are copied, and what does not belong is masked: twice as fast as setting places by a mask.
+    [P, width] each. Whole runs of elements are copied, and what does not belong is masked: twice as fast as setting
+    places by a mask.
     """
-    bits = np.dtype(f"u{elements.itemsize}")
-    below = np.tril(np.full((width + 1, width), -1, np.int64), -1).astype(bits)  # row n: all bits at places below n
-    margin = np.zeros(len(elements) + 2 * width, bits)
-    margin[width : width + len(elements)] = elements.view(bits)
-    runs = np.ndarray(len(elements) + width + 1, (np.void, width * bits.itemsize), margin, strides=margin.strides)
-    starts, ends = np.cumsum(lengths) - lengths - first + width, first + lengths
+    ends = np.cumsum(lengths)
+    starts = ends - lengths - first + width
+    last = first + lengths
     shifted = first.any()
-    padded = np.empty((len(lengths), width), bits)
-    for chunk in (slice(at, at + _CHUNK // width) for at in range(0, len(lengths), _CHUNK // width)):
-        filled = below.take(ends[chunk], axis=0)
-        if shifted:
-            filled ^= below.take(first[chunk], axis=0)
-        np.bitwise_and(runs[starts[chunk]].view(bits).reshape(-1, width), filled, out=padded[chunk])
+    padded = []
+    for elements in columns:
+        bits = np.dtype(f"u{elements.itemsize}")
+        below = np.tril(np.full((width + 1, width), -1, np.int64), -1).astype(bits)  # row n: all bits before place n
+        margin = np.zeros(len(elements) + 2 * width, bits)
+        margin[width : width + len(elements)] = elements.view(bits)
+        runs = np.ndarray(len(elements) + width + 1, (np.void, width * bits.itemsize), margin, strides=margin.strides)
+        found = np.empty((len(lengths), width), bits)
+        for chunk in (slice(at, at + _CHUNK // width) for at in range(0, len(lengths), _CHUNK // width)):
+            filled = below.take(last[chunk], axis=0)
+            if shifted:
+                filled ^= below.take(first[chunk], axis=0)
+            np.bitwise_and(runs[starts[chunk]].view(bits).reshape(-1, width), filled, out=found[chunk])
+        padded.append(found)
     return padded
