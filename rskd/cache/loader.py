@@ -9,7 +9,7 @@ epoch can be computed by itself.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from rskd.errors import ConfigError
 from rskd.rng import permutation
 from rskd.sparse_targets import SparseTargets
 
-BLOCK_GROUPS = 16  # groups whose rows are mixed: what a rank holds in memory, twice
+BLOCK_GROUPS = 16  # groups whose rows are mixed: what a rank holds in memory
 PREFETCH = 4  # batches made ahead
 
 
@@ -96,6 +96,11 @@ class EpochOrder:
         groups, places = (np.concatenate(columns)[window] for columns in zip(*blocks))
         return groups, places
 
+    def block_groups(self, row: int) -> np.ndarray:
+        """The groups whose rows are mixed with that at `row` of the order."""
+        block = int(np.searchsorted(self._block_starts, row, side="right")) - 1
+        return self._groups[block * BLOCK_GROUPS : (block + 1) * BLOCK_GROUPS]
+
     def _permuted_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         members = slice(block * BLOCK_GROUPS, (block + 1) * BLOCK_GROUPS)
         sizes = self._sizes[members]
@@ -142,7 +147,7 @@ class CacheLoader(IterableDataset[CacheBatch]):
         self._step = start_step
         self._pin_memory = pin_memory
         self._order: tuple[int, EpochOrder] | None = None
-        self._groups: OrderedDict[int, RowGroup] = OrderedDict()
+        self._groups: dict[int, RowGroup] = {}  # of the block in which the last batch ended
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and step within it of the batch after the last one that was handed out."""
@@ -174,6 +179,8 @@ class CacheLoader(IterableDataset[CacheBatch]):
             self._order = epoch, EpochOrder(self._group_rows, seed=self._seed, epoch=epoch)
         start, stop = (step_in_epoch * self._global_batch + edge for edge in self._slice)
         rows = self._gather(*self._order[1].rows(start, stop))
+        later = self._order[1].block_groups(stop - 1).tolist()
+        self._groups = {group: self._groups[group] for group in later if group in self._groups}
         batch = CacheBatch(
             step=step,
             epoch=epoch,
@@ -186,17 +193,11 @@ class CacheLoader(IterableDataset[CacheBatch]):
         return batch.pin_memory() if self._pin_memory else batch
 
     def _gather(self, groups: np.ndarray, places: np.ndarray) -> CacheRows:
-        """Rows by group and place; groups that later steps may need stay in memory, the last used of two blocks."""
-        needed = np.unique(groups)
-        missing = np.array([group for group in needed.tolist() if group not in self._groups], np.int64)
+        """Rows by group and place; reads the groups that are not in memory."""
+        missing = np.array([group for group in np.unique(groups).tolist() if group not in self._groups], np.int64)
         if len(missing):
             self._keep(missing, self._source.read_groups(missing))
-        for group in needed.tolist():
-            self._groups.move_to_end(group)
-        rows = [(self._groups[group], place) for group, place in zip(groups.tolist(), places.tolist())]
-        while len(self._groups) > max(2 * BLOCK_GROUPS, len(needed)):
-            self._groups.popitem(last=False)
-        return CacheRows.of(rows)
+        return CacheRows.of([(self._groups[group], place) for group, place in zip(groups.tolist(), places.tolist())])
 
     def _keep(self, groups: np.ndarray, found: list[RowGroup] | Windows) -> None:
         if not isinstance(found, list):

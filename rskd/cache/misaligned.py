@@ -60,18 +60,19 @@ def misaligned_copy(uri: str, out: str, *, seed: int = 0) -> CacheManifest:
 def _in_order(rows: RowGroup, order: np.ndarray) -> PartData:
     """The positions of `rows` in `order` [R·S], cut into windows again."""
     assert rows.targets is not None
+    ids, values = rows.targets.padded()
 
-    def moved(values: np.ndarray) -> np.ndarray:
-        return values.reshape(-1, *values.shape[2:])[order].reshape(values.shape)
+    def moved(column: np.ndarray) -> np.ndarray:
+        return column.reshape(-1, *column.shape[2:])[order].reshape(column.shape)
 
     tokens = np.append(rows.input_ids[:, :-1].reshape(-1)[order], rows.input_ids[-1, -1])
     seq_len = rows.input_ids.shape[1] - 1
     return PartData(
         row_ids=rows.row_ids,
         input_ids=np.lib.stride_tricks.sliding_window_view(tokens, seq_len + 1)[::seq_len],
-        ids=moved(rows.targets.ids),
-        values=moved(rows.targets.values),
-        statistics={name: moved(values) for name, values in rows.statistics.items()},
+        ids=moved(ids),
+        values=moved(values),
+        statistics={name: moved(column) for name, column in rows.statistics.items()},
     )
 
 

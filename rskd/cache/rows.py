@@ -1,22 +1,23 @@
-"""Rows of a cache in memory: each row group is padded once, when it is read; a batch copies whole rows of it.
+"""Rows of a cache in memory: entries stay as they are stored until a batch of rows pads them.
 
-    Parquet row group ─► flat entries ─► RowGroup (padded, as narrow as stored) ─► rows of any groups ─► CacheRows
+    Parquet row group ─► RowGroup (flat entries) ─► rows of any groups ─► CacheRows (padded)
 
-Shapes: R rows, S positions, P = R·S, K unique tokens.
+Shapes: R rows, S positions, P = R·S, E entries of all positions together, K unique tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from rskd.cache.codec import flat, from_gaps
+from rskd.cache.codec import flat, from_gaps, list_lengths
 from rskd.cache.layout import Layout
 from rskd.sparse_targets import SparseTargets
 
@@ -29,7 +30,7 @@ class RowGroup:
 
     row_ids: np.ndarray  # int64 [R]
     input_ids: np.ndarray  # int32 [R, S+1]
-    targets: PaddedTargets | None = None  # None: a corpus
+    targets: FlatTargets | None = None  # None: a corpus
     statistics: Mapping[str, np.ndarray] = field(default_factory=dict)  # each [R, S]
 
     @classmethod
@@ -39,35 +40,52 @@ class RowGroup:
         return cls(
             table["row_id"].to_numpy(),
             flat(table, "input_ids").reshape(shape),
-            PaddedTargets.of_table(table, layout),
+            FlatTargets.of_table(table, layout),
             {name: flat(table, name).reshape(shape) for name in layout.statistics},
         )
 
 
-@dataclass(frozen=True)
-class PaddedTargets:
-    """Targets as narrow as they are stored; padding has id 0 and value 0."""
+class Entries(NamedTuple):
+    """Some entries of each position, one position after the other."""
 
-    ids: np.ndarray  # int32 [R, S, K]
-    values: np.ndarray  # [R, S, K] in the type of the column
-    rounds: int  # a weight is value / rounds
+    lengths: np.ndarray  # how many, [R, S]
+    ids: np.ndarray  # int32 [E]
+    values: np.ndarray  # [E] in the type of the column
+
+
+@dataclass(frozen=True)
+class FlatTargets:
+    """Targets as they are stored: a weight is value / rounds."""
+
+    entries: tuple[Entries, ...]  # of the layout, in its order
+    starts: tuple[np.ndarray, ...]  # of each: the first entry of each row, and the end; int64 [R+1]
+    rounds: int
 
     @classmethod
-    def of_table(cls, table: pa.Table, layout: Layout) -> PaddedTargets:
-        """The targets of all rows of a table, K the most unique tokens among them."""
-        lengths = [flat(table, entries.lengths).astype(np.int64) for entries in layout.entries]
-        ends = np.cumsum(lengths, axis=0)
-        width = max(1, ends[-1].max(initial=0))
-        padded = []
-        for entries, length, end in zip(layout.entries, lengths, ends):
-            ids = flat(table, entries.ids)
+    def of_table(cls, table: pa.Table, layout: Layout) -> FlatTargets:
+        """The targets of all rows of a table."""
+        found, starts = [], []
+        for names in layout.entries:
+            lengths, ids = flat(table, names.lengths), flat(table, names.ids)
+            starts.append(np.concatenate([[0], np.cumsum(list_lengths(table, names.ids))]))
             if layout.ranked is not None:
-                ids = layout.ranked.take(from_gaps(ids, length))
-            values = np.ones_like(ids, layout.value_type) if entries.values is None else flat(table, entries.values)
-            padded.append(_padded((ids, values), end - length, length, width))
-        ids, values = (reduce(partial(np.bitwise_or, out=bits[0]), bits) for bits in zip(*padded))
-        shape = (table.num_rows, -1, width)
-        return cls(ids.view(np.int32).reshape(shape), values.view(layout.value_type).reshape(shape), layout.rounds)
+                ids = layout.ranked.take(from_gaps(ids, lengths))
+            values = np.ones_like(ids, layout.value_type) if names.values is None else flat(table, names.values)
+            found.append(Entries(lengths.reshape(table.num_rows, -1), ids, values))
+        return cls(tuple(found), tuple(starts), layout.rounds)
+
+    def row(self, place: int) -> list[Entries]:
+        """The entries of one row, whose lengths are [S]."""
+        return [
+            Entries(all_rows.lengths[place], all_rows.ids[here], all_rows.values[here])
+            for all_rows, starts in zip(self.entries, self.starts)
+            for here in [slice(starts[place], starts[place + 1])]
+        ]
+
+    def padded(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int32 and values of all rows [R, S, K], K the most unique tokens at a position."""
+        rows = map(self.row, range(len(self.starts[0]) - 1))
+        return _pad(list(rows), np.int32, self.entries[0].values.dtype.type)
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,7 @@ class CacheRows:
 
     @classmethod
     def of(cls, places: Sequence[tuple[RowGroup, int]]) -> CacheRows:
-        """The rows at these places in their groups, at least one; K the most that any of the groups has."""
+        """The rows at these places in their groups, at least one; K the most unique tokens at a position of theirs."""
         first, _ = places[0]
         return cls(
             torch.from_numpy(np.array([group.row_ids[place] for group, place in places])),
@@ -110,40 +128,58 @@ def _stack(
 
 def _stack_targets(places: Sequence[tuple[RowGroup, int]]) -> SparseTargets:
     found = [(group.targets, place) for group, place in places if group.targets is not None]
-    width = max(targets.ids.shape[2] for targets, _ in found)
-    shape = (len(found), found[0][0].ids.shape[1], width)
-    ids, weights = np.empty(shape, np.int64), np.empty(shape, np.float32)
-    for row, (targets, place) in enumerate(found):
-        here = targets.ids.shape[2]
-        ids[row, :, :here] = targets.ids[place]
-        np.divide(targets.values[place], targets.rounds, out=weights[row, :, :here], dtype=np.float32)
-        ids[row, :, here:] = 0
-        weights[row, :, here:] = 0
+    ids, weights = _pad([targets.row(place) for targets, place in found], np.int64, np.float32)
+    rounds = found[0][0].rounds
+    if rounds > 1:
+        weights /= rounds
     return SparseTargets(torch.from_numpy(ids), torch.from_numpy(weights))
 
 
-def _padded(columns: Sequence[np.ndarray], first: np.ndarray, lengths: np.ndarray, width: int) -> list[np.ndarray]:
-    """Of each column, the bits of its next `lengths` [P] elements at the places from `first` on, 0 elsewhere.
+def _pad(
+    rows: Sequence[Sequence[Entries]], id_type: type[np.generic], value_type: type[np.generic]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and values of all entries of each position side by side, then zeros; [R, S, K]."""
+    entries = list(zip(*rows))
+    lengths = [np.concatenate([row.lengths for row in one], dtype=np.int64) for one in entries]
+    ends = list(accumulate(lengths))
+    width = max(1, int(ends[-1].max(initial=0)))
+    starts = [width + np.cumsum(length) - end for length, end in zip(lengths, ends)]
+    ids = np.empty((len(starts[0]), width), id_type)
+    values = np.empty((len(starts[0]), width), value_type)
+    _fill(ids, [[row.ids for row in one] for one in entries], starts, ends)
+    _fill(values, [[row.values for row in one] for one in entries], starts, ends)
+    shape = (len(rows), -1, width)
+    return ids.reshape(shape), values.reshape(shape)
 
-    [P, width] each. Whole runs of elements are copied, and what does not belong is masked: twice as fast as setting
-    places by a mask.
+
+def _fill(
+    padded: np.ndarray,
+    columns: Sequence[Sequence[np.ndarray]],
+    starts: Sequence[np.ndarray],
+    ends: Sequence[np.ndarray],
+) -> None:
+    """Set places [ends[i-1][p], ends[i][p]) of row p of `padded` [P, K] to the next elements of each column i.
+
+    A column comes in pieces; with a margin of K before them, place 0 of row p is its element starts[i][p]. Whole runs
+    of elements are copied, and what does not belong is masked: twice as fast as setting places by a mask.
     """
-    ends = np.cumsum(lengths)
-    starts = ends - lengths - first + width
-    last = first + lengths
-    shifted = first.any()
-    padded = []
-    for elements in columns:
-        bits = np.dtype(f"u{elements.itemsize}")
-        below = np.tril(np.full((width + 1, width), -1, np.int64), -1).astype(bits)  # row n: all bits before place n
-        margin = np.zeros(len(elements) + 2 * width, bits)
-        margin[width : width + len(elements)] = elements.view(bits)
-        runs = np.ndarray(len(elements) + width + 1, (np.void, width * bits.itemsize), margin, strides=margin.strides)
-        found = np.empty((len(lengths), width), bits)
-        for chunk in (slice(at, at + _CHUNK // width) for at in range(0, len(lengths), _CHUNK // width)):
-            filled = below.take(last[chunk], axis=0)
-            if shifted:
-                filled ^= below.take(first[chunk], axis=0)
-            np.bitwise_and(runs[starts[chunk]].view(bits).reshape(-1, width), filled, out=found[chunk])
-        padded.append(found)
-    return padded
+    kind = columns[0][0].dtype
+    bits, width = np.dtype(f"u{kind.itemsize}"), padded.shape[1]
+    below = np.tril(np.full((width + 1, width), -1, np.int64), -1).astype(bits)  # row n: all bits before place n
+    margin = np.zeros(width, kind)
+    runs = [_runs(np.concatenate([margin, *pieces, margin]), width) for pieces in columns]
+    for chunk in (slice(at, at + _CHUNK // width) for at in range(0, len(padded), _CHUNK // width)):
+        found = below.take(ends[0][chunk], axis=0)
+        found &= runs[0][starts[0][chunk]].view(bits).reshape(-1, width)
+        for i in range(1, len(columns)):
+            mask = below.take(ends[i][chunk], axis=0)
+            mask ^= below.take(ends[i - 1][chunk], axis=0)
+            mask &= runs[i][starts[i][chunk]].view(bits).reshape(-1, width)
+            found |= mask
+        padded[chunk] = found.view(kind)
+
+
+def _runs(elements: np.ndarray, width: int) -> np.ndarray:
+    """The `width` elements from each place on, as one opaque item each: numpy copies it whole."""
+    size = elements.itemsize
+    return np.ndarray(len(elements) - width + 1, (np.void, width * size), elements, strides=(size,))

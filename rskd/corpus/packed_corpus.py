@@ -25,7 +25,7 @@ from rskd.storage import Store
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 PARTS_FOLDER = "parts"
-_POSITIONS_PER_GROUP = 2**14  # a cache's ids then fill zstd's blocks of 128 KiB with bytes of one significance
+_POSITIONS_PER_GROUP = 2**16  # a megabyte of a cache, which is worth a request to an object store
 TOTALS = ("documents", "tokens", "windows", "dropped_tail_tokens")
 _GROWING = ("groups", "parts", "totals", "fingerprint")
 
