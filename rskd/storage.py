@@ -150,6 +150,20 @@ class Store:
         with self.explained(name), suppress(FileNotFoundError):
             self.fs.rm_file(self.full_path(name))
 
+    def abort_uploads(self) -> list[str]:
+        """End uploads in parts that writers into this folder left unfinished, up to a thousand; the files' names.
+
+        No reader sees them, yet an object store keeps what has arrived. Not while somebody writes.
+        """
+        if self.is_local:
+            return []
+        bucket, _, folder = self.path.partition("/")
+        with self.explained(""):
+            found = self.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{folder}/").get("Uploads", [])
+            for upload in found:
+                self.fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+        return sorted(upload["Key"].removeprefix(f"{folder}/") for upload in found)
+
     @contextmanager
     def local_copy(self) -> Iterator[str]:
         """Path of a local directory with the files directly in the folder: the folder itself, or a download of it."""

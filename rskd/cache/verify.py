@@ -69,7 +69,8 @@ class VerifyReport:
 def verify(uri: str, *, repair: bool = False) -> VerifyReport:
     """Check every file of a cache: digests and hashes, and that rows and entries are what they must be.
 
-    `repair` removes what is bad, so that a rerun makes it anew, and orphans; not while a job writes the cache.
+    `repair` removes what is bad, so that a rerun makes it anew, orphans and unfinished uploads; not while a job writes
+    the cache.
     Raises MissingOutputError if there is no cache.
     """
     store = Store(uri)
@@ -211,3 +212,4 @@ def _repair(store: Store, files: Iterable[str], bad: set[int], report: VerifyRep
     report.removed = [name for name in doomed if name in files]
     for name in report.removed:
         store.remove(name)
+    report.removed += store.abort_uploads()

@@ -48,6 +48,39 @@ def test_files(uri):
             read("a")
 
 
+def test_a_completion_that_is_asked_for_twice(uri):
+    """As when the answer to the first was lost on its way."""
+    store, large, asked = Store(uri), bytes(100 * 2**20), []
+    store.check_writable()
+
+    def again(attempts: int, **_):
+        asked.append(attempts)
+        return 0 if attempts == 1 else None
+
+    event = "needs-retry.s3.CompleteMultipartUpload"
+    store.fs._s3.meta.events.register_first(event, again, unique_id="test")
+    try:
+        store.write("parts/large", large)
+    finally:
+        store.fs._s3.meta.events.unregister(event, unique_id="test")
+    assert asked == [1, 2]
+    assert store.read("parts/large") == large
+
+
+def test_repair_ends_unfinished_uploads(uri):
+    write_cache(uri)
+    store = Store(uri)
+    bucket, _, folder = store.path.partition("/")
+    for key in (f"{folder}/parts/part-00001-abc.parquet", "another/cache/parts/part-00000-abc.parquet"):
+        upload = store.fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)["UploadId"]
+        store.fs.call_s3("upload_part", Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=b"half")
+    report = verify(uri, repair=True)
+    assert report.ok
+    assert report.removed == ["parts/part-00001-abc.parquet"]
+    assert [upload["Key"] for upload in store.fs.list_multipart_uploads(bucket)] == [key]
+    LogitCache.open(uri)
+
+
 def test_create_has_one_winner(uri):
     store = Store(uri)
     with ThreadPoolExecutor(16) as pool:
