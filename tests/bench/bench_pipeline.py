@@ -1,12 +1,14 @@
-"""The jobs beside the bare work that they organise: python tests/bench/bench_pipeline.py [--out DIR] (10 minutes).
+"""The jobs beside the bare work that they organise: python tests/bench/bench_pipeline.py [--out DIR] (8 minutes).
 
 Caching: `rskd cache` through Ray with 1 and 2 workers of one thread, against the same teacher's forward pass and output
 head alone, on the same windows in batches of the same size, in 1 and 2 processes at once. Two bare processes show what
 the cores allow. Speeds are of the steady state, from commit to commit once every worker has committed a part and as
 long as all have work; start-up (Ray, loading the teacher) is given apart.
 
-Training: `rskd train` from that cache with 1 and 2 workers of one thread; `data wait` is the share of a step's time
-that went on waiting for the loader.
+Training: `rskd train` from that cache with 1 and 2 workers of one thread, against as many students at once that share
+nothing, each on its worker's part of the batch: what the cores allow. `all-reduce` is the time in which gloo averages
+gradients of that size once, with nothing beside it; DDP hides some of it behind the backward pass. `data wait` is the
+share of a step's time that went on waiting for the loader.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
 
 import torch
+import torch.distributed as dist
 from measure import Row, argument_parser, markdown_table, write_results
 
 from rskd.cache.manifest import PARTS_FOLDER
@@ -32,14 +34,19 @@ from rskd.jobs.pack import pack_corpus
 from rskd.jobs.train import train_student
 from rskd.storage import Store
 from rskd.student.checkpoint import LOG_FILE
+from rskd.student.model import load_model
 from rskd.teacher.model_files import resolve_model
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
 WORKERS = (1, 2)
+GLOBAL_BATCH = 8
 
 
-def make_config(folder: Path, windows: int, steps: int, workers: int) -> DistillConfig:
-    """The demo's teacher and student on part of the documentation; outputs of each number of workers apart."""
+def make_config(folder: Path, windows: int, steps: int, workers: int, **more: str) -> DistillConfig:
+    """The demo's teacher and student on part of the documentation; outputs of each number of workers apart.
+
+    `more` are settings of sections by `section__key`.
+    """
     text = folder / "text"
     text.mkdir(exist_ok=True)
     for name in sorted(topics):
@@ -55,9 +62,10 @@ def make_config(folder: Path, windows: int, steps: int, workers: int) -> Distill
         "teacher.workers": workers,
         "teacher.threads_per_worker": 1,
         "train.steps": steps,
-        "train.global_batch": 2,
+        "train.global_batch": GLOBAL_BATCH,
         "train.workers": workers,
         "train.threads_per_worker": 1,
+        **{key.replace("__", "."): value for key, value in more.items()},
     }
     return load_config("flows/configs/demo.yaml", [f"{key}={value}" for key, value in changes.items()])
 
@@ -116,17 +124,50 @@ def measure_caching(configs: dict[int, DistillConfig]) -> list[Row]:
     return [row | {"to 1 worker": row["tokens/s"] / rows[0]["tokens/s"]} for row in rows]
 
 
-def measure_training(configs: dict[int, DistillConfig]) -> list[Row]:
+def students_apart(folder: Path, windows: int, steps: int, workers: int) -> float:
+    """Tokens/s of as many students at once, each in a process of its own without Ray."""
+    train = {"workers": 0, "global_batch": GLOBAL_BATCH // workers}
+    students = json.dumps({f"apart-{index}": {"train": train} for index in range(workers)})
+    config = make_config(folder, windows, steps, workers, students=students, tracking__enabled="false")
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        return sum(each["tokens_per_s"] for each in pool.map(train_student, [config] * workers, config.students))
+
+
+def all_reduce_seconds(folder: Path, workers: int, numbers: int) -> float:
+    """Of so many float32 numbers over gloo; the median of five."""
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        calls = [pool.submit(_all_reduce, folder / "rendezvous", workers, rank, numbers) for rank in range(workers)]
+        return max(call.result() for call in calls)
+
+
+def _all_reduce(rendezvous: Path, workers: int, rank: int, numbers: int) -> float:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=rendezvous.as_uri(), rank=rank, world_size=workers)
+    gradients, times = torch.ones(numbers), []
+    for _ in range(6):
+        started = time.perf_counter()
+        dist.all_reduce(gradients)
+        times.append(time.perf_counter() - started)
+    dist.destroy_process_group()
+    return statistics.median(times[1:])
+
+
+def measure_training(folder: Path, windows: int, steps: int, configs: dict[int, DistillConfig]) -> list[Row]:
     rows: list[Row] = []
     for workers, config in configs.items():
         summary = train_student(config)
         lines = Store(config.student_uri("default")).read(LOG_FILE).splitlines()
-        steps: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        waits = [step["data_wait"] for step in steps[1:]]
+        waits = [json.loads(line)["data_wait"] for line in lines[1:]]
+        apart = students_apart(folder, windows, steps, workers)
+        size = load_model(config.student_uri("default"), "sdpa").num_parameters()
         rows.append(
             {
                 "workers": workers,
                 "tokens/s": summary["tokens_per_s"],
+                "students apart": apart,
+                "to apart": summary["tokens_per_s"] / apart,
+                "step, s": GLOBAL_BATCH * config.corpus.seq_len / summary["tokens_per_s"],
+                "all-reduce, s": all_reduce_seconds(folder, workers, size) if workers > 1 else 0.0,
                 "data wait, %": 100 * statistics.median(waits),
                 "at most, %": 100 * max(waits),
             }
@@ -136,14 +177,19 @@ def measure_training(configs: dict[int, DistillConfig]) -> list[Row]:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--windows", type=int, default=96)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=8)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         configs = {workers: make_config(Path(folder), args.windows, args.steps, workers) for workers in WORKERS}
         for config in configs.values():
             pack_corpus(config)
-        tables = {"Caching": measure_caching(configs), "Training": measure_training(configs)}
+        tables = {
+            "Caching": measure_caching(configs),
+            f"Training, batches of {GLOBAL_BATCH} windows": measure_training(
+                Path(folder), args.windows, args.steps, configs
+            ),
+        }
     title = f"Jobs, {args.windows} windows of 256"
     for heading, rows in tables.items():
         print(f"\n{heading}\n\n{markdown_table(rows)}")
