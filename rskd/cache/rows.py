@@ -163,20 +163,23 @@ def _fill(
     A column comes in pieces; with a margin of K before them, place 0 of row p is its element starts[i][p]. Whole runs
     of elements are copied, and what does not belong is masked: twice as fast as setting places by a mask.
     """
-    kind = columns[0][0].dtype
-    bits, width = np.dtype(f"u{kind.itemsize}"), padded.shape[1]
-    below = np.tril(np.full((width + 1, width), -1, np.int64), -1).astype(bits)  # row n: all bits before place n
+    kind, width = columns[0][0].dtype, padded.shape[1]
+    bits = np.dtype(f"u{kind.itemsize}")
     margin = np.zeros(width, kind)
     runs = [_runs(np.concatenate([margin, *pieces, margin]), width) for pieces in columns]
-    for chunk in (slice(at, at + _CHUNK // width) for at in range(0, len(padded), _CHUNK // width)):
-        found = below.take(ends[0][chunk], axis=0)
-        found &= runs[0][starts[0][chunk]].view(bits).reshape(-1, width)
+    before = _runs(
+        np.concatenate([~margin.view(bits), margin.view(bits)]), width
+    )  # at width-n: all bits before place n
+    size = max(1, _CHUNK // width)
+    for chunk in (slice(at, at + size) for at in range(0, len(padded), size)):
+        found = before[width - ends[0][chunk]].view(bits)
+        found &= runs[0][starts[0][chunk]].view(bits)
         for i in range(1, len(columns)):
-            mask = below.take(ends[i][chunk], axis=0)
-            mask ^= below.take(ends[i - 1][chunk], axis=0)
-            mask &= runs[i][starts[i][chunk]].view(bits).reshape(-1, width)
+            mask = before[width - ends[i][chunk]].view(bits)
+            mask ^= before[width - ends[i - 1][chunk]].view(bits)
+            mask &= runs[i][starts[i][chunk]].view(bits)
             found |= mask
-        padded[chunk] = found.view(kind)
+        padded[chunk] = found.view(kind).reshape(-1, width)
 
 
 def _runs(elements: np.ndarray, width: int) -> np.ndarray:
