@@ -10,6 +10,7 @@ from rskd import records
 from rskd.config import DistillConfig
 from rskd.estimate import PROBE, probe
 from rskd.jobs.compare_gradients import RECORDS_FOLDER, compare_gradients
+from rskd.jobs.train import train_student
 from rskd.reproduction.cells import Cell, cell_name, read_cells
 from rskd.reproduction.methods import OURS
 from rskd.storage import Store
@@ -27,12 +28,14 @@ class Measurements:
 
 
 def measure(config: DistillConfig, gradient_windows: int) -> None:
-    """Measure what is not there yet; gradients when the student that they are of is done."""
+    """Measure what is not there yet; gradients when the student that they are of is asked for, and done."""
     found = read_measurements(config)
     if found.unique_tokens is None:
         probe(config, windows=_PROBE_WINDOWS)
-    if found.gradients is None and read_cells(config, [_STUDENT]):
-        compare_gradients(config, cell_name(_STUDENT), windows=gradient_windows)
+    name = cell_name(_STUDENT)
+    if found.gradients is None and name in config.student_specs and read_cells(config, [_STUDENT]):
+        train_student(config, name)  # a record that was carried here came without its weights
+        compare_gradients(config, name, windows=gradient_windows)
 
 
 def read_measurements(config: DistillConfig) -> Measurements:
