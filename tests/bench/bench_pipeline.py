@@ -127,10 +127,10 @@ def measure_caching(configs: dict[int, DistillConfig]) -> list[Row]:
 def students_apart(folder: Path, windows: int, steps: int, workers: int) -> float:
     """Tokens/s of as many students at once, each in a process of its own without Ray."""
     train = {"workers": 0, "global_batch": GLOBAL_BATCH // workers}
-    students = json.dumps({f"apart-{index}": {"train": train} for index in range(workers)})
-    config = make_config(folder, windows, steps, workers, students=students, tracking__enabled="false")
+    students = {f"apart-{index}": {"train": train} for index in range(workers)}
+    config = make_config(folder, windows, steps, workers, students=json.dumps(students), tracking__enabled="false")
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        return sum(each["tokens_per_s"] for each in pool.map(train_student, [config] * workers, config.students))
+        return sum(each["tokens_per_s"] for each in pool.map(train_student, [config] * workers, students))
 
 
 def all_reduce_seconds(folder: Path, workers: int, numbers: int) -> float:
