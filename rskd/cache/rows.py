@@ -45,7 +45,7 @@ class RowGroup:
         )
 
 
-class Entries(NamedTuple):
+class FlatEntries(NamedTuple):
     """Some entries of each position, one position after the other."""
 
     lengths: np.ndarray  # how many, [R, S]
@@ -57,7 +57,7 @@ class Entries(NamedTuple):
 class FlatTargets:
     """Targets as they are stored: a weight is value / rounds."""
 
-    entries: tuple[Entries, ...]  # of the layout, in its order
+    entries: tuple[FlatEntries, ...]  # of the layout, in its order
     starts: tuple[np.ndarray, ...]  # of each: the first entry of each row, and the end; int64 [R+1]
     rounds: int
 
@@ -71,13 +71,13 @@ class FlatTargets:
             if layout.ranked is not None:
                 ids = layout.ranked.take(from_gaps(ids, lengths))
             values = np.ones_like(ids, layout.value_type) if names.values is None else flat(table, names.values)
-            found.append(Entries(lengths.reshape(table.num_rows, -1), ids, values))
+            found.append(FlatEntries(lengths.reshape(table.num_rows, -1), ids, values))
         return cls(tuple(found), tuple(starts), layout.rounds)
 
-    def row(self, place: int) -> list[Entries]:
+    def row(self, place: int) -> list[FlatEntries]:
         """The entries of one row, whose lengths are [S]."""
         return [
-            Entries(all_rows.lengths[place], all_rows.ids[here], all_rows.values[here])
+            FlatEntries(all_rows.lengths[place], all_rows.ids[here], all_rows.values[here])
             for all_rows, starts in zip(self.entries, self.starts)
             for here in [slice(starts[place], starts[place + 1])]
         ]
@@ -136,7 +136,7 @@ def _stack_targets(places: Sequence[tuple[RowGroup, int]]) -> SparseTargets:
 
 
 def _pad(
-    rows: Sequence[Sequence[Entries]], id_type: type[np.generic], value_type: type[np.generic]
+    rows: Sequence[Sequence[FlatEntries]], id_type: type[np.generic], value_type: type[np.generic]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids and values of all entries of each position side by side, then zeros; [R, S, K]."""
     entries = list(zip(*rows))
