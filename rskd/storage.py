@@ -158,11 +158,12 @@ class Store:
         if self.is_local:
             return []
         bucket, _, folder = self.path.partition("/")
+        prefix = f"{folder}/" if folder else ""
         with self.explained(""):
-            found = self.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{folder}/").get("Uploads", [])
+            found = self.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix).get("Uploads", [])
             for upload in found:
                 self.fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
-        return sorted(upload["Key"].removeprefix(f"{folder}/") for upload in found)
+        return sorted(upload["Key"].removeprefix(prefix) for upload in found)
 
     @contextmanager
     def local_copy(self) -> Iterator[str]:

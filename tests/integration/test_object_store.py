@@ -79,6 +79,8 @@ def test_repair_ends_unfinished_uploads(uri):
     assert report.removed == ["parts/part-00001-abc.parquet"]
     assert [upload["Key"] for upload in store.fs.list_multipart_uploads(bucket)] == [key]
     LogitCache.open(uri)
+    assert Store(f"s3://{bucket}").abort_uploads() == [key]
+    assert store.fs.list_multipart_uploads(bucket) == []
 
 
 def test_create_has_one_winner(uri):
