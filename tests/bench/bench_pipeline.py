@@ -17,6 +17,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -42,10 +43,12 @@ WORKERS = (1, 2)
 GLOBAL_BATCH = 8
 
 
-def make_config(folder: Path, windows: int, steps: int, workers: int, **more: str) -> DistillConfig:
+def make_config(
+    folder: Path, windows: int, steps: int, workers: int, more: Mapping[str, str] | None = None
+) -> DistillConfig:
     """The demo's teacher and student on part of the documentation; outputs of each number of workers apart.
 
-    `more` are settings of sections by `section__key`.
+    `more` are settings by `section.key`.
     """
     text = folder / "text"
     text.mkdir(exist_ok=True)
@@ -65,7 +68,7 @@ def make_config(folder: Path, windows: int, steps: int, workers: int, **more: st
         "train.global_batch": GLOBAL_BATCH,
         "train.workers": workers,
         "train.threads_per_worker": 1,
-        **{key.replace("__", "."): value for key, value in more.items()},
+        **(more or {}),
     }
     return load_config("flows/configs/demo.yaml", [f"{key}={value}" for key, value in changes.items()])
 
@@ -128,7 +131,8 @@ def students_apart(folder: Path, windows: int, steps: int, workers: int) -> floa
     """Tokens/s of as many students at once, each in a process of its own without Ray."""
     train = {"workers": 0, "global_batch": GLOBAL_BATCH // workers}
     students = {f"apart-{index}": {"train": train} for index in range(workers)}
-    config = make_config(folder, windows, steps, workers, students=json.dumps(students), tracking__enabled="false")
+    more = {"students": json.dumps(students), "tracking.enabled": "false"}
+    config = make_config(folder, windows, steps, workers, more)
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         return sum(each["tokens_per_s"] for each in pool.map(train_student, [config] * workers, students))
 
