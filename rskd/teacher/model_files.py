@@ -133,7 +133,7 @@ def _convert(gguf: Path, source: dict[str, str], directory: Path) -> None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-        except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
                 f"model {gguf} cannot be read ({reason}): name a .gguf file that Transformers reads"

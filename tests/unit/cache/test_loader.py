@@ -136,7 +136,7 @@ def test_a_run_of_eight_ranks_goes_on_with_three(cache):
 def test_batches_do_not_depend_on_the_number_of_reading_processes(cache, num_workers):
     whole = _take(CacheLoader(LogitCache.open(cache.uri), global_batch=BATCH, start_step=2), 7)
     loader = CacheLoader(LogitCache.open(cache.uri), global_batch=BATCH, start_step=2)
-    read = _take(DataLoader(loader, batch_size=None, num_workers=num_workers), 7)  # type: ignore[arg-type]
+    read = _take(DataLoader(loader, batch_size=None, num_workers=num_workers), 7)
     assert [batch.step for batch in read] == list(range(2, 9))
     assert _rows(read) == _rows(whole)
     assert all(torch.equal(one.targets.weights, other.targets.weights) for one, other in zip(read, whole))
@@ -188,7 +188,7 @@ def test_the_thread_ends_with_the_iterator(cache):
     batches = iter(CacheLoader(LogitCache.open(cache.uri), global_batch=BATCH))
     next(batches)
     assert any(thread.name.startswith("cache-loader") for thread in threading.enumerate())
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert not any(thread.name.startswith("cache-loader") for thread in threading.enumerate())
 
 
