@@ -26,7 +26,7 @@ from rskd.errors import ConfigError
 from rskd.rng import permutation
 from rskd.sparse_targets import SparseTargets
 
-BLOCK_GROUPS = 16  # groups whose rows are mixed: what a rank holds in memory
+BLOCK_GROUPS = 16  # groups whose rows are mixed: what a rank holds in memory, twice at the step between two blocks
 PREFETCH = 4  # batches made ahead
 
 
