@@ -59,10 +59,11 @@ def test_a_table_is_made_in_two_calls(tmp_path: Path):
 def test_one_process_without_ray_prefect_and_mlflow_makes_a_table(tmp_path: Path):
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_SERVICES)
     home = tmp_path / "home"
-    table = ("--table", "table10")
+    table = ("--table", "table12")
     made = _run(home, *table, module="rskd.reproduction", PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
-    assert (made["done"], made["left"]) == (4, 0)
+    assert (made["done"], made["left"]) == (6, 0)
     report = (home / "students" / "report.md").read_text()
-    assert "| t = 0.8 | 1 |" in report
+    assert "command: python -m rskd.reproduction --scale tiny" in report
+    assert "| Reverse KL | 1 |" in report
     assert "## Table 3" in report
     assert not list(home.rglob("mlflow.db"))
