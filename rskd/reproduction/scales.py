@@ -9,6 +9,8 @@ from typing import Any
 from rskd.reproduction.methods import OURS
 from rskd.reproduction.tables import TABLES, TASKS
 
+_OF_TOKENS = tuple(name for name in TABLES if name not in ("table6", "table7", "table19"))  # no downstream scores
+
 
 @dataclass(frozen=True)
 class SmallModels:
@@ -28,7 +30,7 @@ class Scale:
     config: Mapping[str, Any]
     small: SmallModels | None = None
     sizes: tuple[Mapping[str, Any], ...] = ()  # `StudentSpec` of other students, one for each of SIZES
-    tables: tuple[str, ...] = tuple(TABLES)  # made by default
+    tables: tuple[str, ...] = _OF_TOKENS  # made by default
     more_seeds: Mapping[str, int] = field(default_factory=dict)  # of a method, where its tables have less
     gradient_windows: int = 512  # in the batch of Table 3
 
