@@ -11,6 +11,7 @@ from typing import Any
 
 from rskd.config import SourceConfig
 from rskd.errors import ConfigError
+from rskd.reproduction.methods import MISALIGNED
 from rskd.reproduction.scales import SCALES, Scale
 from rskd.reproduction.tables import TABLES, Table, cells
 
@@ -39,6 +40,7 @@ def reproduce(
     from rskd.jobs.cache import cache_logits
     from rskd.reproduction.cells import read_cells, run_cells
     from rskd.reproduction.measurements import measure
+    from rskd.reproduction.other_contexts import cache_other_contexts
     from rskd.reproduction.report import write_report
     from rskd.reproduction.setting import prepare, with_students
 
@@ -48,6 +50,8 @@ def reproduce(
     methods = {row.method for table in (*usual, *chosen) for row in table.rows}  # whose caches one teacher pass makes
     config = run_stage("prepare", prepare, size, source, Path(home), methods)
     run_stage("cache", cache_logits, config)
+    if any(method == MISALIGNED for method, _ in wanted):
+        run_stage("cache other contexts", cache_other_contexts, config)
     config = run_stage("students", with_students, config, size, wanted)
     state = run_stage("cells", run_cells, config, wanted, processes, hours)
     run_stage("gradients and unique tokens", measure, config, size.gradient_windows)

@@ -23,8 +23,6 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from rskd import records
-from rskd.cache.manifest import newest_manifest
-from rskd.cache.misaligned import misaligned_copy
 from rskd.config import DistillConfig, SourceConfig, validate_config
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.corpus.sources import group_files, list_files, located, read_documents
@@ -70,13 +68,11 @@ def prepare(scale: Scale, source: SourceConfig, home: Path, methods: Collection[
 
 
 def with_students(config: DistillConfig, scale: Scale, cells: Iterable[Cell]) -> DistillConfig:
-    """`config`, whose caches are made, with a student for each cell, by `cell_name`; makes the misaligned cache."""
+    """`config`, whose caches are made, with a student for each cell, by `cell_name`."""
     cells = list(cells)
     settings = config.model_dump(mode="json", exclude_unset=True)
     if any(METHODS[method].cache == MISALIGNED for method, _ in cells):
         settings["samplings"][MISALIGNED] = settings["samplings"][OURS]
-        if newest_manifest(Store(config.cache_uri(MISALIGNED))) is None:
-            misaligned_copy(config.cache_uri(OURS), config.cache_uri(MISALIGNED))
     sizes = _sizes(scale, Path(config.storage.root))
     settings["students"] = {cell_name(cell): _student(cell, sizes) for cell in cells}
     return validate_config(settings)
