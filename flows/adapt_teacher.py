@@ -24,7 +24,7 @@ from flows.train_student import train_student
 from rskd.cli import ConfigArgument, Outcome, SetOption, run_app
 from rskd.config import DistillConfig, load_config, validate_config
 from rskd.storage import Store
-from rskd.teacher.model_files import resolve_model
+from rskd.teacher.model_files import resolve_teacher
 
 ADAPTED = "adapted_teacher"
 COMPARED = "adapted"  # the distillation from it is <name>-adapted
@@ -42,7 +42,7 @@ def adapt_teacher(config: DistillConfig, steps: int = 200, lr: float = 2e-5) -> 
 
 def adaptation(config: DistillConfig, *, steps: int, lr: float) -> DistillConfig:
     """`config` with its teacher as the only student, from the teacher's own weights."""
-    directory = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
+    directory = resolve_teacher(config)
     train = config.train.model_dump(mode="json") | {"steps": steps, "lr": lr, "min_lr": lr / 10}
     spec = {
         "student": {"model": directory, "init": "checkpoint", "attention": config.teacher.attention},

@@ -272,11 +272,20 @@ def audit(
     python: Annotated[
         str | None, typer.Option(metavar="PATH", help="Interpreter that vllm is in; by default that of .venv-vllm.")
     ] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
 ) -> Outcome:
     """Rerun the teacher on random windows and test that the cache holds its unbiased, aligned samples."""
     from rskd.jobs.audit import audit as audit_by
 
-    found = audit_by(uri, teacher, engine=engine, python=python, rows=rows, ignore_fingerprint=ignore_fingerprint)
+    found = audit_by(
+        uri,
+        teacher,
+        engine=engine,
+        python=python,
+        rows=rows,
+        ignore_fingerprint=ignore_fingerprint,
+        trust_remote_code=trust_remote_code,
+    )
     return Outcome(found.to_dict(), f"audit {uri}", exit_code=0 if found.ok else OutputError.exit_code)
 
 

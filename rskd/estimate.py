@@ -23,10 +23,11 @@ from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.evaluation.figures import unique_tokens_by_rounds
 from rskd.evaluation.unique_tokens import PowerLaw, UniqueTokens, rounds_against_unique_tokens
 from rskd.html_page import definitions, figure_html, html_page, section
+from rskd.inputs import inputs_first
 from rskd.progress import progress_bar
 from rskd.provenance import provenance
 from rskd.storage import Store
-from rskd.teacher.model_files import resolve_model
+from rskd.teacher.model_files import resolve_teacher
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
 # From tests/bench/bench_storage.py: SmolLM2-135M on technical prose, 51,200 positions in windows of 256, 2026-11-24.
@@ -54,9 +55,11 @@ def estimate(config: DistillConfig, *, tokens: int | None = None) -> dict[str, A
 
     Raises ConfigError for a teacher that does not exist, MissingOutputError without `tokens` and a packed corpus.
     """
-    teacher_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
+    teacher_dir = resolve_teacher(config)
     seq_len = config.corpus.seq_len
-    tokens = tokens or PackedCorpus.open(config.corpus_uri("train")).num_rows * seq_len
+    if tokens is None:
+        with inputs_first(config):
+            tokens = PackedCorpus.open(config.corpus_uri("train")).num_rows * seq_len
     windows = math.ceil(tokens / seq_len)
     measured = tracking.measured_speed(config, "cache", None, {"teacher": config.teacher.model_dump(mode="json")})
     speed = measured or teacher_tokens_per_s(config.teacher, num_parameters(teacher_dir))
@@ -77,8 +80,9 @@ def probe(config: DistillConfig, *, windows: int) -> dict[str, UniqueTokens]:
 
     Raises ConfigError for a teacher that does not exist, MissingOutputError without a packed corpus.
     """
-    teacher_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
-    corpus = PackedCorpus.open(config.corpus_uri("train"))
+    teacher_dir = resolve_teacher(config)
+    with inputs_first(config):
+        corpus = PackedCorpus.open(config.corpus_uri("train"))
     teacher = TransformersTeacher.load(
         config.teacher, model_dir=teacher_dir, device="cuda" if torch.cuda.is_available() else "cpu"
     )

@@ -21,6 +21,7 @@ from rskd.evaluation.downstream import mean_score
 from rskd.evaluation.figures import histograms, loss_curves, reliability_diagrams
 from rskd.evaluation.results import read_results
 from rskd.html_page import definitions, figure_html, html_page, section, table
+from rskd.inputs import inputs_first
 from rskd.storage import Store
 from rskd.student.checkpoint import LOG_FILE
 
@@ -60,9 +61,11 @@ class Findings:
 def write_report(config: DistillConfig) -> str:
     """Write the report to `config.report_uri` and return that.
 
-    Raises MissingOutputError where the evaluation does not exist or lacks a student.
+    Raises MissingOutputError where the evaluation does not exist or lacks a student, and ConfigError where a path that
+    the config names does not exist either.
     """
-    page = render(gather(config))
+    with inputs_first(config):
+        page = render(gather(config))
     home, _, name = config.report_uri.rpartition("/")
     Store(home).write(name, page.encode())
     return config.report_uri

@@ -177,8 +177,11 @@ class Store:
                     self.fs.get_file(self.full_path(name), f"{directory}/{name}")
             yield directory
 
-    def check_writable(self) -> None:
-        """ConfigError if nothing can be written here (StoreAccessError if an object store refuses it)."""
+    def check_writable(self, named: str = "storage.root") -> None:
+        """ConfigError, which says what `named` it, if nothing can be written here.
+
+        StoreAccessError if an object store refuses it.
+        """
         probe = f".probe-{uuid.uuid4().hex}"
         try:
             self.write(probe, b"")
@@ -186,7 +189,7 @@ class Store:
         except StoreAccessError as error:
             if not self.is_local:
                 raise
-            raise ConfigError(f"storage.root: {error}, or choose another root") from None
+            raise ConfigError(f"{named}: {error}, or choose another {named.rpartition('.')[2]}") from None
 
     @contextmanager
     def explained(self, name: str, *, writing: bool = False) -> Iterator[None]:

@@ -118,12 +118,12 @@ class CacheLoader(IterableDataset[CacheBatch]):
     gives the same batches from n processes; `state_dict` counts those of an iterator in this process alone.
     `pin_memory`, which needs a GPU, puts batches where copies to it need not be waited for.
 
-    Raises ConfigError for a source smaller than B.
+    `cache` may be a packed corpus, which has no targets. Raises ConfigError for one smaller than B.
     """
 
     def __init__(
         self,
-        source: WindowSource,
+        cache: WindowSource,
         *,
         global_batch: int,
         rank: int = 0,
@@ -132,15 +132,15 @@ class CacheLoader(IterableDataset[CacheBatch]):
         start_step: int = 0,
         pin_memory: bool = False,
     ):
-        if source.num_rows < global_batch:
+        if cache.num_rows < global_batch:
             raise ConfigError(
-                f"global_batch={global_batch} exceeds the {source.num_rows} windows of {source.uri}: lower it"
+                f"global_batch={global_batch} exceeds the {cache.num_rows} windows of {cache.uri}: lower it"
             )
         if not 0 <= rank < world_size <= global_batch:
             raise ConfigError(f"rank {rank} of world_size={world_size} has no window of global_batch={global_batch}")
-        self.steps_per_epoch = source.num_rows // global_batch
-        self._source = source
-        self._group_rows = source.group_rows
+        self.steps_per_epoch = cache.num_rows // global_batch
+        self._cache = cache
+        self._group_rows = cache.group_rows
         self._seed = seed
         self._global_batch = global_batch
         self._slice = [global_batch * edge // world_size for edge in (rank, rank + 1)]
@@ -196,7 +196,7 @@ class CacheLoader(IterableDataset[CacheBatch]):
         """Rows by group and place; reads the groups that are not in memory."""
         missing = np.array([group for group in np.unique(groups).tolist() if group not in self._groups], np.int64)
         if len(missing):
-            self._keep(missing, self._source.read_groups(missing))
+            self._keep(missing, self._cache.read_groups(missing))
         return CacheRows.of([(self._groups[group], place) for group, place in zip(groups.tolist(), places.tolist())])
 
     def _keep(self, groups: np.ndarray, found: list[RowGroup] | Windows) -> None:

@@ -95,7 +95,7 @@ class CacheRows:
     row_ids: Tensor  # int64 [R]
     input_ids: Tensor  # int64 [R, S+1]
     targets: SparseTargets | None  # ids int64 and weights float32 [R, S, K]; None: a corpus
-    statistics: dict[str, Tensor]  # of the teacher, by name, each [R, S]: float32, or int64 for top1
+    statistics: dict[str, Tensor] = field(default_factory=dict)  # by name, each [R, S]: float32, or int64 for top1
 
     @classmethod
     def of(cls, places: Sequence[tuple[RowGroup, int]]) -> CacheRows:

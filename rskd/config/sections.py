@@ -5,11 +5,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Statistic = Literal["label_logprob", "entropy", "top1"]
+
+
+def _without_password(uri: str) -> str:
+    if re.match(r"[^/]*://[^/@]*:[^/@]*@", uri):
+        raise ValueError("is a URI with a password: leave user and password out, and give them by the environment")
+    return uri
+
+
+Uri = Annotated[str, AfterValidator(_without_password)]  # a configuration is logged, and shown in forms and reports
 
 
 class Section(BaseModel):
@@ -25,7 +34,7 @@ class Section(BaseModel):
 
 
 class StorageConfig(Section):
-    root: str = Field(default=".rskd", description="Where everything is written: a local folder or s3://bucket/prefix.")
+    root: Uri = Field(default=".rskd", description="Where everything is written: a local folder or s3://bucket/prefix.")
 
 
 class SourceConfig(Section):
@@ -33,7 +42,7 @@ class SourceConfig(Section):
         description="python_docs: CPython's own documentation. text: a file is a document. jsonl, parquet: a row is "
         "a document. hf: a dataset of the Hugging Face hub."
     )
-    uri: str | None = Field(
+    uri: Uri | None = Field(
         default=None, description="A file, a folder or a glob; for hf the dataset id. Not for python_docs."
     )
     field: str = Field(
@@ -324,7 +333,7 @@ class EvaluateConfig(Section):
 
 class TrackingConfig(Section):
     enabled: bool = Field(default=True, description="False tracks nothing, and needs no MLflow.")
-    uri: str | None = Field(
+    uri: Uri | None = Field(
         default=None, description="MLflow tracking URI; sqlite under a local storage root by default."
     )
     experiment: str = Field(default="rskd", description="MLflow experiment.")

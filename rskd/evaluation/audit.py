@@ -33,7 +33,7 @@ from rskd.progress import progress_bar
 from rskd.rng import permutation, position_keys, uniforms
 from rskd.sparse_targets import SparseTargets
 from rskd.storage import Store
-from rskd.teacher.model_files import resolve_model, weights_fingerprint
+from rskd.teacher.model_files import check_model, resolve_model, weights_fingerprint
 from rskd.teacher.sampling import Distribution, Sampling, draw, rows_per_slice
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
@@ -101,6 +101,7 @@ def audit_cache(
     engine: Literal["transformers", "vllm"] = "transformers",
     rows: int = 16,
     ignore_fingerprint: bool = False,
+    trust_remote_code: bool = False,
     seed: int = 0,
 ) -> AuditReport:
     """Audit the cache at `uri` against `teacher_model` (`resolve_model`) on `rows` random windows.
@@ -113,12 +114,14 @@ def audit_cache(
     Raises MissingOutputError and CorruptPartError for the cache, ConfigError for the model, CacheMismatchError for a
     model with fewer token ids than the cache's tokenizer.
     """
+    directory = teacher_directory(uri, teacher_model)
     cache = LogitCache.open(uri)
-    directory = resolve_model(teacher_model, revision=None, teachers=teachers_uri(uri))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = cache.manifest.teacher["dtype"]
     teacher = TransformersTeacher.load(
-        TeacherConfig(model=teacher_model, dtype=dtype), model_dir=directory, device=device
+        TeacherConfig(model=teacher_model, dtype=dtype, trust_remote_code=trust_remote_code),
+        model_dir=directory,
+        device=device,
     )
     if len(teacher.head.weight) < cache.vocab_size:
         raise CacheMismatchError(
@@ -127,13 +130,15 @@ def audit_cache(
         )
     wider = teacher.to_dtype(getattr(torch, WIDER[dtype]))
     fingerprint_matches = weights_fingerprint(directory) == cache.manifest.teacher["fingerprint"]
-    with _run_by(engine, teacher, cache, directory) as audited:
+    with _run_by(engine, teacher, cache, directory, trust_remote_code=trust_remote_code) as audited:
         values = measure(cache, audited, wider, rows=rows, seed=seed)
     return judge(values, fingerprint_matches=fingerprint_matches, ignore_fingerprint=ignore_fingerprint)
 
 
 @contextmanager
-def _run_by(engine: str, teacher: TransformersTeacher, cache: LogitCache, directory: str) -> Iterator[Teacher]:
+def _run_by(
+    engine: str, teacher: TransformersTeacher, cache: LogitCache, directory: str, *, trust_remote_code: bool
+) -> Iterator[Teacher]:
     """`teacher`, or the same weights run by vLLM as the cache's manifest says."""
     if engine == "transformers":
         yield teacher
@@ -149,6 +154,7 @@ def _run_by(engine: str, teacher: TransformersTeacher, cache: LogitCache, direct
         gpus_per_worker=int(teacher.device.type == "cuda"),
         gpu_memory_utilization=_ENGINE_GPU_SHARE,
         engine_args={"enforce_eager": True},  # compiling costs more than a few windows
+        trust_remote_code=trust_remote_code,
     )
     audited = VllmTeacher.load(config, model_dir=directory, seq_len=cache.seq_len)
     try:
@@ -157,10 +163,17 @@ def _run_by(engine: str, teacher: TransformersTeacher, cache: LogitCache, direct
         audited.close()
 
 
-def teachers_uri(uri: str) -> str:
-    """Where converted teachers are kept: under the storage root that the cache at `uri` lies in, if it does."""
+def teacher_directory(uri: str, model: str) -> str:
+    """Where `model` lies (`resolve_model`); a hub id that the cache at `uri` names is taken at the cache's revision.
+
+    Converted teachers are kept under the storage root that the cache lies in, if it does.
+    """
+    on_hub = check_model(model) is None
+    made_by = LogitCache.open(uri).manifest.teacher
+    revision = made_by["revision"] if on_hub and made_by["model"] == model else None
     home, caches, _ = Store(uri).absolute_uri.rpartition("/caches/")
-    return f"{home.rpartition('/')[0] if caches else StorageConfig().root}/teachers"
+    root = home.rpartition("/")[0] if caches else StorageConfig().root
+    return resolve_model(model, revision=revision, teachers=f"{root}/teachers")
 
 
 @torch.inference_mode()

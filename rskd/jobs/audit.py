@@ -11,11 +11,10 @@ from ray.exceptions import RayError
 
 from rskd.config import RayConfig
 from rskd.errors import explained_by
-from rskd.evaluation.audit import AuditReport, audit_cache, teachers_uri
+from rskd.evaluation.audit import AuditReport, audit_cache, teacher_directory
 from rskd.jobs.ray_session import ensure_ray
 from rskd.jobs.vllm_environment import VllmEnvironment
 from rskd.storage import Store
-from rskd.teacher.model_files import resolve_model
 
 
 def audit(uri: str, teacher_model: str, *, engine: str, python: str | None, **options: Any) -> AuditReport:
@@ -26,7 +25,7 @@ def audit(uri: str, teacher_model: str, *, engine: str, python: str | None, **op
     if engine == "transformers":
         return audit_cache(uri, teacher_model, **options)
     environment = VllmEnvironment.find(python)
-    directory = resolve_model(teacher_model, revision=None, teachers=teachers_uri(uri))
+    directory = teacher_directory(uri, teacher_model)
     ensure_ray(RayConfig())
     task: Any = ray.remote(audit_cache).options(
         runtime_env=environment.runtime_env(threads=os.cpu_count() or 1),

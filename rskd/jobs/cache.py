@@ -28,7 +28,7 @@ from rskd.jobs.ray_session import ensure_ray
 from rskd.jobs.vllm_environment import VllmEnvironment
 from rskd.progress import progress_bar
 from rskd.storage import Store
-from rskd.teacher.model_files import resolve_model, weights_fingerprint
+from rskd.teacher.model_files import resolve_teacher, weights_fingerprint
 from rskd.teacher.transformers_teacher import describe_teacher
 
 _THREADS = 2  # of a worker: one infers while the other reads and writes
@@ -78,7 +78,7 @@ def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
     list_files(located(config.corpus.source))
     Store(config.storage.root).check_writable()
     head, _ = corpus_head(config)
-    teacher_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
+    teacher_dir = resolve_teacher(config)
     environment = VllmEnvironment.find(config.teacher.python) if config.teacher.engine == "vllm" else None
     teacher = describe_teacher(
         config.teacher, weights_fingerprint(teacher_dir), environment.vllm_version if environment else None

@@ -26,7 +26,7 @@ from rskd.rng import permutation
 from rskd.storage import Store
 from rskd.student.checkpoint import RESULT_FILE
 from rskd.student.model import load_model
-from rskd.teacher.model_files import resolve_model
+from rskd.teacher.model_files import resolve_teacher
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
 RECORDS_FOLDER = "gradient_similarity"
@@ -50,7 +50,7 @@ def compare_gradients(config: DistillConfig, student: str, *, windows: int) -> d
     """
     if student not in config.student_specs:
         raise ConfigError(f"student {student} is not in students ({', '.join(config.student_specs)}): name one of them")
-    teacher_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
+    teacher_dir = resolve_teacher(config)
     corpus = PackedCorpus.open(config.corpus_uri("train"))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batches = _batches(corpus, windows)

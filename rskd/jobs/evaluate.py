@@ -22,6 +22,7 @@ from rskd.evaluation import results
 from rskd.evaluation.downstream import find_tasks, mean_score
 from rskd.evaluation.figures import reliability_diagrams
 from rskd.evaluation.language_modeling import METRICS, pct_ce_to_fullkd
+from rskd.inputs import inputs_first
 from rskd.jobs.evaluate_worker import (
     EvaluationRun,
     Findings,
@@ -34,7 +35,7 @@ from rskd.jobs.ray_session import ensure_ray, require_gpus
 from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.student.checkpoint import RESULT_FILE
-from rskd.teacher.model_files import resolve_model, weights_fingerprint
+from rskd.teacher.model_files import resolve_teacher, weights_fingerprint
 
 GAP_COVERED = "pct_ce_to_fullkd"
 
@@ -64,11 +65,12 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
     """
     store = Store(config.home)
     Store(config.storage.root).check_writable()
-    teacher_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
+    teacher_dir = resolve_teacher(config)
     if config.evaluate.tasks:
         find_tasks(config.evaluate.tasks, config.evaluate.task_path)
-    corpus = _open_corpus(config)
-    parts = _parts(config, corpus, teacher_dir)
+    with inputs_first(config):
+        corpus = _open_corpus(config)
+        parts = _parts(config, corpus, teacher_dir)
     pending = [part for part in parts if not _is_done(store, part)]
     failures: list[ConfigError] = []
     if pending:

@@ -52,7 +52,7 @@ from rskd.errors import CacheMismatchError, ConfigError
 from rskd.jobs.ray_session import ensure_ray
 from rskd.progress import progress_bar
 from rskd.storage import Store
-from rskd.teacher.model_files import resolve_model
+from rskd.teacher.model_files import resolve_teacher
 
 SPLITS: tuple[Literal["train"], Literal["eval"]] = ("train", "eval")
 
@@ -124,7 +124,7 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
 def corpus_head(config: DistillConfig) -> tuple[dict[str, Any], Tokenizer]:
     """What a manifest says before anything is packed, and the tokenizer, which must be the teacher's."""
     corpus, teacher = config.corpus, config.teacher
-    teacher_dir = resolve_model(teacher.model, revision=teacher.revision, teachers=config.teachers_uri)
+    teacher_dir = resolve_teacher(config)
     tokenizer = load_tokenizer(teacher_dir, trust_remote_code=teacher.trust_remote_code)
     fingerprint = tokenizer_fingerprint(tokenizer)
     if corpus.tokenizer and tokenizer_fingerprint(load_tokenizer(corpus.tokenizer)) != fingerprint:

@@ -24,6 +24,7 @@ from rskd.config import DistillConfig, StudentSpec
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.corpus.tokenizer import end_of_text_id, load_tokenizer, tokenizer_fingerprint
 from rskd.errors import CacheMismatchError, ConfigError
+from rskd.inputs import inputs_first
 from rskd.jobs.train_in_process import train_in_process
 from rskd.jobs.training_run import TrainingRun
 from rskd.progress import progress_bar
@@ -32,7 +33,7 @@ from rskd.student.bias import loss_bias, sampling_bias
 from rskd.student.checkpoint import LOG_FILE, RESULT_FILE, export_checkpoint
 from rskd.student.model import student_architecture
 from rskd.student.trainer import Log
-from rskd.teacher.model_files import resolve_model, weights_fingerprint
+from rskd.teacher.model_files import resolve_teacher, weights_fingerprint
 
 _logger = logging.getLogger(__name__)
 
@@ -83,15 +84,16 @@ def _prepare(config: DistillConfig, student: str) -> tuple[TrainingRun, LogitCac
         raise ConfigError(f"student {student} is not in students ({', '.join(config.student_specs)}): name one of them")
     spec = config.student_specs[student]
     Store(config.storage.root).check_writable()
-    teacher_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
+    teacher_dir = resolve_teacher(config)
     tokenizer_name = _absolute(config.corpus.tokenizer or teacher_dir)
-    tokenizer = load_tokenizer(tokenizer_name)
+    tokenizer = load_tokenizer(tokenizer_name, trust_remote_code=config.teacher.trust_remote_code)
     if spec.student.model is not None:
         located = spec.student.model_copy(update={"model": _absolute(spec.student.model)})
         spec = spec.model_copy(update={"student": located})
     fit = {"vocab_size": len(tokenizer), "seq_len": config.corpus.seq_len, "end_of_text_id": end_of_text_id(tokenizer)}
     student_architecture(spec.student, teacher_dir=teacher_dir, **fit)
-    source = _open_source(config, spec, tokenizer_fingerprint(tokenizer))
+    with inputs_first(config):
+        source = _open_source(config, spec, tokenizer_fingerprint(tokenizer))
     run = TrainingRun(
         spec=spec,
         teacher=config.teacher,

@@ -58,7 +58,7 @@ def train_run(
     """
     config = run.spec.train
     torch.set_num_threads(config.threads_per_worker)
-    tokenizer = load_tokenizer(run.tokenizer)
+    tokenizer = load_tokenizer(run.tokenizer, trust_remote_code=run.teacher.trust_remote_code)
     student = _build_student(run) if restored is None else load_model(str(restored), run.spec.student.attention)
     loss = distribute(_student_loss(student, run, device), device)
     optimizer = make_optimizer(student, config)

@@ -34,7 +34,7 @@ from rskd.provenance import provenance
 from rskd.reproduction.setting import Cell, cell_name
 from rskd.storage import Store
 from rskd.student.trainer import NonFiniteError
-from rskd.teacher.model_files import resolve_model, weights_fingerprint
+from rskd.teacher.model_files import resolve_teacher, weights_fingerprint
 
 CELLS_FOLDER = "cells"
 
@@ -94,7 +94,7 @@ def _recipe(config: DistillConfig, cell: Cell) -> dict[str, Any]:
         "evaluate": config.evaluate.model_dump(mode="json"),
         "cache": cache and records.digest({"parts": [part.sha256 for part in cache.manifest.parts]}),
         "corpus": [PackedCorpus.open(config.corpus_uri(split)).manifest.fingerprint for split in ("train", "eval")],
-        "teacher": _fingerprint(_teacher_dir(config)),
+        "teacher": _fingerprint(resolve_teacher(config)),
     }
 
 
@@ -104,10 +104,6 @@ _fingerprint = lru_cache(weights_fingerprint)
 def _is_done(config: DistillConfig, cell: Cell) -> bool:
     record = read_cells(config, [cell]).get(cell)
     return record is not None and record["recipe"] == _recipe(config, cell)
-
-
-def _teacher_dir(config: DistillConfig) -> str:
-    return resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
 
 
 def run_cell(config: DistillConfig, cell: Cell) -> None:
@@ -127,7 +123,7 @@ def run_cell(config: DistillConfig, cell: Cell) -> None:
 def _evaluate(config: DistillConfig, student: str) -> dict[str, Any]:
     """Metrics of the student: on the held-out windows, and of each window so that students can be paired; of tasks."""
     corpus = PackedCorpus.open(config.corpus_uri("eval"))
-    run = evaluation_run(config, corpus, _teacher_dir(config), [student])
+    run = evaluation_run(config, corpus, resolve_teacher(config), [student])
     comparison = comparison_of_models(run)
     for batch in held_out_batches(run):
         comparison.add(batch)

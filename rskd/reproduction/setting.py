@@ -33,7 +33,7 @@ from rskd.jobs.train import train_student
 from rskd.reproduction.methods import CACHES, METHODS, MISALIGNED, OURS, SIZES, Cache
 from rskd.reproduction.scales import Scale, SmallModels
 from rskd.storage import Store
-from rskd.teacher.model_files import resolve_model
+from rskd.teacher.model_files import resolve_teacher
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
 Cell = tuple[str, int]  # name of a method, seed
@@ -211,7 +211,7 @@ def _chosen_rounds(config: DistillConfig, caches: dict[str, Cache]) -> dict[str,
 def _probe_logits(config: DistillConfig) -> Tensor:
     """Logits [P, V] of the teacher at some positions of the first held-out windows."""
     corpus = PackedCorpus.open(config.corpus_uri("eval"))
-    model_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
+    model_dir = resolve_teacher(config)
     device = "cuda" if config.teacher.gpus_per_worker else "cpu"
     teacher = TransformersTeacher.load(config.teacher, model_dir=model_dir, device=device)
     windows = corpus.read_rows(range(min(_PROBE_WINDOWS, corpus.num_rows))).input_ids[:, :-1]

@@ -93,9 +93,9 @@ def export_checkpoint(checkpoint: str | Path, directory: str | Path) -> str:
     names = [name for name in source.list() if name not in _NOT_THE_STUDENT]
     if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
         raise ConfigError(f"checkpoint {source.uri} holds no student: name a folder with config.json and *.safetensors")
+    target.check_writable("directory")
     if target.list():
         raise ConfigError(f"directory {target.uri} is not empty: name a new one")
-    target.fs.makedirs(target.path, exist_ok=True)
     with source.local_copy() as local:
         for name in names:
             target.fs.put_file(f"{local}/{name}", target.full_path(name))

@@ -13,7 +13,7 @@ Shapes: N tokens, R tokens of a chunk, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,6 @@ from torch import Tensor
 from rskd.student.fused_loss import Target, tiles_of
 
 Divergence = Literal["forward", "reverse", "forward_reverse", "mse", "l1"]
-DIVERGENCES = get_args(Divergence)
 UNLISTED_PROBABILITY = 1e-6  # of an id that sparse targets leave out, under the logarithm of reverse KL
 
 

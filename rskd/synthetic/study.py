@@ -34,7 +34,7 @@ def run_study(settings: Settings, out: str) -> dict[str, Any]:
     Raises ConfigError for settings out of range, a folder that cannot be written, CIFAR-100 files that are not there.
     """
     store = Store(out)
-    store.check_writable()
+    store.check_writable("--out")
     images = Images.cifar100(settings.cifar100) if settings.cifar100 else Images.digits()
     tasks: dict[str, Callable[[int], Task]] = {
         "gaussian": lambda seed: GaussianClasses.make(torch.Generator().manual_seed(seed)),

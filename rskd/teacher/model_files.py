@@ -17,11 +17,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rskd.config import DistillConfig
 from rskd.errors import ConfigError
 from rskd.storage import Store
 
 _SOURCE = "rskd_source.json"  # in a converted directory: the file that it was made from
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+
+
+def resolve_teacher(config: DistillConfig) -> str:
+    """`resolve_model` for the teacher of a configuration."""
+    return resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
 
 
 def resolve_model(model: str, *, revision: str | None, teachers: str) -> str:
@@ -33,18 +39,26 @@ def resolve_model(model: str, *, revision: str | None, teachers: str) -> str:
 
     Raises ConfigError for a model that does not exist or is not the one that `revision` names.
     """
+    path = check_model(model)
+    if path is None:
+        return _hub_snapshot(model, revision)
+    return str(path if path.is_dir() else _converted(path, revision, Store(teachers)))
+
+
+def check_model(model: str) -> Path | None:
+    """The directory or .gguf file that `model` names, None for a hub id. Raises ConfigError for one that is not."""
     path = _package_file(model) if model.startswith("package:") else Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ConfigError(f"model {model} holds no config.json: name a directory that save_pretrained wrote")
-        return str(path.resolve())
+        return path.resolve()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ConfigError(f"model {model} does not exist: name an existing .gguf file")
-        return str(_converted(path.resolve(), revision, Store(teachers)))
+        return path.resolve()
     if path.is_file() or model.startswith(("package:", "/", ".", "~")) or model.count("/") > 1:
         raise ConfigError(f"model {model} is no directory, .gguf file or hub id: correct teacher.model")
-    return _hub_snapshot(model, revision)
+    return None
 
 
 def weights_fingerprint(directory: str) -> str:

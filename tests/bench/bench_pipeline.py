@@ -36,7 +36,7 @@ from rskd.jobs.train import train_student
 from rskd.storage import Store
 from rskd.student.checkpoint import LOG_FILE
 from rskd.student.model import load_model
-from rskd.teacher.model_files import resolve_model
+from rskd.teacher.model_files import resolve_teacher
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
 WORKERS = (1, 2)
@@ -82,7 +82,7 @@ def alone(config: DistillConfig, processes: int) -> float:
 @torch.inference_mode()
 def alone_in_this_process(config: DistillConfig) -> float:
     torch.set_num_threads(config.teacher.threads_per_worker)
-    model_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
+    model_dir = resolve_teacher(config)
     teacher = TransformersTeacher.load(config.teacher, model_dir=model_dir)
     input_ids = torch.from_numpy(PackedCorpus.open(config.corpus_uri("train")).read_part(0).input_ids).long()
     batches = input_ids[:, :-1].split(config.teacher.batch_windows)

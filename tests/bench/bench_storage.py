@@ -31,7 +31,7 @@ from rskd.output_head import OutputHead
 from rskd.rng import position_keys
 from rskd.storage import Store
 from rskd.teacher.lm_head import SampledRows, sample_rows
-from rskd.teacher.model_files import resolve_model
+from rskd.teacher.model_files import resolve_teacher
 from rskd.teacher.sampling import Drawn, Sampling, concatenate
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=200)
     args = parser.parse_args()
     config = load_config(args.config)
-    teacher_dir = resolve_model(config.teacher.model, revision=config.teacher.revision, teachers=config.teachers_uri)
+    teacher_dir = resolve_teacher(config)
     windows, vocab_size = read_windows(config, teacher_dir, num_windows=args.windows)
     samples, statistics = sample(TransformersTeacher.load(config.teacher, model_dir=teacher_dir), windows, vocab_size)
 

@@ -83,3 +83,8 @@ def test_a_page_that_cannot_be_written_is_a_wrong_call(tmp_path: Path) -> None:
     done = rskd("inspect", str(tmp_path / "cache"), "--html", str(page))
     assert done.returncode == 2
     assert done.stderr.splitlines() == [f"rskd: --html {page} cannot be written (File exists): name another file"]
+
+
+def test_audit_tells_a_model_that_does_not_exist_before_the_cache(tmp_path: Path) -> None:
+    done = rskd("audit", str(tmp_path / "cache"), "--teacher", "./absent")
+    assert (done.returncode, "absent" in done.stderr) == (2, True)

@@ -154,3 +154,16 @@ def test_arguments_of_vllm_are_for_vllm() -> None:
             teacher(**{option: engine[option]})
     with pytest.raises(ConfigError, match="one GPU for each process"):
         teacher(engine="vllm", tensor_parallel=2, gpus_per_worker=1)
+
+
+@pytest.mark.parametrize("key", ["storage.root", "tracking.uri", "corpus.source.uri"])
+def test_a_password_in_a_uri_is_refused_and_not_shown(key: str):
+    section, _, name = key.rpartition(".")
+    settings = {**MINIMAL, "corpus": {"source": {"kind": "text", "uri": "a@b:c/*"}}}
+    target = settings["corpus"]["source"] if section == "corpus.source" else settings.setdefault(section, {})
+    target[name] = "http://me:hidden@host/path"
+    with pytest.raises(ConfigError, match=f"{key}: is a URI with a password") as refused:
+        validate_config(settings)
+    assert "hidden" not in str(refused.value)
+    target[name] = "http://me@host/path"
+    validate_config(settings)

@@ -77,3 +77,7 @@ def test_export_refuses_what_it_cannot_do(student, tiny_tokenizer_dir: Path, tmp
     _save(tmp_path / "checkpoint", student, make_optimizer(student, TrainConfig()), tiny_tokenizer_dir)
     with pytest.raises(ConfigError, match="is not empty"):
         export_checkpoint(tmp_path / "checkpoint", tmp_path / "checkpoint")
+    (tmp_path / "file").touch()
+    for unwritable in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/student")):
+        with pytest.raises(ConfigError, match=r"directory: .* choose another directory"):
+            export_checkpoint(tmp_path / "checkpoint", unwritable)
