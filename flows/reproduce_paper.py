@@ -30,7 +30,16 @@ def reproduce_paper(
     processes: int = 1,
     hours: float = 24.0,
 ) -> dict[str, Any]:
-    """`rskd.reproduction.run.reproduce`, each stage a task."""
+    """`rskd.reproduction.run.reproduce`, each stage a task.
+
+    Args:
+        scale: Size of models and data: cpu-small, gpu-1, paper, paper-100b, paper-8b or tiny.
+        source: The documents; CPython's own are short for cpu-small.
+        home: Folder where everything goes, and where a run that was stopped goes on.
+        tables: Tables to make, such as table5; those of the scale by default.
+        processes: Students that are trained at once.
+        hours: No student is begun later than that.
+    """
     result = reproduce(scale, source, home, tables, processes, hours, run_stage=run_stage)
     create_link_artifact(key="reproduction", link=Path(result["report"]).absolute().as_uri())
     return result

@@ -30,8 +30,8 @@ from rskd.storage import Store
 from rskd.teacher.model_files import resolve_teacher
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
-# From tests/bench/bench_storage.py: SmolLM2-135M on technical prose, 51,200 positions in windows of 256, 2026-11-24.
-# Mean unique tokens by rounds (paper, Appendix C).
+# From tests/bench/bench_storage.py: SmolLM2-135M on CPython's documentation, 51,200 positions in windows of 256,
+# 2026-11-24. Mean unique tokens by rounds (paper, Appendix C).
 UNIQUE_TOKENS = {"random": PowerLaw(1.05, 0.719), "systematic": PowerLaw(1.135, 0.727)}
 # Bytes for each position: the window's own ids, each unique token, each statistic.
 BYTES_PER_POSITION = 1.5

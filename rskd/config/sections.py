@@ -151,8 +151,8 @@ class SamplingConfig(Section):
     statistics: tuple[Statistic, ...] = Field(default=(), description="Teacher statistics stored at each position.")
     layout: Literal["plain", "compact"] = Field(
         default="plain",
-        description="Columns of the cache. compact: ranks instead of ids, counts only above 1; a tenth fewer bytes "
-        "(not for top_k, top_p and another temperature than 1).",
+        description="Columns of the cache. compact: ranks instead of ids, counts only above 1; 12 to 15% fewer "
+        "bytes (not for top_k, top_p and another temperature than 1).",
     )
 
     @model_validator(mode="after")

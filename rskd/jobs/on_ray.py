@@ -75,7 +75,7 @@ def worker_resources(config: RayConfig, stage: str, workers: int, *, threads: in
             if amount * workers > there.get(resource, 0):
                 raise ConfigError(
                     f"{stage}.workers={workers} need {amount * workers:g} {resource} but this machine has "
-                    f"{there.get(resource, 0):g}: lower {stage}.workers"
+                    f"{there.get(resource, 0):g}: lower {stage}.{'workers' if workers > 1 else 'gpus_per_worker'}"
                 )
     return per_worker
 

@@ -1,4 +1,4 @@
-"""A cell is one student: trained and evaluated in one process, without Ray; its record says that it is done.
+"""A cell is one student: trained, by Ray only where train.workers asks for it, and evaluated; its record says so.
 
     cell ─► train_student ─► held-out windows, beside the teacher ─► cells/<cell>.json
 

@@ -26,7 +26,7 @@ class Claim:
 
 
 def checked_claims(records: Records) -> list[Claim]:
-    """Those claims whose students have two or more seeds."""
+    """Those claims whose students share two or more seeds."""
     seeds = {method: _converged(records, method) for method, _ in records}
     found = []
     for claim in (_calibration_of_top_k, _equal_loss, _equal_calibration, _systematic, _acceptance, _alignment):
@@ -72,7 +72,8 @@ def _calibration_of_top_k(seeds: Seeds) -> Iterator[Claim]:
     ks = sorted(int(method.removeprefix("top_k-")) for method in seeds if method.startswith("top_k-"))
     if len(ks) < 2:
         raise _NotMeasuredError
-    means = [float(np.mean([s["metrics"]["ece"] for s in seeds[f"top_k-{k}"].values()])) for k in ks]
+    shared = _shared_seeds(seeds, *(f"top_k-{k}" for k in ks))
+    means = [float(np.mean([seeds[f"top_k-{k}"][seed]["metrics"]["ece"] for seed in shared])) for k in ks]
     shown = ", ".join(f"K={k}: {100 * mean:.1f}" for k, mean in zip(ks, means))
     falls = all(later < earlier for earlier, later in pairwise(means))
     yield Claim("ECE of top-k falls with K (Table 1)", shown, "each below the one before", falls)

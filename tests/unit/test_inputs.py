@@ -37,7 +37,7 @@ def test_a_path_that_does_not_exist_is_told_before_an_output_that_it_is_needed_f
             )
         )
 
-    with pytest.raises(MissingOutputError, match="run rskd (pack|cache|evaluate)"):
+    with pytest.raises(MissingOutputError, match=r"run rskd (pack|cache|evaluate)"):
         run()
     with pytest.raises(ConfigError, match=r"corpus\.source\.uri=.*absent"):
         run(text="absent")
