@@ -62,7 +62,9 @@ def estimate(config: DistillConfig, *, tokens: int | None = None) -> dict[str, A
             tokens = PackedCorpus.open(config.corpus_uri("train")).num_rows * seq_len
     windows = math.ceil(tokens / seq_len)
     measured = tracking.measured_speed(config, "cache", None, {"teacher": config.teacher.model_dump(mode="json")})
-    speed = measured or teacher_tokens_per_s(config.teacher, num_parameters(teacher_dir))
+    speed = measured or teacher_tokens_per_s(
+        config.teacher, num_parameters(teacher_dir, trust_remote_code=config.teacher.trust_remote_code)
+    )
     laws = _probed_laws(config)
     caches = {name: _cache(config, name, sampling, laws) for name, sampling in config.cache_samplings.items()}
     return {
@@ -101,10 +103,11 @@ def probe(config: DistillConfig, *, windows: int) -> dict[str, UniqueTokens]:
     return found
 
 
-def num_parameters(model_dir: str) -> int:
+def num_parameters(model_dir: str, *, trust_remote_code: bool = False) -> int:
     """Parameters of a model, from its configuration alone; tied weights count once."""
+    config = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_dir)).num_parameters()
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code).num_parameters()
 
 
 def teacher_tokens_per_s(config: TeacherConfig, num_parameters: int) -> float:

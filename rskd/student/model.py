@@ -117,7 +117,11 @@ def load_model(directory: str, attention: str) -> PreTrainedModel:
     attention = exact_attention(_load_architecture(directory), attention)
     try:
         return AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, attn_implementation=attention, use_safetensors=True
+            directory,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"model {directory} cannot be loaded ({_first_line(error)}): name a causal LM") from None
@@ -166,7 +170,7 @@ def _with_layers(teacher: PreTrainedConfig, num_layers: int) -> PreTrainedConfig
 
 def _load_architecture(name: str) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model {name} cannot be loaded ({_first_line(error)}): name a causal LM") from None
 
