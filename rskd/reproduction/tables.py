@@ -168,6 +168,11 @@ TABLE_12 = Table(
         "Reverse KL | divergence-reverse | 3.37",
         "Forward + reverse KL | divergence-forward_reverse | 2.78",
         "Forward KL | random-12 | 2.75",
+        "L1, full KD | full_kd-l1 |",
+        "MSE, full KD | full_kd-mse |",
+        "Reverse KL, full KD | full_kd-reverse |",
+        "Forward + reverse KL, full KD | full_kd-forward_reverse |",
+        "Forward KL, full KD | full_kd |",
     ),
     seeds=1,
 )

@@ -61,7 +61,7 @@ def test_one_process_without_ray_prefect_and_mlflow_makes_a_table(tmp_path: Path
     home = tmp_path / "home"
     table = ("--table", "table12")
     made = _run(home, *table, module="rskd.reproduction", PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
-    assert (made["done"], made["left"]) == (6, 0)
+    assert (made["done"], made["left"]) == (11, 0)
     report = (home / "students" / "report.md").read_text()
     assert "command: python -m rskd.reproduction --scale tiny" in report
     assert "| Reverse KL | 1 |" in report

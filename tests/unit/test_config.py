@@ -167,3 +167,10 @@ def test_a_password_in_a_uri_is_refused_and_not_shown(key: str):
     assert "hidden" not in str(refused.value)
     target[name] = "http://me@host/path"
     validate_config(settings)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "flows" / "configs").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_configurations_that_come_along_are_valid(path: Path):
+    assert load_config(path).student_specs
