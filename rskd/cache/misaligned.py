@@ -44,20 +44,28 @@ def misaligned_copy(uri: str, out: str, *, seed: int = 0, corpus: str | None = N
     """Copy the cache at `uri` to `out` with the documents of each part in another order; none keeps its place.
 
     What a part begins with or ends in the middle of counts as a document; the latter stays last. `corpus` is the URI of
-    what the cache's corpus was reordered from, whose windows the copy then has. Raises ConfigError for a part with
-    fewer than two documents before its last, and what reading and writing a cache raise.
+    what the cache's corpus was reordered from, with the same seed: the copy then has, and names, its windows. Raises
+    ConfigError for a part with fewer than two documents before its last, and for a corpus that has other windows;
+    and what reading and writing a cache raise.
     """
     store, manifest = Store(uri), LogitCache.open(uri).manifest
     head, parts = manifest.head, [_CorpusPart(p.index, p.first_row, p.rows, p.corpus_sha256) for p in manifest.parts]
-    if corpus is not None:
-        original = PackedCorpus.open(corpus).manifest
-        head, parts = {**head, "corpus": {**head["corpus"], "fingerprint": original.fingerprint}}, original.parts
+    original = None if corpus is None else PackedCorpus.open(corpus)
+    if original is not None:
+        head = {**head, "corpus": {**head["corpus"], "fingerprint": original.manifest.fingerprint}}
+        parts = original.manifest.parts
     writer, layout = CacheWriter(out, manifest_head=head), Layout.of(head)
     for part, corpus_part in zip(manifest.parts, parts):
         table = pq.read_table(pa.BufferReader(read_part_file(store, part)))
         rows = RowGroup.of_table(table, layout)
         documents = _documents(rows.input_ids, manifest.corpus["end_of_text_id"], f"part {part.index} of cache {uri}")
-        moved = to_table(_in_order(rows, _joined(documents, _moved(len(documents) - 1, seed, part.index))), layout)
+        data = _in_order(rows, _joined(documents, _moved(len(documents) - 1, seed, part.index)))
+        if original is not None and not np.array_equal(data.input_ids, original.read_part(part.index).input_ids):
+            raise ConfigError(
+                f"part {part.index} of cache {uri} does not give the windows of {corpus} by seed={seed}: "
+                "name the corpus and the seed of reordered_corpus"
+            )
+        moved = to_table(data, layout)
         place = moved.column_names.index("window_hash")
         moved = moved.set_column(place, moved.schema.field(place), table["window_hash"])
         writer.commit_table(part.index, moved, corpus_sha256=corpus_part.sha256)

@@ -110,6 +110,9 @@ def test_a_copy_of_a_reordered_corpus_has_the_windows_of_the_corpus(tmp_path: Pa
             corpus_sha256=part.sha256,
         )
     writer.finish(reordered.manifest.parts)
+    for wrong in ({"seed": 2, "corpus": uri}, {"seed": 1, "corpus": out}):
+        with pytest.raises(ConfigError, match=r"part 0 .* does not give the windows of"):
+            misaligned_copy(str(tmp_path / "cache"), str(tmp_path / "wrong"), **wrong)
     copied = misaligned_copy(str(tmp_path / "cache"), str(tmp_path / "copy"), seed=1, corpus=uri)
     assert copied.corpus["fingerprint"] == corpus.manifest.fingerprint
     assert [part.corpus_sha256 for part in copied.parts] == [part.sha256 for part in corpus.manifest.parts]
