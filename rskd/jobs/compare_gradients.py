@@ -21,6 +21,7 @@ from rskd.errors import ConfigError, MissingOutputError
 from rskd.evaluation.figures import gradient_angles
 from rskd.evaluation.gradient_similarity import Similarity, at_equal_unique_tokens, gradient_similarity
 from rskd.html_page import definitions, figure_html, html_page, section, table
+from rskd.inputs import inputs_first
 from rskd.provenance import provenance
 from rskd.rng import permutation
 from rskd.storage import Store
@@ -51,17 +52,18 @@ def compare_gradients(config: DistillConfig, student: str, *, windows: int) -> d
     if student not in config.student_specs:
         raise ConfigError(f"student {student} is not in students ({', '.join(config.student_specs)}): name one of them")
     teacher_dir = resolve_teacher(config)
-    corpus = PackedCorpus.open(config.corpus_uri("train"))
+    uri = config.student_uri(student)
+    with inputs_first(config):
+        corpus = PackedCorpus.open(config.corpus_uri("train"))
+        batches = _batches(corpus, windows)
+        if records.read(Store(uri), RESULT_FILE) is None:
+            raise MissingOutputError(f"student {uri} does not exist: run rskd train --student {student}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batches = _batches(corpus, windows)
     manifest = corpus.manifest
     shared: dict[str, Any] = {
         "vocab_size": manifest.tokenizer["vocab_size"],
         "end_of_text_id": manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None,
     }
-    uri = config.student_uri(student)
-    if records.read(Store(uri), RESULT_FILE) is None:
-        raise MissingOutputError(f"student {uri} does not exist: run rskd train --student {student}")
     with Store(uri).local_copy() as directory:
         model = load_model(directory, config.student_specs[student].student.attention)
     torch.nn.Module.to(model, device)

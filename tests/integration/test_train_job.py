@@ -129,6 +129,14 @@ def test_without_ray_the_losses_are_the_same_and_a_killed_run_goes_on(make_confi
     assert Path(config.student_uri("alone"), "training_log.jsonl").read_text().startswith(kept)
 
 
+def test_a_cache_alone_is_enough(make_config, trained, tiny_teacher_dir: Path, tmp_path: Path):
+    config, _ = trained
+    elsewhere = _make_config(tmp_path, tmp_path / "no text here", tiny_teacher_dir, one={"train": {"workers": 0}})
+    shutil.copytree(config.cache_uri("default"), elsewhere.cache_uri("default"))
+    train_student(elsewhere, "one")
+    assert _losses(elsewhere, "one") == pytest.approx(_losses(config, "one"), rel=1e-4)
+
+
 @pytest.mark.parametrize("max_failures", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_lost_worker_goes_on_from_the_last_checkpoint(make_config, trained, max_failures: int):
     name = f"lost_{max_failures}"

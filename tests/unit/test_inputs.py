@@ -5,6 +5,7 @@ import pytest
 from rskd.config import validate_config
 from rskd.errors import ConfigError, MissingOutputError
 from rskd.estimate import estimate, probe
+from rskd.jobs.compare_gradients import compare_gradients
 from rskd.jobs.evaluate import evaluate_students
 from rskd.jobs.train import train_student
 from rskd.report import write_report
@@ -13,6 +14,7 @@ STAGES = {
     "train": lambda config: train_student(config, "default"),
     "evaluate": evaluate_students,
     "report": write_report,
+    "gradients": lambda config: compare_gradients(config, "default", windows=8),
     "estimate": estimate,
     "probe": lambda config: probe(config, windows=1),
 }
