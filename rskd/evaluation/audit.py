@@ -109,13 +109,14 @@ def audit_cache(
     The dtype, and for vllm the quantisation, are the manifest's, whichever engine the cache was made by. Costs two
     copies of the teacher, one of them in a wider dtype, by Transformers; uses a GPU if there is one. With `engine` vllm
     (in its environment) the hidden states of the narrower one are computed by vLLM. `ignore_fingerprint` lets a cache
-    pass whose teacher has another fingerprint but proves to be the same.
+    pass whose teacher has another fingerprint but proves to be the same; `trust_remote_code` runs code of the model.
 
     Raises MissingOutputError and CorruptPartError for the cache, ConfigError for the model, CacheMismatchError for a
     model with fewer token ids than the cache's tokenizer.
     """
-    directory = teacher_directory(uri, teacher_model)
+    check_model(teacher_model)
     cache = LogitCache.open(uri)
+    directory = teacher_directory(cache, teacher_model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = cache.manifest.teacher["dtype"]
     teacher = TransformersTeacher.load(
@@ -163,15 +164,15 @@ def _run_by(
         audited.close()
 
 
-def teacher_directory(uri: str, model: str) -> str:
-    """Where `model` lies (`resolve_model`); a hub id that the cache at `uri` names is taken at the cache's revision.
+def teacher_directory(cache: LogitCache, model: str) -> str:
+    """Where `model` lies (`resolve_model`); a hub id that `cache` names is taken at the cache's revision.
 
     Converted teachers are kept under the storage root that the cache lies in, if it does.
     """
     on_hub = check_model(model) is None
-    made_by = LogitCache.open(uri).manifest.teacher
+    made_by = cache.manifest.teacher
     revision = made_by["revision"] if on_hub and made_by["model"] == model else None
-    home, caches, _ = Store(uri).absolute_uri.rpartition("/caches/")
+    home, caches, _ = Store(cache.uri).absolute_uri.rpartition("/caches/")
     root = home.rpartition("/")[0] if caches else StorageConfig().root
     return resolve_model(model, revision=revision, teachers=f"{root}/teachers")
 

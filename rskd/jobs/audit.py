@@ -9,12 +9,14 @@ import ray
 import torch
 from ray.exceptions import RayError
 
+from rskd.cache.reader import LogitCache
 from rskd.config import RayConfig
 from rskd.errors import explained_by
 from rskd.evaluation.audit import AuditReport, audit_cache, teacher_directory
 from rskd.jobs.ray_session import ensure_ray
 from rskd.jobs.vllm_environment import VllmEnvironment
 from rskd.storage import Store
+from rskd.teacher.model_files import check_model
 
 
 def audit(uri: str, teacher_model: str, *, engine: str, python: str | None, **options: Any) -> AuditReport:
@@ -25,7 +27,8 @@ def audit(uri: str, teacher_model: str, *, engine: str, python: str | None, **op
     if engine == "transformers":
         return audit_cache(uri, teacher_model, **options)
     environment = VllmEnvironment.find(python)
-    directory = teacher_directory(uri, teacher_model)
+    check_model(teacher_model)
+    directory = teacher_directory(LogitCache.open(uri), teacher_model)
     ensure_ray(RayConfig())
     task: Any = ray.remote(audit_cache).options(
         runtime_env=environment.runtime_env(threads=os.cpu_count() or 1),

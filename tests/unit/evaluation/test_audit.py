@@ -1,12 +1,15 @@
 """An honest cache passes; one that was made in any other way than it says fails."""
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
+from made_models import make_model
 
 from rskd.cache.codec import PartData
 from rskd.cache.misaligned import misaligned_copy
@@ -42,8 +45,9 @@ def write_cache(
     directory: Path,
     config: SamplingConfig = SYSTEMATIC,
     change: Change = lambda data: data,
+    **named: str,
 ) -> str:
-    """A cache of random windows that `teacher` makes in one batch; it says that it is of `directory`."""
+    """A cache of random windows that `teacher` makes in one batch; it says that it is of `directory`, or as `named`."""
     input_ids = torch.randint(VOCAB, (ROWS, SEQ_LEN + 1), generator=torch.Generator().manual_seed(0))
     row_ids = torch.arange(ROWS)
     sampling = Sampling.of(config.model_dump())
@@ -61,7 +65,7 @@ def write_cache(
     described = TeacherConfig(model=str(directory), dtype=dtype)
     head = {
         "sampling": config.model_dump(mode="json"),
-        "teacher": describe_teacher(described, weights_fingerprint(str(directory))),
+        "teacher": describe_teacher(described, weights_fingerprint(str(directory))) | named,
         "tokenizer": {"fingerprint": "", "vocab_size": VOCAB},
         "corpus": {
             "fingerprint": "",
@@ -230,6 +234,21 @@ def test_chi_square_of_draws_has_its_distribution():
     p_values = torch.tensor([chi_square(counts, p * 1000)[1] for counts in observed])
     assert float(p_values.mean()) == pytest.approx(0.5, abs=4 / (12 * 400) ** 0.5)
     assert chi_square(torch.tensor([600, 400, 0, 0, 0]), p * 1000)[1] < 1e-12
+
+
+def test_a_teacher_of_the_hub_is_that_of_the_revision_that_the_cache_names(
+    tmp_path: Path, tiny_teacher_dir: Path, teacher: TransformersTeacher, monkeypatch: pytest.MonkeyPatch
+):
+    hub, commit, newest = tmp_path / "models--org--tiny", "0123456789" * 4, "9876543210" * 4
+    shutil.copytree(tiny_teacher_dir, hub / "snapshots" / commit)
+    make_model("llama", hub / "snapshots" / newest)
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text(newest)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    made = write_cache(tmp_path / "a", teacher, tiny_teacher_dir, model="org/tiny", revision=commit)
+    assert audit_cache(made, "org/tiny", rows=4).ok
+    of_another_name = write_cache(tmp_path / "b", teacher, tiny_teacher_dir, model="org/other", revision=commit)
+    assert not audit_cache(of_another_name, "org/tiny", rows=4).fingerprint_matches
 
 
 def test_only_rows_that_exist_are_read(tmp_path: Path, tiny_teacher_dir: Path, teacher: TransformersTeacher):
