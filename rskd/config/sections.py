@@ -14,7 +14,10 @@ Statistic = Literal["label_logprob", "entropy", "top1"]
 
 def _without_password(uri: str) -> str:
     if re.match(r"[^/]*://[^/@]*:[^/@]*@", uri):
-        raise ValueError("is a URI with a password: leave user and password out, and give them by the environment")
+        raise ValueError(
+            "is a URI with a password: leave it out, and give it by the environment, as "
+            "MLFLOW_TRACKING_PASSWORD or PGPASSWORD"
+        )
     return uri
 
 

@@ -96,6 +96,7 @@ def export_checkpoint(checkpoint: str | Path, directory: str | Path) -> str:
     target.check_writable("directory")
     if target.list():
         raise ConfigError(f"directory {target.uri} is not empty: name a new one")
+    target.fs.makedirs(target.path, exist_ok=True)
     with source.local_copy() as local:
         for name in names:
             target.fs.put_file(f"{local}/{name}", target.full_path(name))
