@@ -23,8 +23,8 @@ from flows.pack_corpus import pack_corpus
 from flows.train_student import train_student
 from rskd.cli import ConfigArgument, Outcome, SetOption, run_app
 from rskd.config import DistillConfig, load_config, validate_config
+from rskd.models.files import resolve_teacher
 from rskd.storage import Store
-from rskd.teacher.model_files import resolve_teacher
 
 ADAPTED = "adapted_teacher"
 COMPARED = "adapted"  # the distillation from it is <name>-adapted

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from rskd.cache.reader import LogitCache as LogitCache
     from rskd.sparse_targets import SparseTargets as SparseTargets
     from rskd.student.objective import sparse_kd_loss as sparse_kd_loss
-    from rskd.teacher.lm_head import sample_from_hidden as sample_from_hidden
+    from rskd.teacher.hidden_to_targets import sample_from_hidden as sample_from_hidden
     from rskd.teacher.sampling import sample_targets as sample_targets
 
 _HOMES = {
     "CacheLoader": "rskd.cache.loader",
     "LogitCache": "rskd.cache.reader",
     "SparseTargets": "rskd.sparse_targets",
-    "sample_from_hidden": "rskd.teacher.lm_head",
+    "sample_from_hidden": "rskd.teacher.hidden_to_targets",
     "sample_targets": "rskd.teacher.sampling",
     "sparse_kd_loss": "rskd.student.objective",
 }

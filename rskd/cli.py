@@ -204,7 +204,7 @@ def evaluate(config: ConfigArgument, overrides: SetOption = None) -> Outcome:
 @app.command()
 def report(config: ConfigArgument, overrides: SetOption = None) -> Outcome:
     """Write one self-contained HTML page about the distillation."""
-    from rskd.report import write_report
+    from rskd.pages.report import write_report
 
     settings = load_config(config, overrides or ())
     return Outcome({"report": write_report(settings)}, "report")
@@ -241,7 +241,7 @@ def inspect(
 
     found = inspect_cache(uri)
     if html is not None:
-        from rskd.report import write_cache_page
+        from rskd.pages.report import write_cache_page
 
         write_cache_page(uri, found, html)
     facts = {key: value for key, value in found.items() if key != "histograms"}

@@ -20,25 +20,25 @@ from rskd import records, tracking
 from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig, SamplingConfig, TeacherConfig
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.evaluation.figures import unique_tokens_by_rounds
 from rskd.evaluation.unique_tokens import PowerLaw, UniqueTokens, rounds_against_unique_tokens
-from rskd.html_page import definitions, figure_html, html_page, section
 from rskd.inputs import inputs_first
+from rskd.models.files import resolve_teacher
+from rskd.pages.figures import unique_tokens_by_rounds
+from rskd.pages.parts import definitions, figure_html, html_page, section
 from rskd.progress import progress_bar
 from rskd.provenance import provenance
 from rskd.storage import Store
-from rskd.teacher.model_files import resolve_teacher
 from rskd.teacher.transformers_teacher import TransformersTeacher
+from rskd.teacher_statistics import STATISTICS
 
 # From tests/bench/bench_storage.py: SmolLM2-135M on CPython's documentation, 51,200 positions in windows of 256,
 # 2026-11-24. Mean unique tokens by rounds (paper, Appendix C).
 UNIQUE_TOKENS = {"random": PowerLaw(1.05, 0.719), "systematic": PowerLaw(1.135, 0.727)}
-# Bytes for each position: the window's own ids, each unique token, each statistic.
+# Bytes for each position: the window's own ids, each unique token.
 BYTES_PER_POSITION = 1.5
 BYTES_PER_COUNT = {"plain": 1.9, "compact": 1.6}
 BYTES_PER_PROBABILITY = 3.15
 BYTES_PER_WEIGHT = 4.7  # rskd.reproduction at cpu-small, V = 4,096, 2026-11-25
-BYTES_PER_STATISTIC = {"label_logprob": 1.9, "entropy": 1.7, "top1": 1.4}
 # Sustained floating-point operations per second in a forward pass.
 CPU_THREAD_FLOPS = 27e9
 GPU_FLOPS = 150e12
@@ -121,7 +121,7 @@ def predicted_costs(sampling: SamplingConfig, laws: Mapping[str, PowerLaw]) -> t
 
     At most, for top_p and for random sampling at another temperature than 1, whose law nobody fitted.
     """
-    fixed = BYTES_PER_POSITION + sum(BYTES_PER_STATISTIC[name] for name in sampling.statistics)
+    fixed = BYTES_PER_POSITION + sum(STATISTICS[name].bytes_per_position for name in sampling.statistics)
     if sampling.method in ("top_k", "top_p"):
         assert sampling.k is not None  # SamplingConfig checks it
         return float(sampling.k), sampling.k * BYTES_PER_PROBABILITY + fixed

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rskd.config import DistillConfig
 from rskd.corpus.sources import list_files, located
 from rskd.errors import MissingOutputError
-from rskd.teacher.model_files import check_model
+from rskd.models.files import check_model
 
 
 @contextmanager

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rskd.cache.layout import STATISTICS, Layout
+from rskd.cache.layout import Layout
+from rskd.teacher_statistics import STATISTICS
 
 ZSTD_LEVEL = 3  # level 9 saves 2% and writes at half the speed
 
@@ -81,7 +82,7 @@ def to_table(data: PartData, layout: Layout) -> pa.Table:
         if entries.values is not None:
             columns[entries.values] = _lists(values, per_row)
     for name in layout.statistics:
-        columns[name] = _lists(data.statistics[name].astype(STATISTICS[name]), positions)
+        columns[name] = _lists(data.statistics[name].astype(STATISTICS[name].stored), positions)
     fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
     return pa.table(list(columns.values()), schema=pa.schema(fields))
 

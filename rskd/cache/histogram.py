@@ -11,16 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from rskd.teacher_statistics import STATISTICS, Bins
+
 Histogram = dict[str, Any]
 
+# Trailing empty bins are left out. Unique tokens have a bin for each number.
+_BINS = {
+    "num_unique": Bins(0.0, 1.0, 2**16),
+    **{name: statistic.bins for name, statistic in STATISTICS.items() if statistic.bins is not None},
+}
 LABELS = {
     "num_unique": "unique tokens at a position",
-    "entropy": "entropy of the teacher, nats",
-    "label_logprob": "log-probability of the label, nats",
+    **{name: statistic.label for name, statistic in STATISTICS.items() if name in _BINS},
 }
-
-# low, width, most bins; trailing empty bins are left out. Unique tokens have a bin for each number.
-_BINS = {"num_unique": (0.0, 1.0, 2**16), "label_logprob": (-32.0, 1 / 16, 512), "entropy": (0.0, 1 / 16, 256)}
 
 
 def histogram(name: str, values: np.ndarray) -> Histogram | None:

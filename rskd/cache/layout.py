@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-STATISTICS = {"label_logprob": np.float16, "entropy": np.float16, "top1": np.int32}
+from rskd.teacher_statistics import StatisticName
 
 
 class Entries(NamedTuple):
@@ -38,7 +38,7 @@ class Layout:
     value_type: Any  # numpy type of the values
     count_type: Any  # numpy type of the lengths
     rounds: int  # a weight is value / rounds
-    statistics: tuple[str, ...]
+    statistics: tuple[StatisticName, ...]
     ranked: np.ndarray | None = None  # ids int32 [V] by rank, where gaps between ranks are stored
 
     @property

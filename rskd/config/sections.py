@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-Statistic = Literal["label_logprob", "entropy", "top1"]
+from rskd.teacher_statistics import StatisticName
 
 
 def _without_password(uri: str) -> str:
@@ -151,7 +151,7 @@ class SamplingConfig(Section):
     k: int | None = Field(default=None, ge=1, le=65535, description="Tokens kept (top_k), or their cap (top_p).")
     p: float | None = Field(default=None, gt=0, le=1, description="Probability mass kept (top_p).")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the draws (systematic, random).")
-    statistics: tuple[Statistic, ...] = Field(default=(), description="Teacher statistics stored at each position.")
+    statistics: tuple[StatisticName, ...] = Field(default=(), description="Teacher statistics stored at each position.")
     layout: Literal["plain", "compact"] = Field(
         default="plain",
         description="Columns of the cache. compact: ranks instead of ids, counts only above 1; 12 to 15% fewer "

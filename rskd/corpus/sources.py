@@ -27,7 +27,7 @@ from typing import Any
 from fsspec.utils import glob_translate
 
 from rskd.config import SourceConfig
-from rskd.corpus.documents import READERS, TOPICS_FILE, FileRange, codec, hf_documents, hf_size
+from rskd.corpus.readers import READERS, TOPICS_FILE, FileRange, codec, hf_documents, hf_size
 from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError
 from rskd.storage import Store
 

@@ -28,12 +28,12 @@ from torch import Tensor
 from rskd.cache.reader import LogitCache
 from rskd.config import StorageConfig, TeacherConfig
 from rskd.errors import CacheMismatchError
-from rskd.output_head import OutputHead
+from rskd.models.files import check_model, resolve_model, weights_fingerprint
+from rskd.models.output_head import OutputHead
 from rskd.progress import progress_bar
 from rskd.rng import permutation, position_keys, uniforms
 from rskd.sparse_targets import SparseTargets
 from rskd.storage import Store
-from rskd.teacher.model_files import check_model, resolve_model, weights_fingerprint
 from rskd.teacher.sampling import Distribution, Sampling, draw, rows_per_slice
 from rskd.teacher.transformers_teacher import TransformersTeacher
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from rskd.causal_lm import cut_vocabulary
 from rskd.errors import ConfigError
+from rskd.models.causal_lm import cut_vocabulary
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rskd.causal_lm import document_positions, hidden_states, output_head
+from rskd.models.causal_lm import document_positions, hidden_states, output_head
 from rskd.progress import progress_bar
 from rskd.rng import position_keys
 from rskd.sparse_targets import SparseTargets

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rskd.evaluation.acceptance import acceptance, top1_agreement
 from rskd.evaluation.calibration import ReliabilityBins
-from rskd.output_head import OutputHead
+from rskd.models.output_head import OutputHead
 
 TEACHER = "teacher"
 METRICS = ("lm_loss", "ece", "top1_agreement", "acceptance", "kl_to_teacher")

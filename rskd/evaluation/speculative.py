@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from rskd.causal_lm import cut_vocabulary
 from rskd.evaluation.acceptance import acceptance
+from rskd.models.causal_lm import cut_vocabulary
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from rskd.errors import explained_by
 from rskd.evaluation.audit import AuditReport, audit_cache, teacher_directory
 from rskd.jobs.ray_session import ensure_ray
 from rskd.jobs.vllm_environment import VllmEnvironment
+from rskd.models.files import check_model
 from rskd.storage import Store
-from rskd.teacher.model_files import check_model
 
 
 def audit(uri: str, teacher_model: str, *, engine: str, python: str | None, **options: Any) -> AuditReport:

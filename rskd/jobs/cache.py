@@ -26,9 +26,9 @@ from rskd.jobs.cache_worker import CacheRun, TeacherWorker
 from rskd.jobs.pack import check_packed_with, corpus_head
 from rskd.jobs.ray_session import ensure_ray
 from rskd.jobs.vllm_environment import VllmEnvironment
+from rskd.models.files import resolve_teacher, weights_fingerprint
 from rskd.progress import progress_bar
 from rskd.storage import Store
-from rskd.teacher.model_files import resolve_teacher, weights_fingerprint
 from rskd.teacher.transformers_teacher import describe_teacher
 
 _THREADS = 2  # of a worker: one infers while the other reads and writes

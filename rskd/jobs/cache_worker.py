@@ -26,10 +26,10 @@ from rskd.cache.writer import CacheWriter
 from rskd.config import SamplingConfig, TeacherConfig
 from rskd.corpus.packed_corpus import PackedCorpus, Windows
 from rskd.errors import ConfigError
+from rskd.models.files import resolve_model
 from rskd.rng import position_keys
 from rskd.storage import Store
-from rskd.teacher.lm_head import Order, SampledRows
-from rskd.teacher.model_files import resolve_model
+from rskd.teacher.hidden_to_targets import Order, SampledRows
 from rskd.teacher.sampling import Drawn, Sampling, concatenate
 from rskd.teacher.transformers_teacher import TransformersTeacher
 

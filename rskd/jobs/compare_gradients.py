@@ -18,16 +18,16 @@ from rskd import records
 from rskd.config import DistillConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.errors import ConfigError, MissingOutputError
-from rskd.evaluation.figures import gradient_angles
 from rskd.evaluation.gradient_similarity import Similarity, at_equal_unique_tokens, gradient_similarity
-from rskd.html_page import definitions, figure_html, html_page, section, table
 from rskd.inputs import inputs_first
+from rskd.models.files import resolve_teacher
+from rskd.models.load import load_model
+from rskd.pages.figures import gradient_angles
+from rskd.pages.parts import definitions, figure_html, html_page, section, table
 from rskd.provenance import provenance
 from rskd.rng import permutation
 from rskd.storage import Store
 from rskd.student.checkpoint import RESULT_FILE
-from rskd.student.model import load_model
-from rskd.teacher.model_files import resolve_teacher
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
 RECORDS_FOLDER = "gradient_similarity"

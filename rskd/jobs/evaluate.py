@@ -20,7 +20,6 @@ from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError, explained_by
 from rskd.evaluation import results
 from rskd.evaluation.downstream import find_tasks, mean_score
-from rskd.evaluation.figures import reliability_diagrams
 from rskd.evaluation.language_modeling import METRICS, pct_ce_to_fullkd
 from rskd.inputs import inputs_first
 from rskd.jobs.evaluate_worker import (
@@ -32,10 +31,11 @@ from rskd.jobs.evaluate_worker import (
     evaluate_windows,
 )
 from rskd.jobs.ray_session import ensure_ray, require_gpus
+from rskd.models.files import resolve_teacher, weights_fingerprint
+from rskd.pages.figures import reliability_diagrams
 from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.student.checkpoint import RESULT_FILE
-from rskd.teacher.model_files import resolve_teacher, weights_fingerprint
 
 GAP_COVERED = "pct_ce_to_fullkd"
 

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rskd.causal_lm import document_positions, hidden_states, output_head
 from rskd.config import EvaluateConfig, TeacherConfig
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.corpus.tokenizer import load_tokenizer
 from rskd.evaluation import downstream
 from rskd.evaluation.language_modeling import TEACHER, Comparison, LanguageModel
 from rskd.evaluation.speculative import speculate
+from rskd.models.causal_lm import document_positions, hidden_states, output_head
+from rskd.models.load import load_model
+from rskd.models.tokenizer import load_tokenizer
 from rskd.storage import Store
-from rskd.student.model import load_model
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
 Findings = dict[str, dict[str, Any]]  # by model

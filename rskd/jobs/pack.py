@@ -22,6 +22,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from rskd.config import DistillConfig, RayConfig, SourceConfig
+from rskd.corpus.hold_out import content_hash, hold_out_threshold, split_masks, split_shares
 from rskd.corpus.packed_corpus import (
     FORMAT_VERSION,
     MANIFEST_FILE,
@@ -34,25 +35,14 @@ from rskd.corpus.packed_corpus import (
     write_manifest,
     write_part,
 )
-from rskd.corpus.packing import (
-    DocumentCounts,
-    Share,
-    content_hash,
-    cut_windows,
-    hold_out_threshold,
-    limited,
-    shuffled,
-    split_masks,
-    split_shares,
-    tokenize,
-)
+from rskd.corpus.packing import DocumentCounts, Share, cut_windows, limited, shuffled, tokenize
 from rskd.corpus.sources import Group, list_files, located, new_groups, read_documents
-from rskd.corpus.tokenizer import end_of_text_id, load_tokenizer, tokenizer_fingerprint
 from rskd.errors import CacheMismatchError, ConfigError
 from rskd.jobs.ray_session import ensure_ray
+from rskd.models.files import resolve_teacher
+from rskd.models.tokenizer import end_of_text_id, load_tokenizer, tokenizer_fingerprint
 from rskd.progress import progress_bar
 from rskd.storage import Store
-from rskd.teacher.model_files import resolve_teacher
 
 SPLITS: tuple[Literal["train"], Literal["eval"]] = ("train", "eval")
 

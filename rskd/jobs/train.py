@@ -22,18 +22,18 @@ from rskd.cache.histogram import percentile
 from rskd.cache.reader import LogitCache
 from rskd.config import DistillConfig, StudentSpec
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.corpus.tokenizer import end_of_text_id, load_tokenizer, tokenizer_fingerprint
 from rskd.errors import CacheMismatchError, ConfigError
 from rskd.inputs import inputs_first
-from rskd.jobs.train_in_process import train_in_process
-from rskd.jobs.training_run import TrainingRun
+from rskd.jobs.training.in_process import train_in_process
+from rskd.jobs.training.run import TrainingRun
+from rskd.models.files import resolve_teacher, weights_fingerprint
+from rskd.models.tokenizer import end_of_text_id, load_tokenizer, tokenizer_fingerprint
 from rskd.progress import progress_bar
 from rskd.storage import Store
+from rskd.student.architecture import student_architecture
 from rskd.student.bias import loss_bias, sampling_bias
 from rskd.student.checkpoint import LOG_FILE, RESULT_FILE, export_checkpoint
-from rskd.student.model import student_architecture
 from rskd.student.trainer import Log
-from rskd.teacher.model_files import resolve_teacher, weights_fingerprint
 
 _logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
             if run.spec.train.workers == 0:
                 checkpoint = train_in_process(run, checkpoints.child(name), show)
             else:
-                from rskd.jobs.train_on_ray import train_on_ray
+                from rskd.jobs.training.on_ray import train_on_ray
 
                 checkpoint = train_on_ray(run, checkpoints, show, name=name, config=config.ray)
         summary = _publish(checkpoint, target) | {"seconds": time.monotonic() - started}

@@ -29,12 +29,12 @@ from rskd.evaluation.language_modeling import TEACHER
 from rskd.jobs.evaluate import evaluation_run
 from rskd.jobs.evaluate_worker import comparison_of_models, held_out_batches, score
 from rskd.jobs.train import train_student
+from rskd.models.files import resolve_teacher, weights_fingerprint
 from rskd.progress import progress_bar
 from rskd.provenance import provenance
 from rskd.reproduction.setting import Cell, cell_name
 from rskd.storage import Store
 from rskd.student.trainer import NonFiniteError
-from rskd.teacher.model_files import resolve_teacher, weights_fingerprint
 
 CELLS_FOLDER = "cells"
 

@@ -14,9 +14,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rskd.config import DistillConfig
-from rskd.evaluation.figures import PALETTE, reliability_diagrams, styled, unique_tokens_by_rounds
 from rskd.evaluation.unique_tokens import UniqueTokens
-from rskd.html_page import definitions, figure_html, html_page, section, table
 from rskd.jobs.compare_gradients import (
     COMPARISON_HEAD,
     GRADIENTS_HEAD,
@@ -24,6 +22,8 @@ from rskd.jobs.compare_gradients import (
     comparison_rows,
     gradient_rows,
 )
+from rskd.pages.figures import PALETTE, reliability_diagrams, styled, unique_tokens_by_rounds
+from rskd.pages.parts import definitions, figure_html, html_page, section, table
 from rskd.provenance import provenance
 from rskd.reproduction.cells import Records
 from rskd.reproduction.claims import Claim, checked_claims

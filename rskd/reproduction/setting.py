@@ -30,10 +30,10 @@ from rskd.errors import ConfigError
 from rskd.evaluation.unique_tokens import expected_unique_tokens
 from rskd.jobs.pack import pack_corpus
 from rskd.jobs.train import train_student
+from rskd.models.files import resolve_teacher
 from rskd.reproduction.methods import CACHES, METHODS, MISALIGNED, OURS, SIZES, Cache
 from rskd.reproduction.scales import Scale, SmallModels
 from rskd.storage import Store
-from rskd.teacher.model_files import resolve_teacher
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
 Cell = tuple[str, int]  # name of a method, seed

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from rskd.output_head import OutputHead
+from rskd.models.output_head import OutputHead
 
 TILE_BYTES_CPU = 2**21  # float32 values of a tile: passes over it stay in the cache
 TILE_BYTES_GPU = 2**27

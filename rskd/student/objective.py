@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from rskd.errors import BiasWarning
-from rskd.output_head import OutputHead
+from rskd.models.output_head import OutputHead
 from rskd.sparse_targets import SparseTargets
 from rskd.student import divergence as divergences
 from rskd.student import triton_loss

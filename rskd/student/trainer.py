@@ -27,9 +27,9 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from rskd.cache.loader import CacheBatch, CacheLoader
-from rskd.causal_lm import document_positions, hidden_states, output_head
 from rskd.config import ObjectiveConfig, TrainConfig
 from rskd.errors import BiasWarning, RskdError
+from rskd.models.causal_lm import document_positions, hidden_states, output_head
 from rskd.sparse_targets import SparseTargets
 from rskd.student.objective import cross_entropy_loss, full_kd_loss, hard_easy_weights, sparse_kd_loss
 

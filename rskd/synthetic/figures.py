@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from rskd.evaluation.figures import PALETTE, styled
+from rskd.pages.figures import PALETTE, styled
 from rskd.synthetic.zipf import Estimate
 
 _SHOWN = ("top_k", "top_k + smoothing", "top_k + naive fix", "random", "systematic")  # the others at a click

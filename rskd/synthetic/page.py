@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rskd.evaluation.figures import reliability_diagrams
-from rskd.html_page import definitions, figure_html, html_page, section, table
+from rskd.pages.figures import reliability_diagrams
+from rskd.pages.parts import definitions, figure_html, html_page, section, table
 from rskd.provenance import provenance
 from rskd.synthetic.figures import zipf_estimates
 from rskd.synthetic.findings import Calibration, Findings

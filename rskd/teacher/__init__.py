@@ -1,4 +1,4 @@
 """The teacher side: from packed windows to sampled targets.
 
-model_files ─► transformers_teacher ─► hidden states ─► lm_head ─► logits, a few rows at a time ─► sampling
+models/files ─► transformers_teacher ─► hidden states ─► hidden_to_targets ─► logits, a few rows at a time ─► sampling
 """

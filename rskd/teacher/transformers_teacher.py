@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from rskd.causal_lm import OutputHead, document_positions, exact_attention, hidden_states, output_head
 from rskd.config import TeacherConfig
 from rskd.errors import ConfigError
-from rskd.teacher.lm_head import Order, SampledRows, sample_rows
+from rskd.models.causal_lm import OutputHead, document_positions, exact_attention, hidden_states, output_head
+from rskd.teacher.hidden_to_targets import Order, SampledRows, sample_rows
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class TransformersTeacher:
 
 
 def describe_teacher(config: TeacherConfig, fingerprint: str, vllm_version: str | None = None) -> dict[str, Any]:
-    """What a cache's manifest says of its teacher; `fingerprint` is `model_files.weights_fingerprint`."""
+    """What a cache's manifest says of its teacher; `fingerprint` is `rskd.models.files.weights_fingerprint`."""
     described = {
         "model": config.model,
         "revision": config.revision,

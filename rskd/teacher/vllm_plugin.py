@@ -39,8 +39,8 @@ from vllm.tasks import PoolingTask
 from vllm.v1.outputs import PoolerOutput
 from vllm.v1.pool.metadata import PoolingMetadata
 
-from rskd.output_head import soft_capped
-from rskd.teacher.lm_head import Order, sample_rows
+from rskd.models.output_head import soft_capped
+from rskd.teacher.hidden_to_targets import Order, sample_rows
 from rskd.teacher.sampling import Sampling
 from rskd.teacher.wire import pack, width
 
@@ -91,7 +91,7 @@ def _sampled(architecture: str) -> type[nn.Module]:
 
 @dataclass(frozen=True)
 class EngineHead:
-    """The output head of a vLLM model (`rskd.output_head.Head`), whatever its layout, quantisation and ranks."""
+    """The output head of a vLLM model (`rskd.models.output_head.Head`), whatever its layout, quantisation and ranks."""
 
     compute_logits: Callable[[Tensor], Tensor]
     num_ids: int

@@ -27,10 +27,10 @@ from vllm import LLM, ModelRegistry
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from rskd.causal_lm import document_positions
 from rskd.config import TeacherConfig
 from rskd.errors import ConfigError, RskdError
-from rskd.teacher.lm_head import Order, SampledRows
+from rskd.models.causal_lm import document_positions
+from rskd.teacher.hidden_to_targets import Order, SampledRows
 from rskd.teacher.vllm_plugin import HIDDEN_STATES, NOT_FINITE, PREFIX, Request
 from rskd.teacher.wire import unpack
 

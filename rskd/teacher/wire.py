@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rskd.teacher.lm_head import Order, SampledRows
+from rskd.teacher.hidden_to_targets import Order, SampledRows
 from rskd.teacher.sampling import Drawn, Sampling, merge
+from rskd.teacher_statistics import STATISTICS, StatisticName
 
 
 def pack(rows: SampledRows, order: Order) -> Tensor:
@@ -69,5 +70,5 @@ def _bits(values: Tensor) -> Tensor:
     return values.view(torch.int32) if values.dtype == torch.float32 else values.int()
 
 
-def _unpack_statistic(name: str, column: Tensor) -> Tensor:
-    return column.long() if name == "top1" else column.contiguous().view(torch.float32)
+def _unpack_statistic(name: StatisticName, column: Tensor) -> Tensor:
+    return column.long() if STATISTICS[name].is_id else column.contiguous().view(torch.float32)

@@ -33,10 +33,10 @@ from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.jobs.cache import cache_logits
 from rskd.jobs.pack import pack_corpus
 from rskd.jobs.train import train_student
+from rskd.models.files import resolve_teacher
+from rskd.models.load import load_model
 from rskd.storage import Store
 from rskd.student.checkpoint import LOG_FILE
-from rskd.student.model import load_model
-from rskd.teacher.model_files import resolve_teacher
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
 WORKERS = (1, 2)

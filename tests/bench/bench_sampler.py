@@ -33,7 +33,7 @@ from measure import (
 from torch import Tensor
 
 from rskd import sample_from_hidden
-from rskd.teacher.lm_head import CHUNK_ROWS
+from rskd.teacher.hidden_to_targets import CHUNK_ROWS
 
 Contender = Callable[[Tensor, Tensor], object]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

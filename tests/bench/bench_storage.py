@@ -26,14 +26,15 @@ from rskd.config import DistillConfig, load_config
 from rskd.corpus.packed_corpus import rows_per_group
 from rskd.corpus.packing import cut_windows, shuffled, tokenize
 from rskd.corpus.sources import group_files, list_files, read_documents
-from rskd.corpus.tokenizer import end_of_text_id, load_tokenizer
-from rskd.output_head import OutputHead
+from rskd.models.files import resolve_teacher
+from rskd.models.output_head import OutputHead
+from rskd.models.tokenizer import end_of_text_id, load_tokenizer
 from rskd.rng import position_keys
 from rskd.storage import Store
-from rskd.teacher.lm_head import SampledRows, sample_rows
-from rskd.teacher.model_files import resolve_teacher
+from rskd.teacher.hidden_to_targets import SampledRows, sample_rows
 from rskd.teacher.sampling import Drawn, Sampling, concatenate
 from rskd.teacher.transformers_teacher import TransformersTeacher
+from rskd.teacher_statistics import STATISTICS
 
 PAPER, FAIR = "random N=50", "systematic N=22"  # about as close
 SAMPLINGS = {
@@ -41,7 +42,6 @@ SAMPLINGS = {
     **{f"systematic N={n}": Sampling("systematic", n) for n in (12, 22, 50)},
     **{f"top_k k={k}": Sampling("top_k", k=k) for k in (12, 50)},
 }
-STATISTICS = ("label_logprob", "entropy", "top1")
 WINDOWS_PER_BATCH, ROWS_PER_CHUNK = 4, 64
 
 

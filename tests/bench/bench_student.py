@@ -20,8 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rskd import SparseTargets
 from rskd.cache.loader import CacheBatch
-from rskd.causal_lm import hidden_states, output_head
 from rskd.config import ObjectiveConfig, TrainConfig
+from rskd.models.causal_lm import hidden_states, output_head
 from rskd.student.trainer import StudentLoss, distribute, make_optimizer, train_step
 
 

@@ -26,7 +26,7 @@ from vllm.v1.serial_utils import MsgpackDecoder
 
 from rskd.config import TeacherConfig
 from rskd.rng import position_keys
-from rskd.teacher.lm_head import Order
+from rskd.teacher.hidden_to_targets import Order
 from rskd.teacher.sampling import Sampling
 from rskd.teacher.transformers_teacher import TransformersTeacher
 from rskd.teacher.vllm_teacher import VllmTeacher

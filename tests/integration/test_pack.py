@@ -15,8 +15,9 @@ from transformers import AutoTokenizer
 
 from rskd.config import DistillConfig, validate_config
 from rskd.corpus import sources
+from rskd.corpus.hold_out import content_hash
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.corpus.packing import content_hash, shuffled
+from rskd.corpus.packing import shuffled
 from rskd.errors import CacheMismatchError, ConfigError, CorruptPartError
 from rskd.jobs.pack import pack_corpus
 from rskd.storage import Store

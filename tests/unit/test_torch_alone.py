@@ -16,10 +16,10 @@ class Blocker(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Blocker())
 
-import rskd.rng, rskd.output_head, rskd.sparse_targets
+import rskd.rng, rskd.models.output_head, rskd.sparse_targets
 import rskd.student.bias, rskd.student.divergence, rskd.student.fused_loss
 import rskd.student.objective, rskd.student.triton_loss
-import rskd.teacher.lm_head, rskd.teacher.sampling
+import rskd.teacher.hidden_to_targets, rskd.teacher.sampling
 from rskd import SparseTargets, sample_from_hidden, sample_targets, sparse_kd_loss
 
 import torch

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
 
-from rskd.output_head import OutputHead
+from rskd.models.output_head import OutputHead
 from rskd.rng import position_keys
-from rskd.teacher.lm_head import Order, sample_rows
+from rskd.teacher.hidden_to_targets import Order, sample_rows
 from rskd.teacher.sampling import Sampling
 from rskd.teacher.vllm_plugin import NOT_FINITE, EngineHead, Request, SamplingPooler
 from rskd.teacher.wire import pack, width

@@ -21,7 +21,7 @@ from torch import Tensor
 from rskd.config import TeacherConfig
 from rskd.errors import ConfigError
 from rskd.rng import position_keys
-from rskd.teacher.lm_head import Order, SampledRows
+from rskd.teacher.hidden_to_targets import Order, SampledRows
 from rskd.teacher.sampling import Drawn, Sampling
 from rskd.teacher.transformers_teacher import TransformersTeacher
 from rskd.teacher.vllm_teacher import VllmTeacher, engine_args

@@ -6,17 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rskd.corpus.packing import (
-    DocumentCounts,
-    content_hash,
-    cut_windows,
-    hold_out_threshold,
-    shuffled,
-    split_shares,
-    tokenize,
-)
-from rskd.corpus.tokenizer import load_tokenizer
+from rskd.corpus.hold_out import content_hash, hold_out_threshold, split_shares
+from rskd.corpus.packing import DocumentCounts, cut_windows, shuffled, tokenize
 from rskd.errors import ConfigError
+from rskd.models.tokenizer import load_tokenizer
 
 
 def test_content_hash_is_the_head_of_the_sha256():

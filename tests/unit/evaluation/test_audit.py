@@ -19,9 +19,9 @@ from rskd.config import SamplingConfig, TeacherConfig
 from rskd.corpus.packed_corpus import PartInfo
 from rskd.errors import CacheMismatchError, CorruptPartError
 from rskd.evaluation.audit import AuditReport, audit_cache, chi_square, judge, mean_and_error, measure
+from rskd.models.files import weights_fingerprint
 from rskd.rng import position_keys
-from rskd.teacher.lm_head import sample_rows
-from rskd.teacher.model_files import weights_fingerprint
+from rskd.teacher.hidden_to_targets import sample_rows
 from rskd.teacher.sampling import Sampling
 from rskd.teacher.transformers_teacher import TransformersTeacher, describe_teacher
 

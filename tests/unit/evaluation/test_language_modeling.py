@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rskd.causal_lm import document_positions, hidden_states, output_head
 from rskd.evaluation import language_modeling
 from rskd.evaluation.language_modeling import Comparison, LanguageModel, pct_ce_to_fullkd
+from rskd.models.causal_lm import document_positions, hidden_states, output_head
 
 VOCAB_SIZE = 384  # of the tokenizer; the models have 400 rows
 

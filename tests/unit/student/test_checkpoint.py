@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rskd.config import TrainConfig
 from rskd.errors import ConfigError
+from rskd.models.load import load_model
 from rskd.student.checkpoint import Progress, export_checkpoint, load_optimizer, load_progress, save_checkpoint
-from rskd.student.model import load_model
 from rskd.student.trainer import make_optimizer
 
 PROGRESS = Progress(2, {"epoch": 0, "step": 2})

@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from rskd.output_head import OutputHead
-from rskd.teacher.lm_head import STATISTICS, Order, sample_rows
+from rskd.models.output_head import OutputHead
+from rskd.teacher.hidden_to_targets import Order, sample_rows
 from rskd.teacher.sampling import Sampling
 from rskd.teacher.wire import pack, unpack, width
+from rskd.teacher_statistics import STATISTICS
 
 ROWS, HIDDEN, VOCAB = 37, 16, 300
 SAMPLINGS = {
@@ -24,7 +25,7 @@ def sampled(samplings: dict[str, Sampling], statistics: tuple[str, ...]):
     return sample_rows(hidden, head, samplings, labels=labels, statistics=statistics)
 
 
-@pytest.mark.parametrize("statistics", [(), STATISTICS, ("top1", "label_logprob")])
+@pytest.mark.parametrize("statistics", [(), tuple(STATISTICS), ("top1", "label_logprob")])
 def test_what_is_packed_comes_back(statistics: tuple[str, ...]):
     rows = sampled(SAMPLINGS, statistics)
     order = Order.from_json(Order(SAMPLINGS, statistics, VOCAB).to_json())

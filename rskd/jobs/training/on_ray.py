@@ -31,8 +31,8 @@ from rskd.errors import RskdError
 from rskd.jobs.failures import GiveUpOnExplainedErrors
 from rskd.jobs.on_ray import worker_resources
 from rskd.jobs.ray_session import ensure_ray
-from rskd.jobs.train_worker import train_worker
-from rskd.jobs.training_run import TrainingRun
+from rskd.jobs.training.run import TrainingRun
+from rskd.jobs.training.worker import train_worker
 from rskd.storage import Store
 from rskd.student.trainer import Log
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from rskd.output_head import OutputHead
+from rskd.models.output_head import OutputHead
 
 
 def output_head(model: PreTrainedModel) -> OutputHead:

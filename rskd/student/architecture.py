@@ -11,12 +11,13 @@ import copy
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
-from rskd.causal_lm import exact_attention
 from rskd.config import StudentConfig
 from rskd.errors import ConfigError
+from rskd.models.causal_lm import exact_attention
+from rskd.models.load import load_architecture, load_model
 
 PRESETS: dict[str, dict[str, Any]] = {
     # SmolLM2-135M: 106M parameters without the embeddings.
@@ -98,7 +99,7 @@ def student_architecture(
             eos_token_id=end_of_text_id,
         )
     name = config.model or teacher_dir
-    architecture = _load_architecture(name)
+    architecture = load_architecture(name)
     if config.num_layers is not None:
         architecture = _with_layers(architecture, config.num_layers)
     text = architecture.get_text_config()
@@ -110,21 +111,6 @@ def student_architecture(
     if limit is not None and limit < seq_len:
         raise ConfigError(f"student {name} takes {limit} positions but corpus.seq_len={seq_len}: lower seq_len")
     return architecture
-
-
-def load_model(directory: str, attention: str) -> PreTrainedModel:
-    """A pretrained causal LM (directory or hub id) in fp32 on the CPU; safetensors only. Raises ConfigError."""
-    attention = exact_attention(_load_architecture(directory), attention)
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=torch.float32,
-            attn_implementation=attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model {directory} cannot be loaded ({_first_line(error)}): name a causal LM") from None
 
 
 def kept_layers(num_teacher_layers: int, num_layers: int) -> list[int]:
@@ -166,14 +152,3 @@ def _with_layers(teacher: PreTrainedConfig, num_layers: int) -> PreTrainedConfig
             setattr(text, name, [value[index] for index in kept])
     text.num_hidden_layers = num_layers
     return config
-
-
-def _load_architecture(name: str) -> PreTrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model {name} cannot be loaded ({_first_line(error)}): name a causal LM") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:160]

@@ -24,7 +24,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from rskd.output_head import Head, OutputHead
+from rskd.models.output_head import Head, OutputHead
 from rskd.sparse_targets import SparseTargets
 from rskd.teacher.sampling import (
     Distribution,
@@ -39,8 +39,8 @@ from rskd.teacher.sampling import (
     require_distributions,
     rows_per_slice,
 )
+from rskd.teacher_statistics import STATISTICS, StatisticName
 
-STATISTICS = ("label_logprob", "entropy", "top1")
 CHUNK_ROWS = 384  # of one matrix product: more gain little
 
 
@@ -49,7 +49,7 @@ class Order:
     """What is wanted of each row. As JSON it travels, and equal orders are equal strings."""
 
     samplings: dict[str, Sampling]
-    statistics: tuple[str, ...] = ()
+    statistics: tuple[StatisticName, ...] = ()
     vocab_size: int | None = None
 
     def to_json(self) -> str:
@@ -110,7 +110,7 @@ def sample_rows(
     *,
     vocab_size: int | None = None,
     labels: Tensor | None = None,
-    statistics: Iterable[str] = (),
+    statistics: Iterable[StatisticName] = (),
 ) -> SampledRows:
     """Several samplings and statistics of `hidden` [..., D] from one pass over its logits.
 
@@ -118,7 +118,7 @@ def sample_rows(
     Raises ValueError for an unknown statistic, missing labels, a `vocab_size` beyond the head, non-finite logits.
     """
     names = tuple(statistics)
-    if unknown := set(names) - set(STATISTICS):
+    if unknown := set(names) - STATISTICS.keys():
         raise ValueError(f"statistics must be of {', '.join(STATISTICS)}, got {', '.join(sorted(unknown))}")
     if "label_logprob" in names and labels is None:
         raise ValueError("label_logprob needs labels: pass the next tokens")

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from rskd.jobs.training_run import TrainingRun, WriteCheckpoint, train_run
+from rskd.jobs.training.run import TrainingRun, WriteCheckpoint, train_run
 from rskd.storage import Store
 from rskd.student.checkpoint import TRAINER_FILE
 from rskd.student.trainer import Log

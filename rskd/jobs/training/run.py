@@ -16,9 +16,10 @@ from rskd.cache.loader import CacheLoader
 from rskd.cache.reader import LogitCache
 from rskd.config import StudentSpec, TeacherConfig
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.corpus.tokenizer import load_tokenizer
+from rskd.models.load import load_model
+from rskd.models.tokenizer import load_tokenizer
+from rskd.student.architecture import build_student
 from rskd.student.checkpoint import Progress, load_optimizer, load_progress, save_checkpoint
-from rskd.student.model import build_student, load_model
 from rskd.student.trainer import Log, StudentLoss, TeacherLogits, distribute, make_optimizer, train
 from rskd.teacher.transformers_teacher import TransformersTeacher
 

@@ -17,7 +17,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 from ray.util.queue import Queue
 
-from rskd.jobs.training_run import TrainingRun, WriteCheckpoint, train_run
+from rskd.jobs.training.run import TrainingRun, WriteCheckpoint, train_run
 from rskd.storage import Store
 
 

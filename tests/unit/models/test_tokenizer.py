@@ -5,8 +5,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from rskd.corpus.tokenizer import end_of_text_id, load_tokenizer, tokenizer_fingerprint
 from rskd.errors import ConfigError
+from rskd.models.tokenizer import end_of_text_id, load_tokenizer, tokenizer_fingerprint
 
 
 def test_fingerprint_does_not_depend_on_where_the_tokenizer_is(tiny_tokenizer_dir: Path, tiny_teacher_dir: Path):

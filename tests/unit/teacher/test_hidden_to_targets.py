@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from rskd.output_head import OutputHead
-from rskd.teacher import lm_head, sampling
-from rskd.teacher.lm_head import sample_from_hidden, sample_rows
+from rskd.models.output_head import OutputHead
+from rskd.teacher import hidden_to_targets, sampling
+from rskd.teacher.hidden_to_targets import sample_from_hidden, sample_rows
 from rskd.teacher.sampling import Sampling, sample_targets
 
 D, V = 16, 300
@@ -14,7 +14,7 @@ D, V = 16, 300
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
     monkeypatch.setattr(sampling, "SLICE_BYTES_CPU", 100_000)
-    monkeypatch.setattr(lm_head, "CHUNK_ROWS", 20)
+    monkeypatch.setattr(hidden_to_targets, "CHUNK_ROWS", 20)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_entropy_of_masked_and_certain_rows():
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_any_head_gives_the_draws_of_its_logits(inputs, dtype, softcap, with_bias, monkeypatch):
-    monkeypatch.setattr(lm_head, "CHUNK_ROWS", 51)  # one product, as for the whole logits
+    monkeypatch.setattr(hidden_to_targets, "CHUNK_ROWS", 51)  # one product, as for the whole logits
     hidden, weight, bias = (tensor.to(dtype) for tensor in inputs)
     head = OutputHead(weight, bias if with_bias else None, softcap)
     targets = sample_from_hidden(hidden, weight, bias=head.bias, softcap=softcap)

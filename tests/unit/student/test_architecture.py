@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 
 from rskd.config import StudentConfig
 from rskd.errors import ConfigError
-from rskd.student.model import PRESETS, build_student, kept_layers, student_architecture
+from rskd.student.architecture import PRESETS, build_student, kept_layers, student_architecture
 
 FIT = {"vocab_size": 384, "seq_len": 32, "end_of_text_id": 0}
 

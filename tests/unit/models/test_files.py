@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rskd.errors import ConfigError
-from rskd.teacher import model_files
-from rskd.teacher.model_files import resolve_model, weights_fingerprint
+from rskd.models import files
+from rskd.models.files import resolve_model, weights_fingerprint
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +85,7 @@ def test_a_gguf_is_converted_once(tiny_gguf: Path, tmp_path: Path, monkeypatch: 
     tokenizer = AutoTokenizer.from_pretrained(directory)
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
-    monkeypatch.setattr(model_files, "_convert", None)
+    monkeypatch.setattr(files, "_convert", None)
     assert resolve(tiny_gguf, tmp_path) == directory
 
 

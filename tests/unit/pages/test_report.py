@@ -8,7 +8,7 @@ import pytest
 from rskd import records
 from rskd.config import DistillConfig, validate_config
 from rskd.errors import MissingOutputError
-from rskd.report import Findings, render, write_report
+from rskd.pages.report import Findings, render, write_report
 from rskd.storage import Store
 
 CACHE = {

@@ -18,10 +18,10 @@ from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig, StudentSpec
 from rskd.errors import ConfigError, MissingOutputError
 from rskd.evaluation.downstream import mean_score
-from rskd.evaluation.figures import histograms, loss_curves, reliability_diagrams
 from rskd.evaluation.results import read_results
-from rskd.html_page import definitions, figure_html, html_page, section, table
 from rskd.inputs import inputs_first
+from rskd.pages.figures import histograms, loss_curves, reliability_diagrams
+from rskd.pages.parts import definitions, figure_html, html_page, section, table
 from rskd.storage import Store
 from rskd.student.checkpoint import LOG_FILE
 
