@@ -55,3 +55,12 @@ def explained_by(error: BaseException) -> RskdError | None:
         if known is not None:
             return known
     return error if isinstance(error, RskdError) else None
+
+
+def first_line(error: BaseException | str, length: int = 160) -> str:
+    """What an error of another library says, as one line; its type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = next((line for line in lines if line), type(error).__name__)
+    if told.endswith(":") and len(lines) > 1:  # a heading
+        told = " ".join(filter(None, lines[:3]))
+    return told if len(told) <= length else told[: length - 2] + " …"

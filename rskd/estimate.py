@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from rskd import records, tracking
 from rskd.cache.inspection import inspect
@@ -23,6 +22,7 @@ from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.evaluation.unique_tokens import PowerLaw, UniqueTokens, rounds_against_unique_tokens
 from rskd.inputs import inputs_first
 from rskd.models.files import resolve_teacher
+from rskd.models.load import num_parameters
 from rskd.pages.figures import unique_tokens_by_rounds
 from rskd.pages.parts import definitions, figure_html, html_page, section
 from rskd.progress import progress_bar
@@ -101,13 +101,6 @@ def probe(config: DistillConfig, *, windows: int) -> dict[str, UniqueTokens]:
     ]
     home.write(f"{PROBE}.html", html_page("unique tokens", config.name, sections).encode())
     return found
-
-
-def num_parameters(model_dir: str, *, trust_remote_code: bool = False) -> int:
-    """Parameters of a model, from its configuration alone; tied weights count once."""
-    config = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code).num_parameters()
 
 
 def teacher_tokens_per_s(config: TeacherConfig, num_parameters: int) -> float:

@@ -24,6 +24,9 @@ def _without_password(uri: str) -> str:
 Uri = Annotated[str, AfterValidator(_without_password)]  # a configuration is logged, and shown in forms and reports
 
 
+Attention = Literal["auto", "sdpa", "flash_attention_2", "eager"]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -105,8 +108,9 @@ class TeacherConfig(Section):
     threads_per_worker: int = Field(
         default=2, ge=1, description="CPU threads of an actor; fixed, so that logits repeat."
     )
-    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field(
-        default="sdpa", description="Attention implementation."
+    attention: Attention = Field(
+        default="auto",
+        description="Attention implementation; auto: the fastest that the architecture has and that is exact.",
     )
     trust_remote_code: bool = Field(
         default=False, description="Run code that comes with the model. Only if you trust it."
@@ -190,8 +194,9 @@ class StudentConfig(Section):
         "checkpoint: the weights of `model`.",
     )
     num_layers: int | None = Field(default=None, ge=1, description="Layers of the student (teacher_layers).")
-    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field(
-        default="sdpa", description="Attention implementation."
+    attention: Attention = Field(
+        default="auto",
+        description="Attention implementation; auto: the fastest that the architecture has and that is exact.",
     )
 
     @model_validator(mode="after")

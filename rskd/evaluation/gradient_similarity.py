@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rskd.models.causal_lm import document_positions, hidden_states, output_head
+from rskd.models.causal_lm import hidden_states, output_head
 from rskd.progress import progress_bar
 from rskd.rng import position_keys
 from rskd.sparse_targets import SparseTargets
@@ -168,8 +168,7 @@ def _kd_loss(
 ) -> Tensor:
     """Summed KD loss of windows [b, T+1] from sparse targets [b·T, K] or teacher logits [b·T, V]."""
     input_ids = windows[:, :-1]
-    positions = None if end_of_text_id is None else document_positions(input_ids, end_of_text_id)
-    hidden = hidden_states(student, input_ids, positions).flatten(0, 1)
+    hidden = hidden_states(student, input_ids, end_of_text_id).flatten(0, 1)
     head = output_head(student)
     loss: Callable[..., Tensor] = full_kd_loss if isinstance(targets, Tensor) else sparse_kd_loss
     options = {"bias": head.bias, "softcap": head.softcap, "vocab_size": vocab_size}

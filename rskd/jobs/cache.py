@@ -16,7 +16,7 @@ from typing import Any
 
 from rskd import tracking
 from rskd.cache.layout import most_frequent
-from rskd.cache.manifest import CacheManifest
+from rskd.cache.manifest import HEAD_FILE, CacheManifest, read_head
 from rskd.cache.writer import CacheWriter
 from rskd.config import DistillConfig, SamplingConfig
 from rskd.corpus.packed_corpus import PackedCorpus
@@ -26,7 +26,7 @@ from rskd.jobs.cache_worker import CacheRun, TeacherWorker
 from rskd.jobs.pack import check_packed_with, corpus_head
 from rskd.jobs.ray_session import ensure_ray
 from rskd.jobs.vllm_environment import VllmEnvironment
-from rskd.models.files import resolve_teacher, weights_fingerprint
+from rskd.models.files import has_fingerprint, model_fingerprint, resolve_teacher
 from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.teacher.transformers_teacher import describe_teacher
@@ -81,7 +81,7 @@ def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
     teacher_dir = resolve_teacher(config)
     environment = VllmEnvironment.find(config.teacher.python) if config.teacher.engine == "vllm" else None
     teacher = describe_teacher(
-        config.teacher, weights_fingerprint(teacher_dir), environment.vllm_version if environment else None
+        config.teacher, model_fingerprint(teacher_dir), environment.vllm_version if environment else None
     )
     corpus = PackedCorpus.open(config.corpus_uri("train"))
     manifest = corpus.manifest
@@ -105,7 +105,10 @@ def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
         teachers_uri=Store(config.teachers_uri).absolute_uri,
         samplings=config.cache_samplings,
         cache_uris={name: Store(config.cache_uri(name)).absolute_uri for name in config.cache_samplings},
-        heads={name: _head(sampling, shared, corpus) for name, sampling in config.cache_samplings.items()},
+        heads={
+            name: _with_older_fingerprint(_head(sampling, shared, corpus), config.cache_uri(name), teacher_dir)
+            for name, sampling in config.cache_samplings.items()
+        },
         runtime_env=environment.runtime_env(config.teacher.threads_per_worker) if environment else {},
     )
     return run, corpus
@@ -117,6 +120,17 @@ def _head(sampling: SamplingConfig, shared: dict[str, Any], corpus: PackedCorpus
     if sampling.layout == "plain":
         return head
     return head | {"tokenizer": shared["tokenizer"] | {"most_frequent": most_frequent(corpus.read_part(0).input_ids)}}
+
+
+def _with_older_fingerprint(head: dict[str, Any], uri: str, teacher_dir: str) -> dict[str, Any]:
+    """The head with the fingerprint of the cache that is there, if that is this teacher's as older versions took it."""
+    store = Store(uri)
+    if not store.exists(HEAD_FILE):
+        return head
+    stored = read_head(store)["teacher"]["fingerprint"]
+    if not has_fingerprint(teacher_dir, stored):
+        return head
+    return head | {"teacher": head["teacher"] | {"fingerprint": stored}}
 
 
 def _follow(config: DistillConfig, run: CacheRun, tasks: list[dict[str, Any]], *, rows: int) -> list[dict[str, Any]]:

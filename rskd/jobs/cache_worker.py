@@ -82,7 +82,7 @@ class TeacherWorker:
         model_dir = self._run.teacher_dir
         if not Path(model_dir).is_dir():  # another machine of a cluster finds the teacher anew
             model_dir = resolve_model(config.model, revision=config.revision, teachers=self._run.teachers_uri)
-        teacher = _load(config, model_dir, self._corpus.seq_len)
+        teacher = _load(config, model_dir, self._corpus)
         vocab_size = self._corpus.manifest.tokenizer["vocab_size"]
         if teacher.num_ids < vocab_size:
             raise ConfigError(
@@ -144,10 +144,11 @@ class TeacherWorker:
         )
 
 
-def _load(config: TeacherConfig, model_dir: str, seq_len: int) -> Teacher:
+def _load(config: TeacherConfig, model_dir: str, corpus: PackedCorpus) -> Teacher:
     if config.engine == "vllm":
         from rskd.teacher.vllm_teacher import VllmTeacher  # this process is in vLLM's environment
 
-        return VllmTeacher.load(config, model_dir=model_dir, seq_len=seq_len)
+        return VllmTeacher.load(config, model_dir=model_dir, seq_len=corpus.seq_len)
     device = torch.device("cuda" if config.gpus_per_worker else "cpu")
-    return TransformersTeacher.load(config, model_dir=model_dir, device=device)
+    isolated = corpus.manifest.isolate_documents
+    return TransformersTeacher.load(config, model_dir=model_dir, device=device, isolated=isolated)

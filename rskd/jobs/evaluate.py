@@ -31,7 +31,7 @@ from rskd.jobs.evaluate_worker import (
     evaluate_windows,
 )
 from rskd.jobs.ray_session import ensure_ray, require_gpus
-from rskd.models.files import resolve_teacher, weights_fingerprint
+from rskd.models.files import model_fingerprint, resolve_teacher
 from rskd.pages.figures import reliability_diagrams
 from rskd.progress import progress_bar
 from rskd.storage import Store
@@ -102,7 +102,7 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
 def _parts(config: DistillConfig, corpus: PackedCorpus, teacher_dir: str) -> list[Part]:
     """All that `config` asks for, the held-out windows first."""
     models = {
-        "teacher": {"fingerprint": weights_fingerprint(teacher_dir), "dtype": config.teacher.dtype},
+        "teacher": {"fingerprint": model_fingerprint(teacher_dir), "dtype": config.teacher.dtype},
         "students": {student: _student_digest(config, student) for student in config.student_specs},
     }
     data, settings = {"corpus": corpus.manifest.fingerprint}, config.evaluate

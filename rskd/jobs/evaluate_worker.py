@@ -23,7 +23,7 @@ from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.evaluation import downstream
 from rskd.evaluation.language_modeling import TEACHER, Comparison, LanguageModel
 from rskd.evaluation.speculative import speculate
-from rskd.models.causal_lm import document_positions, hidden_states, output_head
+from rskd.models.causal_lm import hidden_states, output_head
 from rskd.models.load import load_model
 from rskd.models.tokenizer import load_tokenizer
 from rskd.storage import Store
@@ -146,8 +146,4 @@ def _read(corpus: PackedCorpus, rows: np.ndarray) -> Tensor:
 
 
 def _language_model(student: PreTrainedModel, end_of_text_id: int | None) -> LanguageModel:
-    def hidden(input_ids: Tensor) -> Tensor:
-        positions = None if end_of_text_id is None else document_positions(input_ids, end_of_text_id)
-        return hidden_states(student, input_ids, positions)
-
-    return LanguageModel(hidden, output_head(student))
+    return LanguageModel(partial(hidden_states, student, end_of_text_id=end_of_text_id), output_head(student))

@@ -26,7 +26,7 @@ from rskd.errors import CacheMismatchError, ConfigError
 from rskd.inputs import inputs_first
 from rskd.jobs.training.in_process import train_in_process
 from rskd.jobs.training.run import TrainingRun
-from rskd.models.files import resolve_teacher, weights_fingerprint
+from rskd.models.files import model_fingerprint, resolve_teacher
 from rskd.models.tokenizer import end_of_text_id, load_tokenizer, tokenizer_fingerprint
 from rskd.progress import progress_bar
 from rskd.storage import Store
@@ -204,10 +204,10 @@ def _recipe(spec: StudentSpec, run: TrainingRun, source: LogitCache | PackedCorp
     """All that the result depends on: what the config says, and digests of what it reads."""
     inputs = {"source": source.manifest.digest}
     if spec.student.init == "teacher_layers" or spec.objective.kind == "full_kd":
-        inputs["teacher"] = weights_fingerprint(run.teacher_dir)
+        inputs["teacher"] = model_fingerprint(run.teacher_dir)
     model = run.spec.student.model
     if spec.student.init == "checkpoint" and model is not None and Path(model).is_dir():
-        inputs["checkpoint"] = weights_fingerprint(model)
+        inputs["checkpoint"] = model_fingerprint(model)
     return {"spec": spec.model_dump(mode="json", exclude={"sampling": True, "train": _EXECUTION}), "inputs": inputs}
 
 

@@ -1,15 +1,18 @@
 """A causal language model as teacher and student both see it: hidden states, and an output head apart from them.
 
-    input_ids ─► hidden_states(model, …) ─► [B, T, D] ─► OutputHead ─► logits, a few rows at a time
+    input_ids ─► hidden_states(model, …) ─► [B, T, D] ─► output_head(model) ─► logits, a few rows at a time
 
-The head is kept apart so that neither side has to hold [B·T, V] logits.
+The head is kept apart so that neither side has to hold [B·T, V] logits. `rskd.models.checks` compares the two with the
+model's own forward pass.
 
-Shapes: B batch, T positions, D hidden, V rows of the head.
+Shapes: B batch, T positions, D hidden, V rows of the head, L documents of a batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,27 +20,114 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from rskd.models.output_head import OutputHead
 
+_PROBED_TOKENS = 64  # of the two documents by which isolation is measured
+# How far two computations of the same thing may be apart, relative to its size: rounding, and no more.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+_SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
+# Settings that scale logits, with the power that they have there. Granite and MiniCPM3 divide.
+_LOGIT_SCALES: dict[str, dict[str, int]] = {
+    "": {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1},
+    "hyperclovax": {"logits_scaling": 1},
+    "mpt": {},  # Transformers leaves MPT's logit_scale out
+}
+
+_isolates_by_positions: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
 
 def output_head(model: PreTrainedModel) -> OutputHead:
-    """The output head of any causal LM of Transformers; tied weights are the embedding's own tensor."""
-    head = cast(nn.Linear, model.get_output_embeddings())
-    return OutputHead(head.weight, head.bias, getattr(_text_config(model), "final_logit_softcapping", None))
+    """The output head of a causal LM of Transformers; tied weights are the embedding's own tensor."""
+    layer = cast(nn.Linear, model.get_output_embeddings())
+    config = model.config.get_text_config()
+    scale, bias = _logit_scale(config), getattr(layer, "bias", None)
+    caps = (getattr(config, name, None) for name in _SOFT_CAPS)
+    return OutputHead(
+        layer.weight,
+        bias if bias is None or scale == 1.0 else bias * scale,  # `hidden_states` scales the rest
+        next((cap for cap in caps if cap), None),
+    )
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+def _logit_scale(config: PreTrainedConfig) -> float:
+    """What a model multiplies its logits by: architectures have names of their own for it, not all of which count."""
+    names = _LOGIT_SCALES.get(config.model_type, _LOGIT_SCALES[""])
+    scale = 1.0
+    for name, power in names.items():
+        scale *= (getattr(config, name, None) or 1.0) ** power
+    return scale
+
+
+def hidden_states(model: PreTrainedModel, input_ids: Tensor, end_of_text_id: int | None = None) -> Tensor:
     """Final hidden states [B, T, D] of `input_ids` [B, T], ready for `output_head(model)`.
 
-    `position_ids` that restart within a row (`document_positions`) mask attention across the restarts.
+    `end_of_text_id` isolates documents: those of each are what the model gives for it alone. Where position ids that
+    restart within a row keep documents apart, one pass computes all of them; elsewhere (models that take no position
+    ids, and those that carry a state) each document is a row of its own, padded at its end.
     """
-    hidden = model.get_decoder()(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
-    scale = _logit_scale(_text_config(model))
+    if end_of_text_id is None:
+        hidden = _last_hidden_state(model, input_ids)
+    else:
+        positions = document_positions(input_ids, end_of_text_id)
+        whole_rows = isolates_by_positions(model)
+        hidden = (_last_hidden_state if whole_rows else _document_by_document)(model, input_ids, positions)
+    scale = _logit_scale(model.config.get_text_config())
     return hidden if scale == 1.0 else hidden * scale
 
 
-def exact_attention(config: PreTrainedConfig, wanted: str) -> str:
-    """`wanted`, or eager for an architecture whose attention soft-cap (Gemma 2) torch's sdpa kernels do not know."""
-    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
-    return "eager" if capped and wanted == "sdpa" else wanted
+def decoder(model: PreTrainedModel) -> nn.Module:
+    """The module whose output the head of `model` takes."""
+    found = model.get_decoder()
+    return model.model if found is model or found is model.get_output_embeddings() else found
+
+
+def isolates_by_positions(model: PreTrainedModel) -> bool:
+    """Whether position ids that restart keep documents apart, as measured on random tokens; once for each model."""
+    if model not in _isolates_by_positions:
+        ids = probe_ids(model, _PROBED_TOKENS)
+        half = ids.shape[1] // 2 - 3  # no multiple of a power of two, at which some architectures begin a block
+        positions = torch.cat([torch.arange(half), torch.arange(ids.shape[1] - half)]).to(ids.device)[None]
+        _isolates_by_positions[model] = isolated_like_alone(model, ids, half, positions)
+    return _isolates_by_positions[model]
+
+
+@torch.no_grad()
+def isolated_like_alone(model: PreTrainedModel, ids: Tensor, start: int, positions: Tensor | None) -> bool:
+    """Whether the document that begins at `start` of `ids` [1, T] has the hidden states that it has alone.
+
+    By `positions` [1, T] that restart there, or (None) as a row of its own.
+    """
+    with torch.autocast(ids.device.type, enabled=False):
+        alone = _last_hidden_state(model, ids[:, start:])
+        for first in (ids[:, :start], ids[:, :start].flip(1)):
+            row = torch.cat([first, ids[:, start:]], dim=1)
+            try:
+                if positions is None:
+                    restarts = torch.cat([torch.arange(start), torch.arange(row.shape[1] - start)]).to(ids.device)[None]
+                    together = _document_by_document(model, row, restarts)
+                else:
+                    together = _last_hidden_state(model, row, positions)
+            except (TypeError, ValueError, RuntimeError):  # takes no position ids, or none that restart
+                return False
+            if not close(together[:, start:], alone):
+                return False
+    return True
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Whether two results of one computation differ by rounding alone: TOLERANCE, relative to the largest value."""
+    if found.shape != expected.shape:
+        return False
+    error = (found.double() - expected.double()).abs().max()
+    return bool(error <= TOLERANCE[expected.dtype] * expected.double().abs().max())
+
+
+def probe_ids(model: PreTrainedModel, num_tokens: int) -> Tensor:
+    """Different token ids [1, T] that any vocabulary has, as many as the model has positions for at most."""
+    config = model.config.get_text_config()
+    num_ids = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[0]
+    limit = getattr(config, "max_position_embeddings", None) or 0  # XLNet says -1
+    length = min(num_tokens, limit) if limit > 0 else num_tokens
+    return (7 * torch.arange(length, device=model.device) % (num_ids - 4) + 3)[None]
 
 
 def cut_vocabulary(model: PreTrainedModel, vocab_size: int) -> None:
@@ -54,10 +144,34 @@ def document_positions(input_ids: Tensor, end_of_text_id: int) -> Tensor:
     return positions - starts.cummax(dim=1).values
 
 
-def _text_config(model: PreTrainedModel):
-    return model.config.get_text_config()
+def _last_hidden_state(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    options = {} if position_ids is None else {"position_ids": position_ids}
+    return decoder(model)(input_ids=input_ids, use_cache=False, **options).last_hidden_state
 
 
-def _logit_scale(config) -> float:
-    """Cohere multiplies logits by `logit_scale`; Granite divides them by `logits_scaling`."""
-    return getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+def _document_by_document(model: PreTrainedModel, input_ids: Tensor, positions: Tensor) -> Tensor:
+    """Hidden states [B, T, D] with each document as a row of its own; no causal model sees the padding at its end."""
+    tokens = input_ids.flatten()
+    starts = (positions.flatten() == 0).nonzero()[:, 0]
+    lengths = torch.diff(starts, append=starts.new_tensor([len(tokens)]))
+    places, pieces = [], []
+    for documents in _batches(lengths.tolist(), len(tokens)):
+        of_batch = torch.tensor(documents, device=tokens.device)
+        offsets = torch.arange(int(lengths[of_batch].max()), device=tokens.device)
+        is_token = offsets < lengths[of_batch, None]
+        place = torch.where(is_token, starts[of_batch, None] + offsets, starts[of_batch, None])
+        pieces.append(_last_hidden_state(model, tokens[place])[is_token])
+        places.append(place[is_token])
+    order = torch.cat(places).argsort()
+    return torch.cat(pieces)[order].unflatten(0, input_ids.shape)
+
+
+def _batches(lengths: list[int], most: int) -> Iterator[list[int]]:
+    """Indices of documents, the longest first, in batches of at most `most` tokens with their padding."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > most:
+            yield batch
+            batch = []
+        batch.append(index)
+    yield batch

@@ -16,12 +16,24 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
+from rskd import records
 from rskd.config import DistillConfig
-from rskd.errors import ConfigError
+from rskd.errors import ConfigError, first_line
 from rskd.storage import Store
 
 _SOURCE = "rskd_source.json"  # in a converted directory: the file that it was made from
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_LFS_POINTER = b"version https://git-lfs"
+# Keys of config.json that the forward pass does not read: who wrote it, how it is loaded, how text is generated.
+_NOT_DECIDING = {
+    *("_name_or_path", "_commit_hash", "architectures", "auto_map", "transformers_version", "torch_dtype", "dtype"),
+    *("use_cache", "attn_implementation", "_attn_implementation", "bos_token_id", "eos_token_id", "pad_token_id"),
+    *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "id2label", "label2id"),
+}
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 
 
@@ -41,7 +53,7 @@ def resolve_model(model: str, *, revision: str | None, teachers: str) -> str:
     """
     path = check_model(model)
     if path is None:
-        return _hub_snapshot(model, revision)
+        return hub_snapshot(model, revision)
     return str(path if path.is_dir() else _converted(path, revision, Store(teachers)))
 
 
@@ -51,6 +63,8 @@ def check_model(model: str) -> Path | None:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ConfigError(f"model {model} holds no config.json: name a directory that save_pretrained wrote")
+        if (path / "adapter_config.json").is_file():
+            raise ConfigError(f"model {model} holds a PEFT adapter: merge it into its model, and name what that gives")
         return path.resolve()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -61,15 +75,70 @@ def check_model(model: str) -> Path | None:
     return None
 
 
+def tensor_files(directory: str, named: str) -> dict[str, str]:
+    """The file of each tensor of a model directory, by the name that it has there.
+
+    Raises ConfigError, beginning with `named` and naming the file, for one that is missing, truncated or a pointer.
+    """
+    found = {}
+    for file in weights_files(directory, named):
+        if not file.exists():
+            raise ConfigError(f"{named}: {file.name}, which {_INDEX} lists, is missing: download the model again")
+        with file.open("rb") as stream:
+            if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise ConfigError(f"{named}: {file.name} is a Git LFS pointer, not weights: run git lfs pull")
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                found.update(dict.fromkeys(tensors.keys(), file.name))
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(
+                f"{named}: {file.name} is not a whole safetensors file ({first_line(error)}): download the model again"
+            ) from None
+    return found
+
+
+def weights_files(directory: str, named: str) -> list[Path]:
+    """The safetensors files that `from_pretrained` reads from a model directory. Raises ConfigError if it has none."""
+    folder = Path(directory)
+    if (folder / _WEIGHTS).exists():
+        return [folder / _WEIGHTS]
+    if not (folder / _INDEX).is_file():
+        raise ConfigError(f"{named} holds no {_WEIGHTS} and no {_INDEX}: save it with save_pretrained")
+    try:
+        return [folder / name for name in sorted(set(json.loads((folder / _INDEX).read_text())["weight_map"].values()))]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{named}: {_INDEX} is not the index of its weights: download the model again") from None
+
+
+def model_fingerprint(directory: str) -> str:
+    """sha256 of what decides a model's hidden states and logits, wherever it lies: its weights and its architecture.
+
+    That is all safetensors files, config.json but for what the forward pass does not read, and code of its own. The
+    tokenizer has a fingerprint of its own (`rskd.models.tokenizer`).
+    """
+    config = _deciding(json.loads(Path(directory, "config.json").read_text()))
+    code = {file.name: _sha256(file) for file in sorted(Path(directory).glob("*.py"))}
+    return records.digest({"weights": weights_fingerprint(directory), "config": config, "code": code})
+
+
+def has_fingerprint(directory: str, fingerprint: str) -> bool:
+    """Whether `fingerprint` is that of the model in `directory`; those of older caches cover its weights alone."""
+    return fingerprint in (model_fingerprint(directory), weights_fingerprint(directory))
+
+
 def weights_fingerprint(directory: str) -> str:
     """sha256 over the names and contents of a model directory's safetensors files, wherever it lies."""
-    files = sorted(Path(directory).glob("*.safetensors"))
-    if not files:
-        raise ConfigError(f"model {directory} holds no *.safetensors: save it with save_pretrained")
     digest = hashlib.sha256()
-    for file in files:
+    for file in weights_files(directory, f"model {directory}"):
         digest.update(f"{file.name} {_sha256(file)}\n".encode())
     return digest.hexdigest()
+
+
+def _deciding(config: Any) -> Any:
+    """A configuration without its `_NOT_DECIDING` keys, at any depth, and those that are null."""
+    if not isinstance(config, dict):
+        return config
+    return {key: _deciding(value) for key, value in config.items() if key not in _NOT_DECIDING and value is not None}
 
 
 def _package_file(model: str) -> Path:
@@ -87,7 +156,8 @@ def _package_file(model: str) -> Path:
     return path
 
 
-def _hub_snapshot(model: str, revision: str | None) -> str:
+def hub_snapshot(model: str, revision: str | None) -> str:
+    """Directory of a hub id's files, downloaded unless they are in the local cache. Raises ConfigError."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -95,8 +165,8 @@ def _hub_snapshot(model: str, revision: str | None) -> str:
     except (OSError, ValueError) as error:  # every error of the hub's client is one of the two
         at = f" at revision {revision}" if revision else ""
         raise ConfigError(
-            f"model {model}{at} is no local path, and the hub does not give it ({type(error).__name__}): "
-            "correct teacher.model, or download it first"
+            f"model {model}{at} is no local path, and the hub does not give it ({first_line(error)}): "
+            "correct its name, or download it first"
         ) from None
 
 
@@ -143,15 +213,21 @@ def _convert(gguf: Path, source: dict[str, str], directory: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    _check_gguf(gguf)
     with _new_directory(directory) as temporary:
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            loaded, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+                gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, output_loading_info=True
+            )
+        except Exception as error:  # Transformers and gguf raise nearly anything for what is no such file
             raise ConfigError(
-                f"model {gguf} cannot be read ({reason}): name a .gguf file that Transformers reads"
+                f"model {gguf} cannot be read ({first_line(error)}): name a .gguf file that Transformers reads"
             ) from None
+        if missing := sorted(info["missing_keys"]):
+            raise ConfigError(
+                f"model {gguf} lacks {len(missing)} tensors, {missing[0]} among them: name a whole .gguf file"
+            )
         # The loaded model calls itself quantised and would not be saved: a fresh one of its class takes its weights.
         vars(loaded.config).pop("quantization_config", None)
         model = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.bfloat16)
@@ -159,6 +235,26 @@ def _convert(gguf: Path, source: dict[str, str], directory: Path) -> None:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / _SOURCE).write_text(json.dumps(source))
+
+
+def _check_gguf(gguf: Path) -> None:
+    """ConfigError for a file of which Transformers would read a part, or read it as another model."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(gguf)
+        split = reader.get_field("split.count")
+        num_files = int(split.contents()) if split else 1
+        factors = [tensor for tensor in reader.tensors if tensor.name == "rope_freqs.weight"]
+    except Exception as error:  # of a reader that trusts its file
+        raise ConfigError(f"model {gguf} is not a whole .gguf file ({first_line(error)}): download it again") from None
+    if num_files > 1:
+        raise ConfigError(f"model {gguf} is one of {num_files} files: merge them by llama-gguf-split --merge")
+    if factors and (factors[0].data != 1).any():
+        raise ConfigError(
+            f"model {gguf} scales its rotary embedding (rope_freqs.weight), which Transformers does not read: "
+            "name the model's own Hugging Face directory"
+        )
 
 
 @contextmanager

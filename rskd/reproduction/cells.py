@@ -29,7 +29,7 @@ from rskd.evaluation.language_modeling import TEACHER
 from rskd.jobs.evaluate import evaluation_run
 from rskd.jobs.evaluate_worker import comparison_of_models, held_out_batches, score
 from rskd.jobs.train import train_student
-from rskd.models.files import resolve_teacher, weights_fingerprint
+from rskd.models.files import model_fingerprint, resolve_teacher
 from rskd.progress import progress_bar
 from rskd.provenance import provenance
 from rskd.reproduction.setting import Cell, cell_name
@@ -98,7 +98,7 @@ def _recipe(config: DistillConfig, cell: Cell) -> dict[str, Any]:
     }
 
 
-_fingerprint = lru_cache(weights_fingerprint)
+_fingerprint = lru_cache(model_fingerprint)
 
 
 def _is_done(config: DistillConfig, cell: Cell) -> bool:

@@ -10,14 +10,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import is_flash_attn_2_available
+from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from rskd.config import StudentConfig
 from rskd.errors import ConfigError
-from rskd.models.causal_lm import exact_attention
-from rskd.models.load import load_architecture, load_model
+from rskd.models.load import load_config, load_model, new_model
 
 PRESETS: dict[str, dict[str, Any]] = {
     # SmolLM2-135M: 106M parameters without the embeddings.
@@ -59,7 +56,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def build_student(
-    config: StudentConfig, *, teacher_dir: str, vocab_size: int, seq_len: int, end_of_text_id: int, seed: int
+    config: StudentConfig,
+    *,
+    teacher_dir: str,
+    vocab_size: int,
+    seq_len: int,
+    end_of_text_id: int,
+    seed: int,
+    isolated: bool = False,
 ) -> PreTrainedModel:
     """A causal LM on the CPU with fp32 master weights.
 
@@ -73,12 +77,8 @@ def build_student(
     )
     if config.init == "checkpoint":
         assert config.model is not None  # StudentConfig checks it
-        return load_model(config.model, config.attention)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        student = AutoModelForCausalLM.from_config(
-            architecture, dtype=torch.float32, attn_implementation=exact_attention(architecture, config.attention)
-        )
+        return load_model(config.model, config.attention, isolated=isolated)
+    student = new_model(architecture, config.attention, seed=seed, isolated=isolated, named="student")
     if config.init == "teacher_layers":
         copy_layers(load_model(teacher_dir, config.attention), student)
     return student
@@ -88,8 +88,6 @@ def student_architecture(
     config: StudentConfig, *, teacher_dir: str, vocab_size: int, seq_len: int, end_of_text_id: int
 ) -> PreTrainedConfig:
     """The configuration of the student, checked against the tokenizer and the windows. Raises ConfigError."""
-    if config.attention == "flash_attention_2" and not is_flash_attn_2_available():
-        raise ConfigError("student.attention=flash_attention_2 needs flash-attn on a GPU: pip install 'rskd[gpu]'")
     if config.preset is not None:
         return LlamaConfig(
             **PRESETS[config.preset],
@@ -99,7 +97,7 @@ def student_architecture(
             eos_token_id=end_of_text_id,
         )
     name = config.model or teacher_dir
-    architecture = load_architecture(name)
+    architecture = load_config(name)
     if config.num_layers is not None:
         architecture = _with_layers(architecture, config.num_layers)
     text = architecture.get_text_config()

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from rskd.cache.loader import CacheBatch, CacheLoader
 from rskd.config import ObjectiveConfig, TrainConfig
 from rskd.errors import BiasWarning, RskdError
-from rskd.models.causal_lm import document_positions, hidden_states, output_head
+from rskd.models.causal_lm import hidden_states, output_head
 from rskd.sparse_targets import SparseTargets
 from rskd.student.objective import cross_entropy_loss, full_kd_loss, hard_easy_weights, sparse_kd_loss
 
@@ -71,8 +71,7 @@ class StudentLoss(nn.Module):
         self, input_ids: Tensor, labels: Tensor, targets: SparseTargets | None, label_logprob: Tensor | None
     ) -> Tensor:
         """Summed loss in nats of ids and labels int64 [B, T], targets [B, T, K], label_logprob [B, T]."""
-        positions = None if self.end_of_text_id is None else document_positions(input_ids, self.end_of_text_id)
-        hidden_ND = hidden_states(self.student, input_ids, positions).flatten(0, 1)
+        hidden_ND = hidden_states(self.student, input_ids, self.end_of_text_id).flatten(0, 1)
         labels_N = labels.flatten()
         head = output_head(self.student)
         shared: dict[str, Any] = {

@@ -11,13 +11,13 @@ from typing import Any, Self
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rskd.config import TeacherConfig
-from rskd.errors import ConfigError
-from rskd.models.causal_lm import OutputHead, document_positions, exact_attention, hidden_states, output_head
+from rskd.models.causal_lm import hidden_states, output_head
+from rskd.models.load import load_model
+from rskd.models.output_head import OutputHead
 from rskd.teacher.hidden_to_targets import Order, SampledRows, sample_rows
 
 
@@ -28,26 +28,23 @@ class TransformersTeacher:
     model: PreTrainedModel
 
     @classmethod
-    def load(cls, config: TeacherConfig, *, model_dir: str, device: torch.device | str = "cpu") -> Self:
+    def load(
+        cls, config: TeacherConfig, *, model_dir: str, device: torch.device | str = "cpu", isolated: bool = False
+    ) -> Self:
         """Load the safetensors of `model_dir` (`resolve_model`) in `config.dtype` onto `device`.
 
-        Raises ConfigError for a model that Transformers cannot load.
+        `isolated` says that documents will be. Raises ConfigError as `load_model` does.
         """
-        trust = config.trust_remote_code
-        try:
-            architecture = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust)
-            model = AutoModelForCausalLM.from_pretrained(
-                model_dir,
-                dtype=getattr(torch, config.dtype),
-                device_map={"": device},
-                attn_implementation=exact_attention(architecture, config.attention),
-                trust_remote_code=trust,
-                use_safetensors=True,
-            )
-        except (OSError, ValueError, ImportError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"teacher {config.model} cannot be loaded ({reason}): correct teacher.model") from None
-        return cls(model.eval().requires_grad_(False))
+        model = load_model(
+            model_dir,
+            config.attention,
+            dtype=getattr(torch, config.dtype),
+            device=device,
+            isolated=isolated,
+            trust_remote_code=config.trust_remote_code,
+            named=f"teacher {config.model}",
+        )
+        return cls(model.requires_grad_(False))
 
     def to_dtype(self, dtype: torch.dtype) -> Self:
         """A copy that computes in `dtype`, from the same weights."""
@@ -92,9 +89,7 @@ class TransformersTeacher:
 
         `end_of_text_id` isolates documents: attention stays within each, and positions restart.
         """
-        input_ids = input_ids.to(self.device)
-        positions = None if end_of_text_id is None else document_positions(input_ids, end_of_text_id)
-        return hidden_states(self.model, input_ids, positions)
+        return hidden_states(self.model, input_ids.to(self.device), end_of_text_id)
 
     @torch.inference_mode()
     def logits(self, input_ids: Tensor, *, vocab_size: int, end_of_text_id: int | None = None) -> Tensor:
@@ -103,7 +98,7 @@ class TransformersTeacher:
 
 
 def describe_teacher(config: TeacherConfig, fingerprint: str, vllm_version: str | None = None) -> dict[str, Any]:
-    """What a cache's manifest says of its teacher; `fingerprint` is `rskd.models.files.weights_fingerprint`."""
+    """What a cache's manifest says of its teacher; `fingerprint` is `rskd.models.files.model_fingerprint`."""
     described = {
         "model": config.model,
         "revision": config.revision,

@@ -109,6 +109,7 @@ def _build_student(run: TrainingRun):
         seq_len=run.seq_len,
         end_of_text_id=run.end_of_text_id,
         seed=run.spec.train.seed,
+        isolated=run.isolate_documents,
     )
 
 
@@ -125,5 +126,7 @@ def _student_loss(student, run: TrainingRun, device: torch.device) -> StudentLos
 
 
 def _online_teacher(run: TrainingRun, isolated: int | None, device: torch.device) -> TeacherLogits:
-    teacher = TransformersTeacher.load(run.teacher, model_dir=run.teacher_dir, device=device)
+    teacher = TransformersTeacher.load(
+        run.teacher, model_dir=run.teacher_dir, device=device, isolated=run.isolate_documents
+    )
     return partial(teacher.logits, vocab_size=run.vocab_size, end_of_text_id=isolated)
