@@ -70,6 +70,8 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, end_of_text_id: int
         positions = document_positions(input_ids, end_of_text_id)
         whole_rows = isolates_by_positions(model)
         hidden = (_last_hidden_state if whole_rows else _document_by_document)(model, input_ids, positions)
+    if not torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(output_head(model).weight.dtype)  # Mamba's are float32 in any model
     scale = _logit_scale(model.config.get_text_config())
     return hidden if scale == 1.0 else hidden * scale
 

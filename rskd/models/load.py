@@ -60,7 +60,7 @@ def load_model(
         )
 
     model, info = _with_attention(load, _attentions(config, attention, dtype, device, named), named)
-    _check_weights(info, files, named)
+    _check_weights(info, files, config, named)
     check_computation(model, named, isolated=isolated)
     return model
 
@@ -129,7 +129,7 @@ def _with_attention(make: Callable[[str | None], Made], implementations: list[st
         return make(last)
 
 
-def _check_weights(info: Mapping[str, Any], files: Mapping[str, str], named: str) -> None:
+def _check_weights(info: Mapping[str, Any], files: Mapping[str, str], config: PreTrainedConfig, named: str) -> None:
     """ConfigError naming a tensor and its file, unless every tensor of the model came from one and all were used."""
     all_files = " ".join(sorted(set(files.values()))[:3])
     if missing := sorted(info["missing_keys"]):
@@ -138,11 +138,23 @@ def _check_weights(info: Mapping[str, Any], files: Mapping[str, str], named: str
         name, found, wanted = misshapen[0]
         sizes = f"of {files.get(name, all_files)} has shape {list(found)} but config.json means {list(wanted)}"
         raise _misfit(named, [entry[0] for entry in misshapen], sizes)
-    if unexpected := sorted(info["unexpected_keys"]):
+    if unexpected := sorted(_without_other_modalities(info["unexpected_keys"], files, config)):
         where = files.get(unexpected[0], all_files)
         raise _misfit(named, unexpected, f"of {where} has no place in the model of config.json")
     if errors := info.get("error_msgs"):
         raise ConfigError(f"{named} cannot be loaded ({first_line(errors[0])}): download the model again")
+
+
+def _without_other_modalities(unused: set[str], files: Mapping[str, str], config: PreTrainedConfig) -> set[str]:
+    """`unused` less the tensors of whole towers, such as vision's, beside the text model of a larger one."""
+    if config.get_text_config() is config:
+        return unused
+    towers = {_tower(name) for name in files.keys() - unused}
+    return {name for name in unused if _tower(name) in towers}
+
+
+def _tower(tensor: str) -> str:
+    return ".".join(tensor.split(".")[:2])
 
 
 def _misfit(named: str, tensors: Sequence[str], problem: str, fix: str = "restore the config.json of these weights"):

@@ -14,7 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rskd.errors import ConfigError
 from rskd.models import files
-from rskd.models.files import resolve_model, weights_fingerprint
+from rskd.models.files import (
+    check_model,
+    has_fingerprint,
+    model_fingerprint,
+    resolve_model,
+    weights_fingerprint,
+)
 
 
 @pytest.fixture(scope="session")
@@ -103,9 +109,9 @@ def test_another_gguf_of_the_same_name_is_not_mistaken(tiny_gguf: Path, tmp_path
 def test_a_failed_conversion_leaves_nothing(tmp_path: Path):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(60))
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=r"is not a whole .gguf file"):
         resolve(broken, tmp_path / "teachers")
-    assert list((tmp_path / "teachers").iterdir()) == []
+    assert not list(tmp_path.glob("teachers/*"))
 
 
 @pytest.mark.slow
@@ -179,3 +185,53 @@ def test_the_fingerprint_is_of_the_weights_alone(tiny_teacher_dir: Path, tmp_pat
     content[-1] ^= 1
     weights.write_bytes(content)
     assert weights_fingerprint(str(copy)) != weights_fingerprint(str(tiny_teacher_dir))
+
+
+def test_the_fingerprint_covers_what_the_forward_pass_reads_and_no_more(tiny_teacher_dir: Path, tmp_path: Path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_teacher_dir, copy)
+    before, config = model_fingerprint(str(copy)), json.loads((copy / "config.json").read_text())
+
+    def fingerprint_with(change: dict) -> str:
+        (copy / "config.json").write_text(json.dumps(config | change))
+        return model_fingerprint(str(copy))
+
+    for same in ({"transformers_version": "4.0"}, {"dtype": "bfloat16"}, {"use_cache": False}, {"eos_token_id": 3}):
+        assert fingerprint_with(same) == before
+    for other in ({"rope_theta": 1e6}, {"rms_norm_eps": 0.1}, {"rope_parameters": {"rope_theta": 7.0}}):
+        assert fingerprint_with(other) != before
+    fingerprint_with({})
+    (copy / "modeling_own.py").write_text("x = 1")
+    assert model_fingerprint(str(copy)) != before
+
+
+def test_a_fingerprint_of_weights_alone_is_that_of_an_older_cache(tiny_teacher_dir: Path):
+    directory = str(tiny_teacher_dir)
+    assert has_fingerprint(directory, weights_fingerprint(directory))
+    assert has_fingerprint(directory, model_fingerprint(directory))
+    assert not has_fingerprint(directory, "0" * 64)
+
+
+def test_an_adapter_is_no_model(tiny_teacher_dir: Path, tmp_path: Path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_teacher_dir, copy)
+    (copy / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds a PEFT adapter: merge it into its model"):
+        check_model(str(copy))
+
+
+def test_a_gguf_that_transformers_would_read_as_another_model_is_refused(tmp_path: Path):
+    for name, split, factors, problem in (
+        ("first-00001-of-00003", 3, [1.0], "is one of 3 files: merge them by llama-gguf-split --merge"),
+        ("scaled", 1, [1.0, 8.0], r"scales its rotary embedding \(rope_freqs.weight\)"),
+    ):
+        writer = gguf.GGUFWriter(tmp_path / f"{name}.gguf", "llama")
+        writer.add_uint16("split.count", split)
+        writer.add_tensor("rope_freqs.weight", np.array(factors, np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        with pytest.raises(ConfigError, match=problem):
+            resolve_model(str(tmp_path / f"{name}.gguf"), revision=None, teachers=str(tmp_path / "teachers"))
+        assert not list(tmp_path.glob("teachers/*/*"))
