@@ -26,7 +26,7 @@ from rskd.jobs.cache_worker import CacheRun, TeacherWorker
 from rskd.jobs.pack import check_packed_with, corpus_head
 from rskd.jobs.ray_session import ensure_ray
 from rskd.jobs.vllm_environment import VllmEnvironment
-from rskd.models.files import has_fingerprint, model_fingerprint, resolve_teacher
+from rskd.models.files import has_fingerprint, model_fingerprint, resolve_teacher, tensor_files
 from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.teacher.transformers_teacher import describe_teacher
@@ -79,6 +79,7 @@ def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
     Store(config.storage.root).check_writable()
     head, _ = corpus_head(config)
     teacher_dir = resolve_teacher(config)
+    tensor_files(teacher_dir, f"teacher {config.teacher.model}")  # whole, before any worker starts
     environment = VllmEnvironment.find(config.teacher.python) if config.teacher.engine == "vllm" else None
     teacher = describe_teacher(
         config.teacher, model_fingerprint(teacher_dir), environment.vllm_version if environment else None

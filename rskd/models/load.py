@@ -94,6 +94,12 @@ def load_config(directory: str, *, named: str = "", trust_remote_code: bool = Fa
         return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
 
 
+def check_attention(wanted: str, named: str) -> None:
+    """ConfigError, beginning with `named`, for an attention implementation that this environment lacks."""
+    if wanted == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ConfigError(f"{named}: attention=flash_attention_2 needs flash-attn on a GPU: pip install 'rskd[gpu]'")
+
+
 def num_parameters(directory: str, *, trust_remote_code: bool = False) -> int:
     """Parameters of a model, from its configuration alone; tied weights count once."""
     config = load_config(directory, trust_remote_code=trust_remote_code)
@@ -109,8 +115,7 @@ def _attentions(
     Torch's sdpa kernels do not know the attention soft-cap of Gemma 2: there sdpa means eager. FlashAttention is for
     half precision on a GPU.
     """
-    if wanted == "flash_attention_2" and not is_flash_attn_2_available():
-        raise ConfigError(f"{named}: attention=flash_attention_2 needs flash-attn on a GPU: pip install 'rskd[gpu]'")
+    check_attention(wanted, named)
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     if wanted != "auto":
         return ["eager" if capped and wanted == "sdpa" else wanted]

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from rskd.config import StudentConfig
 from rskd.errors import ConfigError
-from rskd.models.load import load_config, load_model, new_model
+from rskd.models.load import check_attention, load_config, load_model, new_model
 
 PRESETS: dict[str, dict[str, Any]] = {
     # SmolLM2-135M: 106M parameters without the embeddings.
@@ -88,6 +88,7 @@ def student_architecture(
     config: StudentConfig, *, teacher_dir: str, vocab_size: int, seq_len: int, end_of_text_id: int
 ) -> PreTrainedConfig:
     """The configuration of the student, checked against the tokenizer and the windows. Raises ConfigError."""
+    check_attention(config.attention, "student")
     if config.preset is not None:
         return LlamaConfig(
             **PRESETS[config.preset],

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rskd.evaluation import language_modeling
 from rskd.evaluation.language_modeling import Comparison, LanguageModel, pct_ce_to_fullkd
-from rskd.models.causal_lm import document_positions, hidden_states, output_head
+from rskd.models.causal_lm import hidden_states, output_head
 
 VOCAB_SIZE = 384  # of the tokenizer; the models have 400 rows
 
@@ -89,7 +89,7 @@ def test_isolated_documents_are_not_seen_by_others(teacher: PreTrainedModel, win
     joined = torch.cat([windows[1:2, :4], torch.tensor([[end]]), second], dim=1)
 
     def isolated(input_ids: torch.Tensor) -> torch.Tensor:
-        return hidden_states(teacher, input_ids, document_positions(input_ids, end))
+        return hidden_states(teacher, input_ids, end)
 
     head = output_head(teacher)
     apart, alone = isolated(joined)[:, 5:], hidden_states(teacher, second)
