@@ -1,0 +1,140 @@
+"""What rskd supports of each architecture, measured on tiny models; written as a table into rskd/models/README.md.
+
+    python -m tests.architecture_support     # or: make architectures
+
+The test of the same name measures again and compares.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from made_architectures import MODEL_TYPES, tiny_config, tiny_model
+
+from rskd.config import StudentConfig
+from rskd.errors import ConfigError
+from rskd.models.causal_lm import close, hidden_states, isolates_by_positions, output_head
+from rskd.models.load import load_model
+from rskd.student.architecture import build_student
+
+README = Path(__file__).parent.parent / "rskd" / "models" / "README.md"
+HEAD = ("architecture", "class", "loaded", "documents", "attention", "layers of the teacher")
+_BEGIN, _END = "<!-- architectures: made by `make architectures` -->", "<!-- end of architectures -->"
+_END_OF_TEXT, _SEQ_LEN = 1, 24
+
+
+class Support(NamedTuple):
+    """A row of the table."""
+
+    model_type: str
+    class_name: str
+    loaded: str  # yes, or why not
+    documents: str = "–"  # how those of a window are isolated
+    attention: str = "–"  # what auto is on a CPU
+    teacher_layers: str = "–"  # students of 4, 2 and 1 of its 4 layers
+
+
+def measure(model_type: str) -> Support:
+    """Save a tiny model, load it by rskd, and hold what a load guarantees; or say what is refused, and why."""
+    try:
+        model = tiny_model(tiny_config(model_type))
+    except Exception as error:  # each configuration class has errors of its own
+        return Support(model_type, "–", f"not tried: no tiny model of it could be built ({type(error).__name__})")
+    name = type(model).__name__
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        try:
+            loaded = load_model(directory, isolated=True, named="model")
+        except ConfigError as error:
+            return Support(model_type, name, f"refused: {_reason(error, name)}")
+        check_same_logits(model, loaded)
+        check_isolated(loaded)
+        how = "one pass" if isolates_by_positions(loaded) else "one by one"
+        return Support(
+            model_type, name, "yes", how, loaded.config._attn_implementation, _teacher_layers(directory, loaded)
+        )
+
+
+def check_same_logits(model: PreTrainedModel, loaded: PreTrainedModel) -> None:
+    """The logits of head and hidden states are those of the saved model's own forward pass."""
+    ids = torch.arange(3, 3 + _SEQ_LEN)[None]
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits
+        assert close(output_head(loaded).logits(hidden_states(loaded, ids)), expected.float())
+
+
+@torch.no_grad()
+def check_isolated(model: PreTrainedModel) -> None:
+    """Changing the last token of one document changes nothing in the next, which is as it is alone."""
+    ids = torch.arange(3, 3 + _SEQ_LEN)[None].clone()
+    ids[0, 10] = _END_OF_TEXT
+    changed = ids.clone()
+    changed[0, 9] = 40
+    found, other = (hidden_states(model, row, _END_OF_TEXT)[:, 11:] for row in (ids, changed))
+    assert close(found, other)
+    assert close(found, hidden_states(model, ids[:, 11:]))
+
+
+def _teacher_layers(directory: str, teacher: PreTrainedModel) -> str:
+    """Students of 4, 2 and 1 layers; the first is the teacher itself."""
+    possible, refusals = [], []
+    for num_layers in (4, 2, 1):
+        config = StudentConfig(init="teacher_layers", num_layers=num_layers)
+        try:
+            student = build_student(
+                config, teacher_dir=directory, vocab_size=64, seq_len=_SEQ_LEN, end_of_text_id=0, seed=0
+            )
+        except ConfigError as error:
+            refusals.append(re.sub(r".*?\((.*)\): choose.*", r"\1", str(error)))
+            continue
+        if num_layers == 4:
+            check_same_logits(teacher, student)
+        possible.append(str(num_layers))
+    if not refusals:
+        return "any"
+    return f"{', '.join(possible) or 'none'} of 4: {refusals[0]}"
+
+
+def _reason(error: ConfigError, class_name: str) -> str:
+    return re.sub(rf"^model:? (?:{class_name} )?|: (?:choose another|name a).*$", "", str(error).replace("model: ", "model "))
+
+
+def table(rows: list[Support]) -> str:
+    """The table and what it sums up to, as Markdown."""
+    supported = [row for row in rows if row.loaded == "yes"]
+    refused = [row for row in rows if row.loaded.startswith("refused")]
+    summary = (
+        f"Of the {len(rows)} architectures of Transformers {transformers.__version__} that have a causal LM, "
+        f"{len(supported)} are supported, {len(refused)} refused by name, and {len(rows) - len(supported) - len(refused)} "
+        "could not be built small enough to try."
+    )
+    lines = [" | ".join(cells) for cells in (HEAD, ["---"] * len(HEAD), *([f"`{row[0]}`", *row[1:]] for row in rows))]
+    return "\n".join([summary, "", *(f"| {line} |" for line in lines)])
+
+
+def committed() -> dict[str, Support]:
+    """The rows of the table in the README, by model type."""
+    rows = re.findall(r"^\| `(.*)` \| (.*) \|$", README.read_text(), re.MULTILINE)
+    return {name: Support(name, *cells.split(" | ")) for name, cells in rows}
+
+
+def main() -> None:
+    """Measure all architectures and write the table."""
+    transformers.logging.set_verbosity_error()
+    rows = [measure(model_type) for model_type in sorted(MODEL_TYPES)]
+    before, _, rest = README.read_text().partition(_BEGIN)
+    README.write_text(f"{before}{_BEGIN}\n\n{table(rows)}\n\n{_END}{rest.partition(_END)[2]}")
+
+
+if __name__ == "__main__":
+    main()
