@@ -31,6 +31,8 @@ _FREE_FIELDS = {
     "corpus": {"fingerprint", "parts"},
     "teacher": {"model", "revision", "engine_version"},
 }
+# Fields that heads of older caches lack, with what those caches were made with: they leave a head's identity as it is.
+_ADDED_FIELDS: dict[str, dict[str, Any]] = {"corpus": {"bos": "none", "bos_ids": []}}
 _READERS = 16  # small files read at once: an object store answers each in milliseconds
 
 Head = Mapping[str, Any]  # sampling, teacher, tokenizer, corpus
@@ -229,7 +231,8 @@ def check_same_head(stored: Head, wanted: Head, uri: str) -> None:
         return
     for section in _HEAD_SECTIONS:
         for key in sorted({*stored[section], *wanted[section]}, key=lambda key: (key != "model", key)):
-            old, new = stored[section].get(key), wanted[section].get(key)
+            absent = _ADDED_FIELDS.get(section, {}).get(key)
+            old, new = stored[section].get(key, absent), wanted[section].get(key, absent)
             fixed = key not in _FREE_FIELDS.get(section, ()) or (section, key) == ("teacher", "model")
             if fixed and old != new:
                 was, wants = (shorten(repr(value), 200, placeholder=" …") for value in (old, new))
@@ -249,10 +252,12 @@ def _to_dict(instance: Any) -> dict[str, Any]:
 
 
 def _fixed_fields(head: Head) -> dict[str, Any]:
-    return {
-        section: {key: value for key, value in head[section].items() if key not in _FREE_FIELDS.get(section, ())}
-        for section in _HEAD_SECTIONS
-    }
+    def fixed(section: str) -> dict[str, Any]:
+        free, added = _FREE_FIELDS.get(section, ()), _ADDED_FIELDS.get(section, {})
+        fields = {key: value for key, value in head[section].items() if key not in free}
+        return {key: value for key, value in fields.items() if key not in added or value != added[key]}
+
+    return {section: fixed(section) for section in _HEAD_SECTIONS}
 
 
 def _checked_version(content: dict[str, Any], origin: str) -> dict[str, Any]:

@@ -78,6 +78,11 @@ class CorpusConfig(Section):
         default=False,
         description="Mask attention across documents and restart positions at each, for teacher and student.",
     )
+    bos: Literal["auto", "none", "document", "window"] = Field(
+        default="auto",
+        description="Where the token that begins a text stands. document: before each document. window: also at the "
+        "first position of each window. auto: as the tokenizer itself begins a text, document or none.",
+    )
     windows_per_part: int = Field(
         default=256, ge=1, description="Windows in a part file: the unit of work, retry and resume."
     )

@@ -92,7 +92,8 @@ def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
         "teacher": teacher,
         "tokenizer": {key: manifest.tokenizer[key] for key in ("fingerprint", "vocab_size")},
         "corpus": {
-            **{key: getattr(manifest, key) for key in ("fingerprint", "seq_len", "seed", "isolate_documents")},
+            **{key: getattr(manifest, key) for key in ("fingerprint", "seq_len", "seed", "isolate_documents", "bos")},
+            "bos_ids": manifest.tokenizer.get("bos_ids", []),
             "end_of_text_id": manifest.tokenizer["end_of_text_id"],
             "rows_per_group": manifest.rows_per_group,
             "parts": len(manifest.parts),

@@ -42,7 +42,7 @@ def test_scores_are_those_of_the_models_own_likelihoods(tmp_path: Path, tiny_tea
     pytest.importorskip("lm_eval")
     model = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_teacher_dir)
-    found = score(model, tokenizer, "tiny_choice", task_path=str(write_task(tmp_path)), batch_size=2)
+    found = score(model, tokenizer, "tiny_choice", vocab_size=384, task_path=str(write_task(tmp_path)), batch_size=2)
 
     def log_likelihood(question: str, choice: str) -> float:
         ids, start = tokenizer.encode(question + choice), len(tokenizer.encode(question))
