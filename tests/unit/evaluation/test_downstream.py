@@ -72,10 +72,9 @@ def test_says_which_task_is_unknown_or_has_no_data(tmp_path: Path, tiny_teacher_
         find_tasks(["hellaswag", "hellaswagg"], str(tmp_path))
     (tmp_path / "data.jsonl").unlink()
     model = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_teacher_dir)
     with pytest.raises(ConfigError, match=r"the data of tiny_choice cannot be had") as error:
-        score(
-            model, AutoTokenizer.from_pretrained(tiny_teacher_dir), "tiny_choice", task_path=str(tmp_path), batch_size=1
-        )
+        score(model, tokenizer, "tiny_choice", vocab_size=384, task_path=str(tmp_path), batch_size=1)
     assert "\n" not in str(error.value)
 
 
