@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import chain, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -63,10 +63,8 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerFast) -> int:
 
 def vocab_size(tokenizer: PreTrainedTokenizerFast) -> int:
     """The largest id that the tokenizer can give, plus one: more than `len(tokenizer)` where there are holes."""
-    begun_and_ended = [
-        tokenizer(*texts, padding=False, truncation=False)["input_ids"] for texts in (("a",), ("a", "a"))
-    ]
-    return max(*tokenizer.get_vocab().values(), *chain(*begun_and_ended)) + 1
+    text, pair = (tokenizer(*texts, padding=False, truncation=False)["input_ids"] for texts in (["a"], ["a", "a"]))
+    return max(*tokenizer.get_vocab().values(), *text, *pair) + 1
 
 
 def vocab_size_of_model(tokenizer: PreTrainedTokenizerFast, model_dir: str, *, trust_remote_code: bool = False) -> int:

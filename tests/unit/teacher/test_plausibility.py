@@ -21,9 +21,7 @@ MANY = np.arange(1024, dtype=np.int32)  # ln 1024 = 6.93
         (MANY, np.inf, 400, "a guess among 400 ids has 5.99"),
     ],
 )
-def test_a_teacher_that_predicts_little_is_doubted(
-    labels: np.ndarray, loss: float, vocab_size: int, reason: str | None
-):
+def test_a_teacher_that_predicts_little_is_doubted(labels, loss: float, vocab_size: int, reason: str | None):
     doubt = doubt_teacher(np.full(labels.shape, -loss, np.float32), labels, vocab_size=vocab_size)
     if reason is None:
         assert doubt is None
