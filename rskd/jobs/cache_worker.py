@@ -88,8 +88,8 @@ class TeacherWorker:
         vocab_size = self._corpus.manifest.tokenizer["vocab_size"]
         if teacher.num_ids < vocab_size:
             raise ConfigError(
-                f"teacher {config.model} has {teacher.num_ids} output rows for {vocab_size} token ids: correct its "
-                "tokenizer"
+                f"teacher {config.model} has {teacher.num_ids} output rows, the corpus has {vocab_size} ids: correct "
+                "vocab_size in its config.json, or its tokenizer, and run rskd pack again"
             )
         return teacher
 
