@@ -63,7 +63,7 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerFast) -> int:
 
 def vocab_size(tokenizer: PreTrainedTokenizerFast) -> int:
     """The largest id that the tokenizer can give, plus one: more than `len(tokenizer)` where there are holes."""
-    text, pair = (tokenizer(*texts, padding=False, truncation=False)["input_ids"] for texts in (["a"], ["a", "a"]))
+    text, pair = (tokenizer("a", second, padding=False, truncation=False)["input_ids"] for second in (None, "a"))
     return max(*tokenizer.get_vocab().values(), *text, *pair) + 1
 
 
