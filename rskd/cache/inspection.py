@@ -12,7 +12,8 @@ from rskd.storage import Store
 def inspect(uri: str) -> dict[str, Any]:
     """What a cache holds and how large it is; of an unfinished one, how far it has come.
 
-    `bytes` counts all files under the URI; the two ratios are None while there is no token. `histograms` (see
+    `bytes` counts all files under the URI; the two ratios are None while there is no token. `teacher_lm_loss` is the
+    teacher's mean loss on the labels, nats/token; None for a part made before it was measured. `histograms` (see
     `rskd.cache.histogram`) has num_unique and the statistics that are in the cache. Raises MissingOutputError if there
     is no cache, CorruptPartError for a changed manifest or record.
     """
@@ -31,7 +32,9 @@ def inspect(uri: str) -> dict[str, Any]:
         "bytes": size,
         "bytes_per_token": size / totals["tokens"] if totals["tokens"] else None,
         "unique_per_token": totals["samples"] / totals["tokens"] if totals["tokens"] else None,
+        "teacher_lm_loss": manifest.teacher_lm_loss,
         "seq_len": manifest.corpus["seq_len"],
+        "bos": manifest.corpus.get("bos", "none"),
         "vocab_size": manifest.tokenizer["vocab_size"],
         "sampling": manifest.sampling,
         "teacher": manifest.teacher,

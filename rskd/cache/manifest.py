@@ -8,6 +8,7 @@ exists, and readers take the newest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -31,6 +32,8 @@ _FREE_FIELDS = {
     "corpus": {"fingerprint", "parts"},
     "teacher": {"model", "revision", "engine_version"},
 }
+# Fields that heads of older caches lack, with what those caches were made with: they leave a head's identity as it is.
+_ADDED_FIELDS: dict[str, dict[str, Any]] = {"corpus": {"bos": "none", "bos_ids": []}}
 _READERS = 16  # small files read at once: an object store answers each in milliseconds
 
 Head = Mapping[str, Any]  # sampling, teacher, tokenizer, corpus
@@ -52,6 +55,11 @@ class PartRecord(NamedTuple):
     sha256: str
     corpus_sha256: str  # of the part of the corpus that it was made from
     record_sha256: str  # of the commit record
+    teacher_loss: float | None = None  # sum of -log p(label) over the positions, nats; older parts have none
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is sealed: what is unknown is left out, so that older records stay as they are."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +95,21 @@ class CacheManifest:
     corpus: dict[str, Any]
     parts: tuple[PartRecord, ...]
     histograms: dict[str, Histogram]
-    totals: dict[str, int]  # rows, tokens, samples, bytes (of the part files)
+    totals: dict[str, Any]  # rows, tokens, samples, bytes (of the part files), teacher_lm_loss
 
     def to_dict(self) -> dict[str, Any]:
         """As it is sealed."""
-        return _to_dict(self) | {"parts": [part._asdict() for part in self.parts]}
+        return _to_dict(self) | {"parts": [part.to_dict() for part in self.parts]}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CacheManifest:
         """Inverse of `to_dict`; the parts may be parsed already."""
         return cls(**{**content, "parts": tuple(map(_parse_part, content["parts"]))})
+
+    @property
+    def teacher_lm_loss(self) -> float | None:
+        """The teacher's mean -log p(label), nats/token; None if a part was made before it was measured."""
+        return self.totals.get("teacher_lm_loss")
 
     @property
     def head(self) -> Head:
@@ -114,13 +127,19 @@ def fold(
 ) -> CacheManifest:
     """The manifest of these parts, whose histograms add up."""
     in_order = tuple(sorted(parts, key=lambda part: part.index))
+    totals: dict[str, Any] = {
+        key: sum(getattr(part, key) for part in in_order) for key in ("rows", "tokens", "samples", "bytes")
+    }
+    losses = [part.teacher_loss for part in in_order if part.teacher_loss is not None]
+    if in_order and len(losses) == len(in_order):
+        totals["teacher_lm_loss"] = math.fsum(losses) / totals["tokens"]
     return CacheManifest(
         format_version=FORMAT_VERSION,
         generation=generation,
         **{section: dict(head[section]) for section in _HEAD_SECTIONS},
         parts=in_order,
         histograms=add_up(histograms),
-        totals={key: sum(getattr(part, key) for part in in_order) for key in ("rows", "tokens", "samples", "bytes")},
+        totals=totals,
     )
 
 
@@ -189,7 +208,7 @@ def segments_of(data: bytes, ends: Iterable[int]) -> tuple[Segment, ...]:
 
 def seal_commit(commit: Commit) -> bytes:
     """The bytes of a commit record; `record_sha256`, which is their hash, is left out."""
-    part = commit.part._asdict()
+    part = commit.part.to_dict()
     del part["record_sha256"]
     segments = [[segment.end, segment.sha256] for segment in commit.segments]
     shared = {"format_version": FORMAT_VERSION, "head": commit.head, "histograms": commit.histograms}
@@ -204,7 +223,7 @@ def read_commit(store: Store, index: int) -> Commit:
     except (MissingOutputError, CorruptPartError):
         raise corrupt_part(store.uri, index, "has no whole commit record") from None
     _checked_version(content, f"{store.uri}/{record_name(index)}")
-    facts = {name: content[name] for name in PartRecord._fields if name != "record_sha256"}
+    facts = {name: content[name] for name in PartRecord._fields if name in content}
     part = PartRecord(**facts, record_sha256=sha256(data).hexdigest())
     if part.index != index:
         raise corrupt_part(store.uri, index, f"has the commit record of {part_name(part.index)}")
@@ -229,7 +248,8 @@ def check_same_head(stored: Head, wanted: Head, uri: str) -> None:
         return
     for section in _HEAD_SECTIONS:
         for key in sorted({*stored[section], *wanted[section]}, key=lambda key: (key != "model", key)):
-            old, new = stored[section].get(key), wanted[section].get(key)
+            absent = _ADDED_FIELDS.get(section, {}).get(key)
+            old, new = stored[section].get(key, absent), wanted[section].get(key, absent)
             fixed = key not in _FREE_FIELDS.get(section, ()) or (section, key) == ("teacher", "model")
             if fixed and old != new:
                 was, wants = (shorten(repr(value), 200, placeholder=" …") for value in (old, new))
@@ -249,10 +269,12 @@ def _to_dict(instance: Any) -> dict[str, Any]:
 
 
 def _fixed_fields(head: Head) -> dict[str, Any]:
-    return {
-        section: {key: value for key, value in head[section].items() if key not in _FREE_FIELDS.get(section, ())}
-        for section in _HEAD_SECTIONS
-    }
+    def fixed(section: str) -> dict[str, Any]:
+        free, added = _FREE_FIELDS.get(section, ()), _ADDED_FIELDS.get(section, {})
+        fields = {key: value for key, value in head[section].items() if key not in free}
+        return {key: value for key, value in fields.items() if key not in added or value != added[key]}
+
+    return {section: fixed(section) for section in _HEAD_SECTIONS}
 
 
 def _checked_version(content: dict[str, Any], origin: str) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def misaligned_copy(uri: str, out: str, *, seed: int = 0, corpus: str | None = N
     """
     store, manifest = Store(uri), LogitCache.open(uri).manifest
     head, parts = manifest.head, [_CorpusPart(p.index, p.first_row, p.rows, p.corpus_sha256) for p in manifest.parts]
+    _refuse_bos_of_windows(manifest.corpus.get("bos"), f"cache {uri}")
     original = None if corpus is None else PackedCorpus.open(corpus)
     if original is not None:
         head = {**head, "corpus": {**head["corpus"], "fingerprint": original.manifest.fingerprint}}
@@ -79,6 +80,7 @@ def reordered_corpus(uri: str, out: str, *, seed: int = 0) -> CorpusManifest:
     """
     corpus, store = PackedCorpus.open(uri), Store(out)
     manifest, parts = corpus.manifest, []
+    _refuse_bos_of_windows(manifest.bos, f"corpus {uri}")
     for part in manifest.parts:
         input_ids = corpus.read_part(part.index).input_ids
         documents = _documents(input_ids, manifest.tokenizer["end_of_text_id"], f"part {part.index} of corpus {uri}")
@@ -88,6 +90,14 @@ def reordered_corpus(uri: str, out: str, *, seed: int = 0) -> CorpusManifest:
     reordered = CorpusManifest.of(manifest.head, manifest.groups, parts)
     write_manifest(store, reordered)
     return reordered
+
+
+def _refuse_bos_of_windows(bos: str | None, name: str) -> None:
+    if bos == "window":
+        raise ConfigError(
+            f"{name} was made with corpus.bos=window, so its windows do not join to documents: set corpus.bos=document "
+            "under another name"
+        )
 
 
 def _documents(input_ids: np.ndarray, end_of_text_id: int, name: str) -> list[np.ndarray]:

@@ -8,10 +8,12 @@ behind when it dies is a file that no record names.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from rskd import records
@@ -42,6 +44,8 @@ from rskd.cache.manifest import (
 )
 from rskd.errors import CacheMismatchError, MissingOutputError
 from rskd.storage import Store
+
+_LEAST_LOGPROB = -1e4  # of a label that the teacher rules out (-inf): the sum stays a number, which JSON has no other
 
 
 class CorpusPart(Protocol):
@@ -85,10 +89,17 @@ class CacheWriter:
         return {part.index for part in corpus_parts if part.index in committed}
 
     def commit_part(self, index: int, data: PartData, *, corpus_sha256: str) -> PartRecord:
-        """Encode and write one part; where another writer was first, its part counts and is returned."""
-        return self.commit_table(index, to_table(data, self._layout), corpus_sha256=corpus_sha256)
+        """Encode and write one part; where another writer was first, its part counts and is returned.
 
-    def commit_table(self, index: int, table: pa.Table, *, corpus_sha256: str) -> PartRecord:
+        The commit record keeps the sum of `label_logprob`, where the data have it, whether it is stored or not.
+        """
+        logprob = data.statistics.get("label_logprob")
+        loss = None if logprob is None else teacher_loss(logprob)
+        return self.commit_table(index, to_table(data, self._layout), corpus_sha256=corpus_sha256, teacher_loss=loss)
+
+    def commit_table(
+        self, index: int, table: pa.Table, *, corpus_sha256: str, teacher_loss: float | None = None
+    ) -> PartRecord:
         """`commit_part` of columns as a part file has them."""
         encoded, ends = encode(table, self._head["corpus"]["rows_per_group"])
         content_hash = sha256(encoded).hexdigest()
@@ -104,6 +115,7 @@ class CacheWriter:
             sha256=content_hash,
             corpus_sha256=corpus_sha256,
             record_sha256="",
+            teacher_loss=teacher_loss,
         )
         values = {"num_unique": unique, **{name: flat(table, name) for name in self._layout.statistics}}
         drawn = {name: histogram(name, column) for name, column in values.items()}
@@ -171,3 +183,8 @@ class CacheWriter:
                 f"({cached.rows} rows from {cached.first_row}, not {corpus.rows} from {corpus.first_row}; sha256 "
                 f"{cached.corpus_sha256[:12]}, not {corpus.sha256[:12]}): choose another name for the run"
             )
+
+
+def teacher_loss(label_logprob: np.ndarray) -> float:
+    """Sum of -log p(label), nats; rounded once, so it does not depend on the order of summation."""
+    return -math.fsum(np.maximum(label_logprob, _LEAST_LOGPROB).ravel().tolist())

@@ -81,6 +81,12 @@ class CorpusConfig(Section):
         default=False,
         description="Mask attention across documents and restart positions at each, for teacher and student.",
     )
+    bos: Literal["auto", "none", "document", "window"] = Field(
+        default="auto",
+        description="Where the token that begins a text (BOS) stands. auto: before each document if the teacher's "
+        "tokenizer begins a text with it, else nowhere. document: before each document. window: at the first position "
+        "of each window, too.",
+    )
     windows_per_part: int = Field(
         default=256, ge=1, description="Windows in a part file: the unit of work, retry and resume."
     )

@@ -27,6 +27,7 @@ MANIFEST_FILE = "manifest.json"
 PARTS_FOLDER = "parts"
 _POSITIONS_PER_GROUP = 2**16  # a megabyte of a cache, which is worth a request to an object store
 TOTALS = ("documents", "tokens", "windows", "dropped_tail_tokens")
+_NO_BOS = ("bos", "none")
 _GROWING = ("groups", "parts", "totals", "fingerprint")
 
 
@@ -61,7 +62,7 @@ class CorpusManifest:
 
     format_version: int
     source: dict[str, Any]  # kind, uri, field of the config
-    tokenizer: dict[str, Any]  # name, fingerprint, vocab_size, end_of_text_id
+    tokenizer: dict[str, Any]  # name, fingerprint, vocab_size, end_of_text_id, bos_ids
     seq_len: int
     seed: int
     isolate_documents: bool
@@ -73,6 +74,7 @@ class CorpusManifest:
     totals: dict[str, int]  # documents, tokens, windows, dropped_tail_tokens
     fingerprint: str  # of the ordered contents: sha256 over the sha256 of each part
     max_windows: int | None = None  # of the train split; what was beyond it counts as dropped
+    bos: str = "none"  # document, window: where the tokenizer's bos_ids are; corpora without this field have none
 
     @classmethod
     def of(cls, head: Mapping[str, Any], groups: Iterable[dict[str, Any]], parts: Iterable[PartInfo]) -> CorpusManifest:
@@ -109,8 +111,8 @@ class CorpusManifest:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the canonical JSON."""
-        return records.digest(self.to_dict())
+        """sha256 of the canonical JSON, without `bos` where there is none: older corpora have no such field."""
+        return records.digest({name: value for name, value in self.to_dict().items() if (name, value) != _NO_BOS})
 
     def _fields(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}

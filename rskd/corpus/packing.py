@@ -2,7 +2,8 @@
 
     documents of a group ─► seeded shuffle ─► split by content hash ─► joined, each ended ─► windows of S+1 at stride S
 
-Consecutive windows share a token, so that every token but the first is predicted once.
+Consecutive windows share a token, so that every token but the first is predicted once. A BOS at the start of each
+window takes the place of the token that it shares with the one before, which has predicted it: nothing else moves.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from rskd.rng import permutation
 _BATCH = 256  # documents given to the tokenizer at once
 
 
-def tokenize(tokenizer: Tokenizer, texts: Iterable[str], end_of_text_id: int) -> Iterator[np.ndarray]:
-    """The ids of each document, int32, with the end-of-text token at its end and nothing at its beginning.
+def tokenize(
+    tokenizer: Tokenizer, texts: Iterable[str], end_of_text_id: int, bos_ids: Sequence[int] = ()
+) -> Iterator[np.ndarray]:
+    """The ids of each document, int32, with `bos_ids` at its beginning and the end-of-text token at its end.
 
     What looks like a special token in a document is text: no document can end itself, or open a chat turn.
     """
@@ -30,7 +33,7 @@ def tokenize(tokenizer: Tokenizer, texts: Iterable[str], end_of_text_id: int) ->
     remaining = iter(texts)
     while batch := list(islice(remaining, _BATCH)):
         for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-            yield np.array([*encoding.ids, end_of_text_id], np.int32)
+            yield np.array([*bos_ids, *encoding.ids, end_of_text_id], np.int32)
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,20 @@ def num_windows(num_tokens: np.ndarray | int, seq_len: int) -> np.ndarray:
     return np.maximum(num_tokens - 1, 0) // seq_len
 
 
-def cut_windows(documents: Sequence[np.ndarray], seq_len: int) -> np.ndarray:
-    """Windows int32 [W, S+1] of `documents` joined in their order; the tail that fills no window is dropped."""
+def cut_windows(documents: Sequence[np.ndarray], seq_len: int, *, first_id: int | None = None) -> np.ndarray:
+    """Windows int32 [W, S+1] of `documents` joined in their order; the tail that fills no window is dropped.
+
+    `first_id` replaces the first token of each window.
+    """
     stream = np.concatenate([np.empty(0, np.int32), *documents])
     count = int(num_windows(len(stream), seq_len))
     if count == 0:
         return np.empty((0, seq_len + 1), np.int32)
-    return np.lib.stride_tricks.sliding_window_view(stream, seq_len + 1)[::seq_len][:count]
+    windows = np.lib.stride_tricks.sliding_window_view(stream, seq_len + 1)[::seq_len][:count]
+    if first_id is not None:
+        windows = windows.copy()
+        windows[:, 0] = first_id
+    return windows
 
 
 def shuffled(num_documents: int, *, seed: int, group: int) -> np.ndarray:

@@ -59,13 +59,14 @@ def score(
     tokenizer: PreTrainedTokenizerFast,
     task: str,
     *,
+    vocab_size: int,
     task_path: str | None,
     batch_size: int,
     limit: int | None = None,
 ) -> dict[str, dict[str, float]]:
     """Zero-shot metrics of one task, or of each of a group: {metric: {"value": …, "standard_error": …}}.
 
-    Ids beyond the tokenizer's are cut off the model, for good. `limit` takes the first examples alone. Metrics of a
+    Ids from `vocab_size` on are cut off the model, for good. `limit` takes the first examples alone. Metrics of a
     group's tasks are named task/metric. Raises ConfigError as `find_tasks` does, and where the data cannot be had.
     """
     index = find_tasks([task], task_path)
@@ -80,7 +81,7 @@ def score(
             f"evaluate.tasks: the data of {task} cannot be had ({reason}): download it where there is a network, or "
             "remove the task"
         ) from None
-    cut_vocabulary(model, len(tokenizer))
+    cut_vocabulary(model, vocab_size)
     os.environ["DISABLE_MULTIPROC"] = "1"  # the harness would fork a process that has threads: it may hang
     harness_model: Any = HFLM  # its constructor is untyped
     found: Any = simple_evaluate(

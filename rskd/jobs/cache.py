@@ -8,6 +8,7 @@ A killed run goes on where it was: committed parts are skipped. A dead actor is 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -31,15 +32,18 @@ from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.teacher.transformers_teacher import describe_teacher
 
+_logger = logging.getLogger(__name__)
+
 _THREADS = 2  # of a worker: one infers while the other reads and writes
 
 
 def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
     """Write every cache of `config` that is not finished; the teacher runs over what any of them lacks, once.
 
-    Returns for each cache uri, parts, rows, tokens, bytes_per_token, unique_per_token and skipped, and for those that
-    were worked on also what all shared: seconds, startup_seconds (until the first inference), tokens_per_s (of all
-    workers, after start-up), stall_seconds (of workers that waited for storage or for work).
+    Returns for each cache uri, parts, rows, tokens, bytes_per_token, unique_per_token, teacher_lm_loss (nats/token,
+    None if a part was made before it was measured) and skipped, and for those that were worked on also what all
+    shared: seconds, startup_seconds (until the first inference), tokens_per_s (of all workers, after start-up),
+    stall_seconds (of workers that waited for storage or for work). Warns if the loss on the first part is implausible.
 
     Raises ConfigError for a wrong config or path, MissingOutputError for a corpus that was not packed,
     CacheMismatchError for a corpus or cache made with other settings, CorruptPartError.
@@ -68,7 +72,8 @@ def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
         for name, writer in writers.items():
             summary = _summary(config.cache_uri(name), writer.finish(parts))
             summaries[name] = summary | (timing if name in worked_on else {}) | {"skipped": name not in worked_on}
-            tracked.metrics({f"{name}/{key}": summary[key] for key in ("bytes_per_token", "unique_per_token")})
+            measured = ("bytes_per_token", "unique_per_token", "teacher_lm_loss")
+            tracked.metrics({f"{name}/{key}": summary[key] for key in measured if summary[key] is not None})
         tracked.metrics(timing)
     return summaries
 
@@ -93,7 +98,8 @@ def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
         "teacher": teacher,
         "tokenizer": {key: manifest.tokenizer[key] for key in ("fingerprint", "vocab_size")},
         "corpus": {
-            **{key: getattr(manifest, key) for key in ("fingerprint", "seq_len", "seed", "isolate_documents")},
+            **{key: getattr(manifest, key) for key in ("fingerprint", "seq_len", "seed", "isolate_documents", "bos")},
+            "bos_ids": manifest.tokenizer.get("bos_ids", []),
             "end_of_text_id": manifest.tokenizer["end_of_text_id"],
             "rows_per_group": manifest.rows_per_group,
             "parts": len(manifest.parts),
@@ -140,6 +146,8 @@ def _follow(config: DistillConfig, run: CacheRun, tasks: list[dict[str, Any]], *
     seq_len = config.corpus.seq_len
     with progress_bar("cache windows", rows) as advance:
         for row in _run(config, run, tasks):
+            if not done and row["doubt"]:
+                _logger.warning(row["doubt"])
             done.append(row)
             advance(row["tokens"] // seq_len, f"{_timing(done, row['started'])['tokens_per_s']:.0f} tokens/s")
     return done
@@ -181,4 +189,5 @@ def _summary(uri: str, manifest: CacheManifest) -> dict[str, Any]:
         "tokens": totals["tokens"],
         "bytes_per_token": totals["bytes"] / totals["tokens"],
         "unique_per_token": totals["samples"] / totals["tokens"],
+        "teacher_lm_loss": manifest.teacher_lm_loss,
     }

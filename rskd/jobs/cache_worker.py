@@ -30,6 +30,7 @@ from rskd.models.files import resolve_model
 from rskd.rng import position_keys
 from rskd.storage import Store
 from rskd.teacher.hidden_to_targets import Order, SampledRows
+from rskd.teacher.plausibility import doubt_teacher
 from rskd.teacher.sampling import Drawn, Sampling, concatenate
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
@@ -63,7 +64,8 @@ class Teacher(Protocol):
 class TeacherWorker:
     """A Ray Data actor: `worker({"part": index, "caches": names})` writes that part of those caches.
 
-    Returns who did it, the number of tokens, and the clock (s) when inference started and ended.
+    Returns who did it, the number of tokens, the clock (s) when inference started and ended, and the `doubt` that the
+    teacher is a model of this text.
     """
 
     def __init__(self, run: CacheRun):
@@ -86,8 +88,8 @@ class TeacherWorker:
         vocab_size = self._corpus.manifest.tokenizer["vocab_size"]
         if teacher.num_ids < vocab_size:
             raise ConfigError(
-                f"teacher {config.model} has {teacher.num_ids} output rows for {vocab_size} token ids: correct its "
-                "tokenizer"
+                f"teacher {config.model} has {teacher.num_ids} output rows, the corpus has {vocab_size} ids: correct "
+                "vocab_size in its config.json, or its tokenizer, and run rskd pack again"
             )
         return teacher
 
@@ -101,17 +103,29 @@ class TeacherWorker:
             ended = time.time()
         for name, part_data in data.items():
             self._writers[name].commit_part(part.index, part_data, corpus_sha256=part.sha256)
+        doubt = doubt_teacher(
+            data[task["caches"][0]].statistics["label_logprob"],
+            windows.input_ids[:, 1:],
+            vocab_size=self._corpus.manifest.tokenizer["vocab_size"],
+        )
         tokens = part.rows * self._corpus.seq_len
-        return {"worker": self._name, "tokens": tokens, "started": started, "ended": ended}
+        return {"worker": self._name, "tokens": tokens, "started": started, "ended": ended, "doubt": doubt}
 
     def _infer(self, teacher: Teacher, windows: Windows, caches: list[str]) -> dict[str, PartData]:
-        """The part's targets for each cache, from batches cut from its first row; vLLM cuts its own."""
+        """The part's targets for each cache, from batches cut from its first row; vLLM cuts its own.
+
+        Each has all statistics: the writer stores those of its cache, and sums up `label_logprob` in any case.
+        """
         row_ids, input_ids = torch.from_numpy(windows.row_ids), torch.from_numpy(windows.input_ids).long()
         size = len(row_ids) if self._run.teacher.engine == "vllm" else self._run.teacher.batch_windows
         batches = [self._sample(teacher, *batch, caches) for batch in zip(row_ids.split(size), input_ids.split(size))]
         if teacher.device.type == "cuda":
             torch.cuda.synchronize(teacher.device)
         shape = (len(row_ids), self._corpus.seq_len)
+        statistics = {
+            name: torch.cat([batch.statistics[name] for batch in batches]).numpy().reshape(shape)
+            for name in batches[0].statistics
+        }
         data = {}
         for name in caches:
             drawn = concatenate([batch.drawn[name] for batch in batches])
@@ -120,10 +134,7 @@ class TeacherWorker:
                 windows.input_ids,
                 ids=drawn.ids.numpy().reshape(*shape, -1),
                 values=drawn.values.numpy().reshape(*shape, -1),
-                statistics={
-                    statistic: torch.cat([batch.statistics[statistic] for batch in batches]).numpy().reshape(shape)
-                    for statistic in self._run.samplings[name].statistics
-                },
+                statistics=statistics,
             )
         return data
 
@@ -132,7 +143,7 @@ class TeacherWorker:
         manifest, samplings = self._corpus.manifest, self._run.samplings
         order = Order(
             {name: Sampling.of(samplings[name].model_dump()) for name in caches},
-            tuple(sorted({statistic for name in caches for statistic in samplings[name].statistics})),
+            tuple(sorted({"label_logprob", *(s for name in caches for s in samplings[name].statistics)})),
             manifest.tokenizer["vocab_size"],
         )
         isolating_id = manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None

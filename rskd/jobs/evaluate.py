@@ -30,6 +30,7 @@ from rskd.jobs.evaluate_worker import (
     evaluate_task,
     evaluate_windows,
 )
+from rskd.jobs.pack import corpus_head
 from rskd.jobs.ray_session import ensure_ray, require_gpus
 from rskd.models.files import model_fingerprint, resolve_teacher
 from rskd.pages.figures import reliability_diagrams
@@ -152,8 +153,9 @@ def evaluation_run(
 def _open_corpus(config: DistillConfig) -> PackedCorpus:
     """The held-out windows, made with the settings of `config`."""
     corpus = PackedCorpus.open(config.corpus_uri("eval"))
-    for setting in ("seq_len", "seed", "isolate_documents"):
-        found, wanted = getattr(corpus.manifest, setting), getattr(config.corpus, setting)
+    head, _ = corpus_head(config)
+    for setting in ("seq_len", "seed", "isolate_documents", "bos"):
+        found, wanted = getattr(corpus.manifest, setting), head[setting]
         if found != wanted:
             raise CacheMismatchError(
                 f"{corpus.uri} was packed with corpus.{setting}={found}, not {wanted}: undo the change, or choose "

@@ -25,7 +25,7 @@ from rskd.evaluation.language_modeling import TEACHER, Comparison, LanguageModel
 from rskd.evaluation.speculative import speculate
 from rskd.models.causal_lm import hidden_states, output_head
 from rskd.models.load import load_model
-from rskd.models.tokenizer import load_tokenizer
+from rskd.models.tokenizer import begin_texts_with, load_tokenizer
 from rskd.storage import Store
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
@@ -130,11 +130,18 @@ def evaluate_task(task: str, run: EvaluationRun) -> Iterator[int | Findings]:
 
 
 def score(task: str, run: EvaluationRun, model: str) -> dict[str, dict[str, float]]:
-    """Metrics of the teacher or of one student on one downstream task, as `downstream.score` gives them."""
+    """Metrics of the teacher or of one student on one downstream task, as `downstream.score` gives them.
+
+    Texts begin as the documents of the corpus do.
+    """
+    learned = PackedCorpus.open(run.corpus_uri).manifest.tokenizer
+    tokenizer = load_tokenizer(run.tokenizer, trust_remote_code=run.teacher.trust_remote_code)
+    begin_texts_with(tokenizer, learned.get("bos_ids", []))
     return downstream.score(
         run.load_teacher().model if model == TEACHER else run.load_student(model),
-        load_tokenizer(run.tokenizer, trust_remote_code=run.teacher.trust_remote_code),
+        tokenizer,
         task,
+        vocab_size=learned["vocab_size"],
         task_path=run.settings.task_path,
         batch_size=run.settings.batch_windows,
         limit=run.settings.task_limit,

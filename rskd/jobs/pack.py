@@ -5,11 +5,12 @@
                         ─► pass 2, a task per group: shuffle, join, cut, write parts ─► driver: manifests
 
 Both passes read and tokenize the documents: nothing of them is kept in the driver but a hash and a count. Windows and
-row ids are a pure function of (source, tokenizer, seq_len, seed). Nothing is visible until the manifests are written.
+row ids are a pure function of (source, tokenizer, bos, seq_len, seed). Nothing is visible before the manifests.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,12 +38,21 @@ from rskd.corpus.packed_corpus import (
 )
 from rskd.corpus.packing import DocumentCounts, Share, cut_windows, limited, shuffled, tokenize
 from rskd.corpus.sources import Group, list_files, located, new_groups, read_documents
+from rskd.corpus.vocabulary import check_ids, cut_ids
 from rskd.errors import CacheMismatchError, ConfigError
 from rskd.jobs.ray_session import ensure_ray
 from rskd.models.files import resolve_teacher
-from rskd.models.tokenizer import end_of_text_id, load_tokenizer, tokenizer_fingerprint
+from rskd.models.tokenizer import (
+    beginning_of_text,
+    end_of_text_id,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    vocab_size_of_model,
+)
 from rskd.progress import progress_bar
 from rskd.storage import Store
+
+_logger = logging.getLogger(__name__)
 
 SPLITS: tuple[Literal["train"], Literal["eval"]] = ("train", "eval")
 
@@ -53,7 +63,10 @@ class Recipe:
 
     source: SourceConfig
     tokenizer: Tokenizer
+    vocab_size: int
     end_of_text_id: int
+    bos: str
+    bos_ids: list[int]
     seq_len: int
     seed: int
     windows_per_part: int
@@ -64,11 +77,13 @@ class Recipe:
 def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     """Pack what `config.corpus` names and was not packed yet; added files never move what was packed.
 
-    Returns {"train": T, "eval": T, "documents", "tokens", "dropped_tail_tokens", "skipped", "seconds"} with
-    T = {documents, tokens, windows, dropped_tail_tokens, parts, uri}. Tokens include one end-of-text token a document.
+    Returns {"train": T, "eval": T, "documents", "tokens", "dropped_tail_tokens", "bos", "skipped", "seconds"} with
+    T = {documents, tokens, windows, dropped_tail_tokens, parts, uri}. Tokens include one end-of-text token a document,
+    and those that begin it; `bos` is what corpus.bos came to.
 
-    Raises ConfigError for a source that is missing, empty or too small, a tokenizer that does not fit the teacher's, an
-    unwritable root; CacheMismatchError if the corpus was packed with other settings or a packed file is gone.
+    Raises ConfigError for a source that is missing, empty or too small, a tokenizer that does not fit the teacher's or
+    cannot do what corpus.bos says, a text with ids that the teacher has no output row for, an unwritable root;
+    CacheMismatchError if the corpus was packed with other settings or a packed file is gone.
     """
     started = time.monotonic()
     source = located(config.corpus.source)
@@ -86,12 +101,15 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     recipe = Recipe(
         source=source,
         tokenizer=tokenizer,
-        end_of_text_id=head["tokenizer"]["end_of_text_id"],
+        bos=head["bos"],
+        **{key: head["tokenizer"][key] for key in ("vocab_size", "end_of_text_id", "bos_ids")},
         uris={split: Store(config.corpus_uri(split)).absolute_uri for split in SPLITS},
         **{key: layout[key] for key in ("seq_len", "seed", "windows_per_part", "rows_per_group")},
     )
     groups = dict(enumerate(added, start=len(recorded)))
     counts = _count(config.ray, recipe, groups)
+    if cut := cut_ids(tokenizer, recipe.vocab_size):
+        _logger.warning("ids that the teacher has no output row for are left out; no text uses them: %s", cut)
     if packed is None:
         packed = _nothing_packed(config, head, list(counts.values()))
     threshold = packed["train"].eval_threshold
@@ -112,7 +130,10 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
 
 
 def corpus_head(config: DistillConfig) -> tuple[dict[str, Any], Tokenizer]:
-    """What a manifest says before anything is packed, and the tokenizer, which must be the teacher's."""
+    """What a manifest says before anything is packed, and the tokenizer, which must be the teacher's.
+
+    `vocab_size` is the teacher's number of output rows where its tokenizer has more ids.
+    """
     corpus, teacher = config.corpus, config.teacher
     teacher_dir = resolve_teacher(config)
     tokenizer = load_tokenizer(teacher_dir, trust_remote_code=teacher.trust_remote_code)
@@ -122,15 +143,19 @@ def corpus_head(config: DistillConfig) -> tuple[dict[str, Any], Tokenizer]:
             f"corpus.tokenizer={corpus.tokenizer} gives other ids than the tokenizer of teacher {teacher.model}: "
             "remove the key, or name the teacher's tokenizer"
         )
+    num_ids = vocab_size_of_model(tokenizer, teacher_dir, trust_remote_code=teacher.trust_remote_code)
+    bos = beginning_of_text(tokenizer, corpus.bos, num_ids=num_ids, isolated=corpus.isolate_documents)
     head = {
         "format_version": FORMAT_VERSION,
         "source": corpus.source.model_dump(mode="json"),
         "tokenizer": {
             "name": corpus.tokenizer or teacher.model,
             "fingerprint": fingerprint,
-            "vocab_size": len(tokenizer),
+            "vocab_size": num_ids,
             "end_of_text_id": end_of_text_id(tokenizer),
+            "bos_ids": list(bos.ids),
         },
+        "bos": bos.mode,
         "seq_len": corpus.seq_len,
         "seed": corpus.seed,
         "isolate_documents": corpus.isolate_documents,
@@ -168,8 +193,9 @@ def check_packed_with(head: dict[str, Any], manifest: CorpusManifest, uri: str) 
     old, new = _settings(manifest.head), _settings(head)
     for name in old:
         if old[name] != new[name]:
+            undo = f"set {name}={old[name]}" if name == "corpus.bos" else "undo the change"
             raise CacheMismatchError(
-                f"{uri} was packed with {name}={old[name]}, not {new[name]}: undo the change, choose another name, or "
+                f"{uri} was packed with {name}={old[name]}, not {new[name]}: {undo}, choose another name, or "
                 f"remove {uri.rpartition('/')[0]}"
             )
 
@@ -180,6 +206,9 @@ def _settings(head: dict[str, Any]) -> dict[str, Any]:
     return {
         **{f"corpus.source.{name}": head["source"][name] for name in ("kind", "uri", "field")},
         "tokenizer fingerprint": head["tokenizer"]["fingerprint"],
+        "vocab_size": head["tokenizer"]["vocab_size"],  # len(tokenizer) in corpora of before its holes counted
+        "corpus.bos": head.get("bos", "none"),
+        "bos_ids": head["tokenizer"].get("bos_ids", []),  # absent from corpora of before corpus.bos
         **{f"corpus.{name}": head[name] for name in names},
     }
 
@@ -265,7 +294,9 @@ def _write_group(recipe: Recipe, threshold: int, row: dict[str, Any]) -> Iterato
     order = shuffled(len(documents), seed=recipe.seed, group=row["group"])
     for split, mask in split_masks(hashes, threshold).items():
         place, store = row[split], Store(recipe.uris[split])
-        windows = cut_windows([documents[index] for index in order if mask[index]], recipe.seq_len)[: place["windows"]]
+        kept = [documents[index] for index in order if mask[index]]
+        first_id = recipe.bos_ids[0] if recipe.bos == "window" else None
+        windows = cut_windows(kept, recipe.seq_len, first_id=first_id)[: place["windows"]]
         if len(windows) != place["windows"]:
             names = ", ".join(file["name"] for file in row["files"][:3])
             raise ConfigError(f"the corpus source changed while it was packed ({names}): run rskd pack again")
@@ -288,7 +319,8 @@ def _tokenized(recipe: Recipe, group: Group) -> tuple[np.ndarray, list[np.ndarra
             hashes.append(content_hash(text))
             yield text
 
-    documents = list(tokenize(recipe.tokenizer, hashed_texts(), recipe.end_of_text_id))
+    documents = list(tokenize(recipe.tokenizer, hashed_texts(), recipe.end_of_text_id, recipe.bos_ids))
+    check_ids(documents, recipe.tokenizer, recipe.vocab_size)
     return np.array(hashes, np.uint64), documents
 
 
@@ -311,4 +343,4 @@ def _summary(
         for split in SPLITS
     }
     sums = {key: sum(manifest.totals[key] for manifest in manifests.values()) for key in TOTALS}
-    return {**splits, **sums, "seconds": time.monotonic() - started, "skipped": skipped}
+    return {**splits, **sums, "bos": manifests["train"].bos, "seconds": time.monotonic() - started, "skipped": skipped}

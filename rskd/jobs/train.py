@@ -24,10 +24,10 @@ from rskd.config import DistillConfig, StudentSpec
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.errors import CacheMismatchError, ConfigError
 from rskd.inputs import inputs_first
+from rskd.jobs.pack import corpus_head
 from rskd.jobs.training.in_process import train_in_process
 from rskd.jobs.training.run import TrainingRun
 from rskd.models.files import model_fingerprint, resolve_teacher
-from rskd.models.tokenizer import end_of_text_id, load_tokenizer, tokenizer_fingerprint
 from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.student.architecture import student_architecture
@@ -85,20 +85,19 @@ def _prepare(config: DistillConfig, student: str) -> tuple[TrainingRun, LogitCac
     spec = config.student_specs[student]
     Store(config.storage.root).check_writable()
     teacher_dir = resolve_teacher(config)
-    tokenizer_name = _absolute(config.corpus.tokenizer or teacher_dir)
-    tokenizer = load_tokenizer(tokenizer_name, trust_remote_code=config.teacher.trust_remote_code)
+    head, _ = corpus_head(config)
     if spec.student.model is not None:
         located = spec.student.model_copy(update={"model": _absolute(spec.student.model)})
         spec = spec.model_copy(update={"student": located})
-    fit = {"vocab_size": len(tokenizer), "seq_len": config.corpus.seq_len, "end_of_text_id": end_of_text_id(tokenizer)}
+    fit = {key: head["tokenizer"][key] for key in ("vocab_size", "end_of_text_id")} | {"seq_len": head["seq_len"]}
     student_architecture(spec.student, teacher_dir=teacher_dir, **fit)
     with inputs_first(config):
-        source = _open_source(config, spec, tokenizer_fingerprint(tokenizer))
+        source = _open_source(config, spec, head)
     run = TrainingRun(
         spec=spec,
         teacher=config.teacher,
         teacher_dir=teacher_dir,
-        tokenizer=tokenizer_name,
+        tokenizer=_absolute(config.corpus.tokenizer or teacher_dir),
         source_uri=Store(source.uri).absolute_uri,
         isolate_documents=config.corpus.isolate_documents,
         hard_threshold=_hard_threshold(source, spec),
@@ -107,8 +106,8 @@ def _prepare(config: DistillConfig, student: str) -> tuple[TrainingRun, LogitCac
     return run, source
 
 
-def _open_source(config: DistillConfig, spec: StudentSpec, tokenizer: str) -> LogitCache | PackedCorpus:
-    """The cache (sparse_kd) or the packed corpus, checked against `config` and the tokenizer's fingerprint.
+def _open_source(config: DistillConfig, spec: StudentSpec, head: dict[str, Any]) -> LogitCache | PackedCorpus:
+    """The cache (sparse_kd) or the packed corpus, checked against `corpus_head(config)`.
 
     Both give the same windows in the same order, so students that differ in their objective alone are paired.
     """
@@ -121,12 +120,12 @@ def _open_source(config: DistillConfig, spec: StudentSpec, tokenizer: str) -> Lo
     else:
         source = PackedCorpus.open(packed.uri)
         corpus = source.manifest.to_dict()
-    wanted = config.corpus
+    tokenizer = source.manifest.tokenizer
     found_and_wanted = {
-        "corpus.seq_len": (corpus["seq_len"], wanted.seq_len),
-        "corpus.seed": (corpus["seed"], wanted.seed),
-        "corpus.isolate_documents": (corpus["isolate_documents"], wanted.isolate_documents),
-        "tokenizer fingerprint": (source.manifest.tokenizer["fingerprint"], tokenizer),
+        **{f"corpus.{name}": (corpus[name], head[name]) for name in ("seq_len", "seed", "isolate_documents")},
+        "corpus.bos": (corpus.get("bos", "none"), head["bos"]),  # older caches have none
+        "tokenizer fingerprint": (tokenizer["fingerprint"], head["tokenizer"]["fingerprint"]),
+        "vocab_size": (tokenizer["vocab_size"], head["tokenizer"]["vocab_size"]),
     }
     for name, (found, value) in found_and_wanted.items():
         if found != value:

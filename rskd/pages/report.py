@@ -114,12 +114,15 @@ def write_cache_page(uri: str, cache: dict[str, Any], file: Path) -> None:
 
     Raises ConfigError if the file cannot be written.
     """
+    loss = cache["teacher_lm_loss"]
     progress = f"{cache['parts']:,} of {cache['parts_expected'] or '?'} parts"
     facts = {
         "State": f"finished, generation {cache['generation']}" if cache["complete"] else f"unfinished: {progress}",
         "Teacher": f"{cache['teacher']['model']} ({cache['teacher']['dtype']})",
         "Windows": f"{cache['rows']:,} of {cache['seq_len']:,} positions",
         "Vocabulary": f"{cache['vocab_size']:,} ids",
+        "BOS": cache["bos"],
+        "Teacher's own loss": "not measured" if loss is None else f"{loss:.3f} nats/token",
     }
     sections = [section("Cache", definitions(facts) + _caches_table({uri: cache}), _CACHE_NOTE)]
     if cache["histograms"]:

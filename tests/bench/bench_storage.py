@@ -28,7 +28,7 @@ from rskd.corpus.packing import cut_windows, shuffled, tokenize
 from rskd.corpus.sources import group_files, list_files, read_documents
 from rskd.models.files import resolve_teacher
 from rskd.models.output_head import OutputHead
-from rskd.models.tokenizer import end_of_text_id, load_tokenizer
+from rskd.models.tokenizer import end_of_text_id, load_tokenizer, vocab_size
 from rskd.rng import position_keys
 from rskd.storage import Store
 from rskd.teacher.hidden_to_targets import SampledRows, sample_rows
@@ -76,7 +76,7 @@ def read_windows(config: DistillConfig, teacher_dir: str, *, num_windows: int) -
         tokens += len(ids)
         if tokens > num_windows * config.corpus.seq_len:
             break
-    return cut_windows(documents, config.corpus.seq_len)[:num_windows], len(tokenizer)
+    return cut_windows(documents, config.corpus.seq_len)[:num_windows], vocab_size(tokenizer)
 
 
 @torch.inference_mode()

@@ -128,3 +128,9 @@ def test_a_part_of_one_document_is_refused(tmp_path: Path):
     uri = write_documents(str(tmp_path / "aligned"), make_head(), end_every=60)
     with pytest.raises(ConfigError, match=r"part 0 .* fewer than two documents"):
         misaligned_copy(uri, str(tmp_path / "out"))
+
+
+def test_windows_that_begin_with_a_bos_of_their_own_do_not_join(tmp_path: Path):
+    uri = write_documents(str(tmp_path / "cache"), make_head(corpus__bos="window", corpus__bos_ids=[1]), end_every=11)
+    with pytest.raises(ConfigError, match=r"corpus\.bos=window, so its windows do not join to documents"):
+        misaligned_copy(uri, str(tmp_path / "copy"))

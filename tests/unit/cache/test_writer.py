@@ -2,15 +2,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_caches import make_corpus, make_head, make_part
 
 from rskd import records
+from rskd.cache.codec import to_table
 from rskd.cache.inspection import inspect
+from rskd.cache.layout import Layout
 from rskd.cache.manifest import CacheManifest, newest_manifest, record_name
 from rskd.cache.reader import LogitCache
 from rskd.cache.verify import verify
-from rskd.cache.writer import CacheWriter
+from rskd.cache.writer import CacheWriter, teacher_loss
 from rskd.errors import CacheMismatchError, CorruptPartError, MissingOutputError
 from rskd.storage import Store
 
@@ -141,3 +144,71 @@ def test_manifest_and_records_say_where_they_come_from(cache):
     assert store.size(record["file"]) == record["bytes"]
     assert record["file"] == f"parts/part-00004-{record['sha256'][:12]}.parquet"
     assert b"/" not in store.read("manifest.json").replace(b"parts/part", b"")  # no path
+
+
+def test_the_manifest_has_the_teachers_mean_loss(cache):
+    loss = -np.mean([data.statistics["label_logprob"].astype(np.float64).sum() for data in cache.data]) * 5 / (59 * 8)
+    manifest = LogitCache.open(cache.uri).manifest
+    assert manifest.totals["teacher_lm_loss"] == manifest.teacher_lm_loss == pytest.approx(loss, rel=1e-12)
+    assert inspect(cache.uri)["teacher_lm_loss"] == manifest.teacher_lm_loss
+    for part, data in zip(manifest.parts, cache.data):
+        assert part.teacher_loss == pytest.approx(-data.statistics["label_logprob"].astype(np.float64).sum())
+
+
+def test_the_loss_is_kept_though_the_statistic_is_not_stored(cache, tmp_path):
+    uri, corpus = str(tmp_path / "other"), make_corpus()
+    writer = CacheWriter(uri, manifest_head=make_head(sampling__statistics=[]))
+    for part in corpus:
+        writer.commit_part(part.index, make_part(part), corpus_sha256=part.sha256)
+    manifest = writer.finish(corpus)
+    assert manifest.teacher_lm_loss == LogitCache.open(cache.uri).manifest.teacher_lm_loss
+    assert LogitCache.open(uri).read_rows([0]).statistics == {}
+    assert verify(uri).ok
+
+
+def test_a_label_that_the_teacher_rules_out_leaves_a_number():
+    logprob = np.array([[-1.5, -np.inf], [-0.5, -2.0]], np.float32)
+    assert teacher_loss(logprob) == 10_004.0
+
+
+def _write_old_cache(uri: str, parts: int) -> None:
+    """Parts without a loss under a head that says nothing of BOS: what was written before either was recorded."""
+    writer = CacheWriter(uri, manifest_head=make_head())
+    for part in make_corpus()[:parts]:
+        table = to_table(make_part(part), Layout.of(make_head()))
+        writer.commit_table(part.index, table, corpus_sha256=part.sha256)
+
+
+def test_an_old_cache_opens_and_verifies_and_has_no_loss(tmp_path):
+    uri = str(tmp_path / "cache")
+    _write_old_cache(uri, 5)
+    with_bos = make_head(corpus__bos="none", corpus__bos_ids=[])
+    manifest = CacheWriter(uri, manifest_head=make_head()).finish(make_corpus())
+    assert "teacher_loss" not in records.read(Store(uri), record_name(0))
+    assert all("teacher_loss" not in part for part in records.read(Store(uri), "manifest.json")["parts"])
+    assert (manifest.teacher_lm_loss, "teacher_lm_loss" in manifest.totals) == (None, False)
+    assert (inspect(uri)["teacher_lm_loss"], inspect(uri)["bos"]) == (None, "none")
+    assert verify(uri).ok
+    assert CacheWriter(uri, manifest_head=with_bos).finish(make_corpus()) == manifest
+    assert newest_manifest(Store(uri)) == manifest
+
+
+def test_half_an_old_cache_is_gone_on_with(tmp_path):
+    uri, corpus = str(tmp_path / "cache"), make_corpus()
+    _write_old_cache(uri, 2)
+    with_bos = make_head(corpus__bos="none", corpus__bos_ids=[])
+    writer = CacheWriter(uri, manifest_head=with_bos)
+    assert writer.committed_parts(corpus) == {0, 1}
+    for part in corpus[2:]:
+        writer.commit_part(part.index, make_part(part), corpus_sha256=part.sha256)
+    manifest = writer.finish(corpus)
+    assert [part.teacher_loss is None for part in manifest.parts] == [True, True, False, False, False]
+    assert manifest.teacher_lm_loss is None
+    assert verify(uri).ok
+
+
+def test_another_bos_is_a_mismatch_of_an_old_cache_too(tmp_path):
+    uri = str(tmp_path / "cache")
+    _write_old_cache(uri, 1)
+    with pytest.raises(CacheMismatchError, match=r"made with corpus\.bos='none', not 'document'"):
+        CacheWriter(uri, manifest_head=make_head(corpus__bos="document", corpus__bos_ids=[1]))

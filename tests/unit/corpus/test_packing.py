@@ -27,6 +27,19 @@ def test_tokenize_ends_each_document_and_adds_nothing_else(tiny_tokenizer_dir: P
         assert ids[:-1].tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def test_documents_begin_with_the_bos_and_windows_too_where_asked(tiny_tokenizer_dir: Path):
+    tokenizer = load_tokenizer(str(tiny_tokenizer_dir)).backend_tokenizer
+    plain = list(tokenize(tokenizer, ["Some text.", ""], 0))
+    assert [ids.tolist() for ids in tokenize(tokenizer, ["Some text.", ""], 0, [7, 5])] == [
+        [7, 5, *ids.tolist()] for ids in plain
+    ]
+    documents = [np.array([9, *range(10, 20), 0], np.int32), np.array([9, *range(20, 27), 0], np.int32)]
+    windows, with_bos = (cut_windows(documents, 4, first_id=first_id) for first_id in (None, 9))
+    assert (with_bos[:, 0] == 9).all()
+    assert with_bos[:, 1:].tolist() == windows[:, 1:].tolist()
+    assert with_bos[:, 1:].ravel().tolist() == np.concatenate(documents)[1:21].tolist()
+
+
 def test_what_looks_like_a_special_token_is_text(tiny_tokenizer_dir: Path):
     tokenizer = load_tokenizer(str(tiny_tokenizer_dir))
     [ids] = tokenize(tokenizer.backend_tokenizer, ["a<|endoftext|>b"], 0)

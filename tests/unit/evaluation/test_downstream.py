@@ -42,7 +42,7 @@ def test_scores_are_those_of_the_models_own_likelihoods(tmp_path: Path, tiny_tea
     pytest.importorskip("lm_eval")
     model = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_teacher_dir)
-    found = score(model, tokenizer, "tiny_choice", task_path=str(write_task(tmp_path)), batch_size=2)
+    found = score(model, tokenizer, "tiny_choice", vocab_size=384, task_path=str(write_task(tmp_path)), batch_size=2)
 
     def log_likelihood(question: str, choice: str) -> float:
         ids, start = tokenizer.encode(question + choice), len(tokenizer.encode(question))
@@ -72,10 +72,9 @@ def test_says_which_task_is_unknown_or_has_no_data(tmp_path: Path, tiny_teacher_
         find_tasks(["hellaswag", "hellaswagg"], str(tmp_path))
     (tmp_path / "data.jsonl").unlink()
     model = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_teacher_dir)
     with pytest.raises(ConfigError, match=r"the data of tiny_choice cannot be had") as error:
-        score(
-            model, AutoTokenizer.from_pretrained(tiny_teacher_dir), "tiny_choice", task_path=str(tmp_path), batch_size=1
-        )
+        score(model, tokenizer, "tiny_choice", vocab_size=384, task_path=str(tmp_path), batch_size=1)
     assert "\n" not in str(error.value)
 
 
