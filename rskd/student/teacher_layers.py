@@ -244,9 +244,11 @@ def _blocks(name: str, tensor: Tensor, shape: torch.Size, total: int, kept: Sequ
         [dim] = differing
         size, rest = divmod(tensor.shape[dim], total)
         if not rest and shape[dim] == size * len(kept):
-            return tensor.unflatten(dim, (total, size)).index_select(
-                dim, torch.tensor(kept, device=tensor.device)
-            ).flatten(dim, dim + 1)
+            return (
+                tensor.unflatten(dim, (total, size))
+                .index_select(dim, torch.tensor(kept, device=tensor.device))
+                .flatten(dim, dim + 1)
+            )
     raise _CannotThinError(f"tensor {name} has shape {list(tensor.shape)}, the student's {list(shape)}")
 
 
