@@ -17,6 +17,7 @@ from rskd.config import StudentConfig
 from rskd.errors import ConfigError
 from rskd.models.causal_lm import exact_attention
 from rskd.models.load import load_architecture, load_model
+from rskd.student.router_loss import balances_router, router_loss
 from rskd.student.teacher_layers import student_of_layers, thinned_config
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -112,6 +113,9 @@ def student_architecture(
     limit = getattr(text, "max_position_embeddings", None)
     if limit is not None and limit < seq_len:
         raise ConfigError(f"student {name} takes {limit} positions but corpus.seq_len={seq_len}: lower seq_len")
+    if balances_router(architecture):
+        with torch.device("meta"):
+            router_loss(AutoModelForCausalLM.from_config(architecture))  # refuses what it does not know
     return architecture
 
 

@@ -1,11 +1,11 @@
 """A shallower copy of the teacher: evenly spread layers, with the embeddings, the final norm and the head.
 
     teacher's config ─► thinned_config: fewer layers, each of the kind of the layer that it comes from ─┐
-    teacher's weights ──────────────────────────────────────────────────────────────────────────────────┴─► student_of_layers
+    teacher's weights ───────────────────────────────────────────────────► student_of_layers ◄──────────┘
 
 What cannot be thinned is refused by name, in two steps. `thinned_config` compares both models without weights (meta
-device), module by module, before any work. `student_of_layers` compares what they compute: the student, and the teacher with
-its other layers skipped. So a student of all layers equals its teacher.
+device), module by module, before any work. `student_of_layers` compares what they compute: the student, and the
+teacher with its other layers skipped. So a student of all layers equals its teacher.
 """
 
 from __future__ import annotations
