@@ -60,8 +60,8 @@ def thinned_config(teacher: PreTrainedConfig, num_layers: int) -> PreTrainedConf
     try:
         student = _with_layers(teacher, total, kept)
         with torch.device("meta"):
-            models = [AutoModelForCausalLM.from_config(copy.deepcopy(config)) for config in (teacher, student)]
-        _check_same_layers(*models, kept)
+            whole, shallow = (AutoModelForCausalLM.from_config(copy.deepcopy(config)) for config in (teacher, student))
+        _check_same_layers(whole, shallow, kept)
     except Exception as error:  # an architecture has its own words for a configuration that it does not take
         raise _refusal(teacher, error) from None
     return student
