@@ -167,15 +167,28 @@ class Store:
 
     @contextmanager
     def local_copy(self) -> Iterator[str]:
-        """Path of a local directory with the files directly in the folder: the folder itself, or a download of it."""
+        """Path of a local directory with the files of the folder: the folder itself, or a download of it."""
         if self.is_local:
             yield self.path
             return
         with tempfile.TemporaryDirectory() as directory:
-            for name in self.list():
+            for name in self.sizes(recursive=True):
+                Path(directory, name).parent.mkdir(parents=True, exist_ok=True)
                 with self.explained(name):
                     self.fs.get_file(self.full_path(name), f"{directory}/{name}")
             yield directory
+
+    def put(self, file: Path, name: str) -> None:
+        """Upload a local file under a name, replacing an older one."""
+        path = self.full_path(name)
+        with self.explained(name, writing=True):
+            self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self.fs.put_file(str(file), path)
+
+    def remove_all(self) -> None:
+        """Remove the folder with everything below it, if it is there."""
+        with self.explained(""), suppress(FileNotFoundError):
+            self.fs.rm(self.path, recursive=True)
 
     def check_writable(self, named: str = "storage.root") -> None:
         """ConfigError, which says what `named` it, if nothing can be written here.

@@ -106,7 +106,7 @@ def _teacher_layers(directory: str, teacher: PreTrainedModel) -> str:
 
 
 def _reason(error: ConfigError, class_name: str) -> str:
-    return re.sub(rf"^model:? (?:{class_name} )?|: (?:choose another|name a).*$", "", str(error).replace("model: ", "model "))
+    return re.sub(rf"^model:? (?:{class_name} )?|: (?:choose another|name a).*$", "", str(error))
 
 
 def table(rows: list[Support]) -> str:
@@ -115,8 +115,8 @@ def table(rows: list[Support]) -> str:
     refused = [row for row in rows if row.loaded.startswith("refused")]
     summary = (
         f"Of the {len(rows)} architectures of Transformers {transformers.__version__} that have a causal LM, "
-        f"{len(supported)} are supported, {len(refused)} refused by name, and {len(rows) - len(supported) - len(refused)} "
-        "could not be built small enough to try."
+        f"{len(supported)} are supported, {len(refused)} refused by name, and "
+        f"{len(rows) - len(supported) - len(refused)} could not be built small enough to try."
     )
     lines = [" | ".join(cells) for cells in (HEAD, ["---"] * len(HEAD), *([f"`{row[0]}`", *row[1:]] for row in rows))]
     return "\n".join([summary, "", *(f"| {line} |" for line in lines)])

@@ -17,9 +17,10 @@ from torch import Tensor
 from rskd import records
 from rskd.config import DistillConfig
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.errors import ConfigError, MissingOutputError
+from rskd.errors import ConfigError
 from rskd.evaluation.gradient_similarity import Similarity, at_equal_unique_tokens, gradient_similarity
 from rskd.inputs import inputs_first
+from rskd.models.digests import whole_copy
 from rskd.models.files import resolve_teacher
 from rskd.models.load import load_model
 from rskd.pages.figures import gradient_angles
@@ -27,7 +28,7 @@ from rskd.pages.parts import definitions, figure_html, html_page, section, table
 from rskd.provenance import provenance
 from rskd.rng import permutation
 from rskd.storage import Store
-from rskd.student.checkpoint import RESULT_FILE
+from rskd.student.checkpoint import finished_student
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
 RECORDS_FOLDER = "gradient_similarity"
@@ -56,16 +57,15 @@ def compare_gradients(config: DistillConfig, student: str, *, windows: int) -> d
     with inputs_first(config):
         corpus = PackedCorpus.open(config.corpus_uri("train"))
         batches = _batches(corpus, windows)
-        if records.read(Store(uri), RESULT_FILE) is None:
-            raise MissingOutputError(f"student {uri} does not exist: run rskd train --student {student}")
+        finished_student(uri, student)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     manifest = corpus.manifest
     shared: dict[str, Any] = {
         "vocab_size": manifest.tokenizer["vocab_size"],
         "end_of_text_id": manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None,
     }
-    with Store(uri).local_copy() as directory:
-        model = load_model(directory, config.student_specs[student].student.attention)
+    with whole_copy(Store(uri)) as (directory, _):
+        model = load_model(str(directory), config.student_specs[student].student.attention)
     torch.nn.Module.to(model, device)
     teacher = TransformersTeacher.load(config.teacher, model_dir=teacher_dir, device=device)
     similarities = gradient_similarity(

@@ -17,7 +17,7 @@ from typing import Any
 from rskd import records, tracking
 from rskd.config import DistillConfig, RayConfig
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError, explained_by
+from rskd.errors import CacheMismatchError, ConfigError, explained_by
 from rskd.evaluation import results
 from rskd.evaluation.downstream import find_tasks, mean_score
 from rskd.evaluation.language_modeling import METRICS, pct_ce_to_fullkd
@@ -36,7 +36,7 @@ from rskd.models.files import model_fingerprint, resolve_teacher
 from rskd.pages.figures import reliability_diagrams
 from rskd.progress import progress_bar
 from rskd.storage import Store
-from rskd.student.checkpoint import RESULT_FILE
+from rskd.student.checkpoint import finished_student
 
 GAP_COVERED = "pct_ce_to_fullkd"
 
@@ -104,7 +104,10 @@ def _parts(config: DistillConfig, corpus: PackedCorpus, teacher_dir: str) -> lis
     """All that `config` asks for, the held-out windows first."""
     models = {
         "teacher": {"fingerprint": model_fingerprint(teacher_dir), "dtype": config.teacher.dtype},
-        "students": {student: _student_digest(config, student) for student in config.student_specs},
+        "students": {
+            student: records.digest(finished_student(config.student_uri(student), student))
+            for student in config.student_specs
+        },
     }
     data, settings = {"corpus": corpus.manifest.fingerprint}, config.evaluate
     num_windows = _num_windows(config, corpus)
@@ -164,14 +167,6 @@ def _open_corpus(config: DistillConfig) -> PackedCorpus:
     if corpus.num_rows == 0:
         raise ConfigError(f"{corpus.uri} has no windows: set corpus.eval_windows and choose another name")
     return corpus
-
-
-def _student_digest(config: DistillConfig, student: str) -> str:
-    uri = config.student_uri(student)
-    trained = records.read(Store(uri), RESULT_FILE)
-    if trained is None:
-        raise MissingOutputError(f"student {uri} does not exist: run rskd train --student {student}")
-    return records.digest(trained)
 
 
 def _run(ray: RayConfig, part: Part, run: EvaluationRun) -> Findings:

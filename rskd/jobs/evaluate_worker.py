@@ -24,6 +24,7 @@ from rskd.evaluation import downstream
 from rskd.evaluation.language_modeling import TEACHER, Comparison, LanguageModel
 from rskd.evaluation.speculative import speculate
 from rskd.models.causal_lm import hidden_states, output_head
+from rskd.models.digests import whole_copy
 from rskd.models.load import load_model
 from rskd.models.tokenizer import begin_texts_with, load_tokenizer
 from rskd.storage import Store
@@ -56,8 +57,8 @@ class EvaluationRun:
     def load_student(self, name: str) -> PreTrainedModel:
         """A student on this worker's device, in float32."""
         uri, attention = self.students[name]
-        with Store(uri).local_copy() as directory:
-            student = load_model(directory, attention).eval()
+        with whole_copy(Store(uri)) as (directory, _):
+            student = load_model(str(directory), attention).eval()
         torch.nn.Module.to(student, self.device)
         return student
 

@@ -3,8 +3,8 @@
     check inputs ─► train_on_ray, train_in_process ─► export the last checkpoint ─► training_log.jsonl, rskd.json (last)
                               └── metrics of every step ─► progress bar and tracking
 
-A run is named by the digest of all that its result depends on. So the newest checkpoint of the same run is found after
-a lost worker as after a lost driver, and a changed configuration starts anew.
+A run is named by the digest of all that its result depends on. So the newest whole checkpoint of the same run is found
+after a lost worker as after a lost driver, and a changed configuration starts anew.
 """
 
 from __future__ import annotations
@@ -22,23 +22,26 @@ from rskd.cache.histogram import percentile
 from rskd.cache.reader import LogitCache
 from rskd.config import DistillConfig, StudentSpec
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.errors import CacheMismatchError, ConfigError
+from rskd.errors import CacheMismatchError, ConfigError, CorruptPartError, MissingOutputError
 from rskd.inputs import inputs_first
 from rskd.jobs.pack import corpus_head
 from rskd.jobs.training.in_process import train_in_process
 from rskd.jobs.training.run import TrainingRun
+from rskd.models.digests import RESULT_FILE, Files, check_files, check_sizes, whole_copy
 from rskd.models.files import model_fingerprint, resolve_teacher
 from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.student.architecture import student_architecture
 from rskd.student.bias import loss_bias, sampling_bias
-from rskd.student.checkpoint import LOG_FILE, RESULT_FILE, export_checkpoint
+from rskd.student.checkpoint import LOG_FILE, copy_student, files_of_student
+from rskd.student.router_loss import balances_router
 from rskd.student.trainer import Log
 
 _logger = logging.getLogger(__name__)
 
 # How a run is executed: its result does not depend on that, but for the order of floating-point sums.
 _EXECUTION = {"micro_batch", "workers", "gpus_per_worker", "threads_per_worker", "checkpoint_every", "max_failures"}
+_CUTS_OF_A_STEP = {"micro_batch", "workers"}  # into forwards, over each of which a router's auxiliary loss is a mean
 
 
 def train_student(config: DistillConfig, student: str = "default") -> dict[str, Any]:
@@ -53,7 +56,7 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
     recipe = _recipe(config.student_specs[student], run, source)
     target = Store(config.student_uri(student))
     done = records.read(target, RESULT_FILE)
-    if done is not None and done.get("recipe") == recipe:
+    if done is not None and done.get("recipe") == recipe and _is_whole(target, done):
         return done["summary"] | {"skipped": True}
 
     if isinstance(source, LogitCache) and (reason := _bias(run.spec, source.manifest.sampling)):
@@ -67,13 +70,14 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
         with progress_bar(f"train {student}", run.spec.train.steps) as advance:
             show = _shown_once(advance, tracked)
             if run.spec.train.workers == 0:
-                checkpoint = train_in_process(run, checkpoints.child(name), show)
+                checkpoint = train_in_process(run, checkpoints, show, name=name)
             else:
                 from rskd.jobs.training.on_ray import train_on_ray
 
                 checkpoint = train_on_ray(run, checkpoints, show, name=name, config=config.ray)
-        summary = _publish(checkpoint, target) | {"seconds": time.monotonic() - started}
-        records.write(target, RESULT_FILE, {"recipe": recipe, "summary": summary})
+        summary, files = _publish(checkpoint, target)
+        summary["seconds"] = time.monotonic() - started
+        records.write(target, RESULT_FILE, {"recipe": recipe, "summary": summary, "files": files})
         tracked.model(target.uri, name=student)
     return summary | {"skipped": False}
 
@@ -87,10 +91,13 @@ def _prepare(config: DistillConfig, student: str) -> tuple[TrainingRun, LogitCac
     teacher_dir = resolve_teacher(config)
     head, _ = corpus_head(config)
     if spec.student.model is not None:
-        located = spec.student.model_copy(update={"model": _absolute(spec.student.model)})
+        model = _absolute(spec.student.model)
+        if spec.student.init == "checkpoint" and Path(model).is_dir():
+            check_files(model)
+        located = spec.student.model_copy(update={"model": model})
         spec = spec.model_copy(update={"student": located})
     fit = {key: head["tokenizer"][key] for key in ("vocab_size", "end_of_text_id")} | {"seq_len": head["seq_len"]}
-    student_architecture(spec.student, teacher_dir=teacher_dir, **fit)
+    architecture = student_architecture(spec.student, teacher_dir=teacher_dir, **fit)
     with inputs_first(config):
         source = _open_source(config, spec, head)
     run = TrainingRun(
@@ -101,6 +108,7 @@ def _prepare(config: DistillConfig, student: str) -> tuple[TrainingRun, LogitCac
         source_uri=Store(source.uri).absolute_uri,
         isolate_documents=config.corpus.isolate_documents,
         hard_threshold=_hard_threshold(source, spec),
+        balances_router=balances_router(architecture),
         **fit,
     )
     return run, source
@@ -181,22 +189,33 @@ def _shown_once(advance: Callable[..., None], tracked: tracking.Run) -> Log:
     return show
 
 
-def _publish(checkpoint: Store, target: Store) -> dict[str, Any]:
-    """Replace the student in `target` by the one of `checkpoint`, with its log; what the log says of the training."""
-    target.remove(RESULT_FILE)  # first, so that a half-replaced student never counts as done
-    for name in target.list():
-        target.remove(name)
-    export_checkpoint(checkpoint.uri, target.uri)
-    log = checkpoint.read(LOG_FILE)
+def _is_whole(student: Store, record: dict[str, Any]) -> bool:
+    try:
+        check_sizes(student, record)
+    except (MissingOutputError, CorruptPartError) as error:
+        _logger.warning("student is made again from its last checkpoint: %s", error)
+        return False
+    return True
+
+
+def _publish(checkpoint: Store, target: Store) -> tuple[dict[str, Any], Files]:
+    """Replace the student in `target` by the one of `checkpoint`, with its log; what the log says, and the files."""
+    with whole_copy(checkpoint) as (local, files):
+        target.remove(RESULT_FILE)  # first, so that a half-replaced student never counts as done
+        for name in target.sizes(recursive=True):
+            target.remove(name)
+        copy_student(local, target)
+        log = (local / LOG_FILE).read_bytes()
     target.write(LOG_FILE, log)
     steps = [json.loads(line) for line in log.splitlines()]
-    return {
+    summary = {
         "uri": target.uri,
         "steps": len(steps),
         "tokens": steps[-1]["tokens"],
         "loss": steps[-1]["loss"],
         "tokens_per_s": statistics.median(step["tokens_per_s"] for step in steps),
     }
+    return summary, files_of_student(files)
 
 
 def _recipe(spec: StudentSpec, run: TrainingRun, source: LogitCache | PackedCorpus) -> dict[str, Any]:
@@ -207,7 +226,8 @@ def _recipe(spec: StudentSpec, run: TrainingRun, source: LogitCache | PackedCorp
     model = run.spec.student.model
     if spec.student.init == "checkpoint" and model is not None and Path(model).is_dir():
         inputs["checkpoint"] = model_fingerprint(model)
-    return {"spec": spec.model_dump(mode="json", exclude={"sampling": True, "train": _EXECUTION}), "inputs": inputs}
+    execution = _EXECUTION - _CUTS_OF_A_STEP if run.balances_router else _EXECUTION
+    return {"spec": spec.model_dump(mode="json", exclude={"sampling": True, "train": execution}), "inputs": inputs}
 
 
 def _absolute(name: str) -> str:

@@ -68,8 +68,10 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, end_of_text_id: int
         hidden = _last_hidden_state(model, input_ids)
     else:
         positions = document_positions(input_ids, end_of_text_id)
-        whole_rows = isolates_by_positions(model)
-        hidden = (_last_hidden_state if whole_rows else _document_by_document)(model, input_ids, positions)
+        if isolates_by_positions(model):
+            hidden = _last_hidden_state(model, input_ids, position_ids=positions)
+        else:
+            hidden = _document_by_document(model, input_ids, positions)
     if not torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(output_head(model).weight.dtype)  # Mamba's are float32 in any model
     scale = _logit_scale(model.config.get_text_config())
@@ -107,7 +109,7 @@ def isolated_like_alone(model: PreTrainedModel, ids: Tensor, start: int, positio
                     restarts = torch.cat([torch.arange(start), torch.arange(row.shape[1] - start)]).to(ids.device)[None]
                     together = _document_by_document(model, row, restarts)
                 else:
-                    together = _last_hidden_state(model, row, positions)
+                    together = _last_hidden_state(model, row, position_ids=positions)
             except (TypeError, ValueError, RuntimeError):  # takes no position ids, or none that restart
                 return False
             if not close(together[:, start:], alone):
@@ -146,8 +148,7 @@ def document_positions(input_ids: Tensor, end_of_text_id: int) -> Tensor:
     return positions - starts.cummax(dim=1).values
 
 
-def _last_hidden_state(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
-    options = {} if position_ids is None else {"position_ids": position_ids}
+def _last_hidden_state(model: PreTrainedModel, input_ids: Tensor, **options: Tensor) -> Tensor:
     return decoder(model)(input_ids=input_ids, use_cache=False, **options).last_hidden_state
 
 
@@ -162,7 +163,7 @@ def _document_by_document(model: PreTrainedModel, input_ids: Tensor, positions: 
         offsets = torch.arange(int(lengths[of_batch].max()), device=tokens.device)
         is_token = offsets < lengths[of_batch, None]
         place = torch.where(is_token, starts[of_batch, None] + offsets, starts[of_batch, None])
-        pieces.append(_last_hidden_state(model, tokens[place])[is_token])
+        pieces.append(_last_hidden_state(model, tokens[place], attention_mask=is_token.long())[is_token])
         places.append(place[is_token])
     order = torch.cat(places).argsort()
     return torch.cat(pieces)[order].unflatten(0, input_ids.shape)

@@ -103,8 +103,13 @@ def check_attention(wanted: str, named: str) -> None:
 def num_parameters(directory: str, *, trust_remote_code: bool = False) -> int:
     """Parameters of a model, from its configuration alone; tied weights count once."""
     config = load_config(directory, trust_remote_code=trust_remote_code)
+    return model_without_weights(config, trust_remote_code=trust_remote_code).num_parameters()
+
+
+def model_without_weights(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A model of this configuration on the meta device: its modules and shapes, in no time and memory."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code).num_parameters()
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def _attentions(

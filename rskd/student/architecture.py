@@ -7,14 +7,15 @@ Weights are a pure function of (config, teacher, seed), so that every worker and
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from rskd.config import StudentConfig
 from rskd.errors import ConfigError
-from rskd.models.load import check_attention, load_config, load_model, new_model
+from rskd.models.load import check_attention, load_config, load_model, model_without_weights, new_model
+from rskd.student.router_loss import balances_router, router_loss
+from rskd.student.teacher_layers import copy_layers, thinned_config
 
 PRESETS: dict[str, dict[str, Any]] = {
     # SmolLM2-135M: 106M parameters without the embeddings.
@@ -54,6 +55,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+_DEQUANTISED = ("mxfp4",)  # methods whose weights Transformers makes plain on loading (gpt-oss)
+
 
 def build_student(
     config: StudentConfig,
@@ -77,7 +80,9 @@ def build_student(
     )
     if config.init == "checkpoint":
         assert config.model is not None  # StudentConfig checks it
-        return load_model(config.model, config.attention, isolated=isolated)
+        student = load_model(config.model, config.attention, isolated=isolated)
+        vars(student.config).pop("quantization_config", None)  # of weights that were dequantised on loading
+        return student
     student = new_model(architecture, config.attention, seed=seed, isolated=isolated, named="student")
     if config.init == "teacher_layers":
         copy_layers(load_model(teacher_dir, config.attention), student)
@@ -98,9 +103,9 @@ def student_architecture(
             eos_token_id=end_of_text_id,
         )
     name = config.model or teacher_dir
-    architecture = load_config(name)
+    architecture = _without_quantization(load_config(name), name, config.init)
     if config.num_layers is not None:
-        architecture = _with_layers(architecture, config.num_layers)
+        architecture = thinned_config(architecture, config.num_layers)
     text = architecture.get_text_config()
     if text.vocab_size < vocab_size:
         raise ConfigError(
@@ -109,45 +114,21 @@ def student_architecture(
     limit = getattr(text, "max_position_embeddings", None)
     if limit is not None and limit < seq_len:
         raise ConfigError(f"student {name} takes {limit} positions but corpus.seq_len={seq_len}: lower seq_len")
+    if balances_router(architecture):
+        router_loss(model_without_weights(architecture))  # refuses what it does not know
     return architecture
 
 
-def kept_layers(num_teacher_layers: int, num_layers: int) -> list[int]:
-    """Indices of the teacher's layers that a student keeps: evenly spread, the first and the last among them.
-
-    Layer i of n is the teacher's round(i·(L-1)/(n-1)); a student of one layer keeps the first.
-    """
-    steps = max(num_layers - 1, 1)
-    return [(2 * i * (num_teacher_layers - 1) + steps) // (2 * steps) for i in range(num_layers)]
-
-
-def copy_layers(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
-    """Copy embeddings, final norm, head and the layers `kept_layers` of `teacher` into a shallower `student`."""
-    prefix = next(name for name, module in teacher.named_modules() if module is teacher.get_decoder().layers) + "."
-    depth, kept_depth = (model.config.get_text_config().num_hidden_layers for model in (teacher, student))
-    kept = kept_layers(depth, kept_depth)
-    renamed = {f"{prefix}{old}.": f"{prefix}{new}." for new, old in enumerate(kept)}
-    state = {}
-    for name, tensor in teacher.state_dict().items():
-        if not name.startswith(prefix):
-            state[name] = tensor
-            continue
-        layer = prefix + name[len(prefix) :].split(".", 1)[0] + "."
-        if layer in renamed:
-            state[renamed[layer] + name[len(layer) :]] = tensor
-    student.load_state_dict(state)
-
-
-def _with_layers(teacher: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
-    """The teacher's configuration with fewer layers; lists with one entry for each layer are thinned alike."""
-    config = copy.deepcopy(teacher)
-    text = config.get_text_config()
-    total = text.num_hidden_layers
-    if num_layers > total:
-        raise ConfigError(f"student.num_layers={num_layers} exceeds the teacher's {total} layers: lower it")
-    kept = kept_layers(total, num_layers)
-    for name, value in vars(text).items():
-        if isinstance(value, list) and len(value) == total:
-            setattr(text, name, [value[index] for index in kept])
-    text.num_hidden_layers = num_layers
+def _without_quantization(config: PreTrainedConfig, name: str, init: str) -> PreTrainedConfig:
+    """The configuration of plain weights, which a student's are; ConfigError where quantised ones would be read."""
+    for section in (config, config.get_text_config()):
+        quantization = vars(section).pop("quantization_config", None)
+        if quantization is not None and init != "random":
+            method = quantization if isinstance(quantization, dict) else vars(quantization)
+            method = str(method.get("quant_method", "unknown")).rpartition(".")[2].lower()
+            if method not in _DEQUANTISED:
+                raise ConfigError(
+                    f"student.init={init} reads the weights of {name}, which are quantised ({method}): name a model "
+                    "that is not, or set student.init random"
+                )
     return config

@@ -3,7 +3,7 @@
     config.json, model.safetensors, tokenizer …  the student, fp32 master weights: loads with AutoModelForCausalLM
     optimizer.safetensors                        AdamW's moments as "<parameter>/<moment>"
     training_log.jsonl                           one line for each step so far
-    trainer.json                                 step and position of the loader
+    trainer.json                                 step, position of the loader, sha256 of every other file; written last
 
 Nothing is pickled. Exporting a student is leaving out all but the first line; it stays fp32, so nothing is lost, and
 `from_pretrained(dtype=…)` casts on loading.
@@ -15,18 +15,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from rskd.errors import ConfigError
+from rskd import records
+from rskd.errors import ConfigError, MissingOutputError
+from rskd.models.digests import RESULT_FILE, TRAINER_FILE, Files, check_sizes, describe_files, read_record, whole_copy
+from rskd.models.tokenizer import end_of_text_id
 from rskd.storage import Store
 
 LOG_FILE = "training_log.jsonl"
-RESULT_FILE = "rskd.json"  # what a finished student was made from; written last
 _OPTIMIZER_FILE = "optimizer.safetensors"
-TRAINER_FILE = "trainer.json"
 _NOT_THE_STUDENT = {LOG_FILE, _OPTIMIZER_FILE, TRAINER_FILE, RESULT_FILE}
 
 
@@ -41,7 +43,7 @@ class Progress:
 def save_checkpoint(
     directory: Path,
     student: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     optimizer: Optimizer,
     progress: Progress,
     log: Sequence[dict],
@@ -57,7 +59,7 @@ def save_checkpoint(
     }
     save_file(moments, directory / _OPTIMIZER_FILE)
     (directory / LOG_FILE).write_text("".join(json.dumps(record) + "\n" for record in log))
-    (directory / TRAINER_FILE).write_text(json.dumps(asdict(progress)))
+    (directory / TRAINER_FILE).write_bytes(records.seal(asdict(progress) | {"files": describe_files(directory)}))
 
 
 def load_optimizer(directory: Path, optimizer: Optimizer) -> None:
@@ -74,12 +76,24 @@ def load_optimizer(directory: Path, optimizer: Optimizer) -> None:
 
 def load_progress(directory: Path) -> tuple[Progress, list[dict]]:
     """Where the checkpoint stands, and the log up to there."""
-    progress = Progress(**json.loads((directory / TRAINER_FILE).read_text()))
+    record = read_record(Store(str(directory)))
+    if record is None:
+        raise MissingOutputError(f"{directory}/{TRAINER_FILE} is missing: run rskd train")
+    progress = Progress(record["step"], record["loader"])
     return progress, [json.loads(line) for line in (directory / LOG_FILE).read_text().splitlines()]
 
 
-def export_student(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write a Hugging Face directory: weights as they are (tied ones once), config, generation config, tokenizer."""
+def export_student(student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    """Write a Hugging Face directory: weights as they are (tied ones once), config, generation config, tokenizer.
+
+    The student stops where the documents that it learned from do. The sampling settings of the model that it started
+    from are not its own.
+    """
+    end = end_of_text_id(tokenizer)
+    pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    student.generation_config = GenerationConfig(
+        eos_token_id=end, pad_token_id=pad, bos_token_id=tokenizer.bos_token_id
+    )
     student.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
@@ -87,17 +101,43 @@ def export_student(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 def export_checkpoint(checkpoint: str | Path, directory: str | Path) -> str:
     """Copy the student of a checkpoint, without the state of training, to a new directory; each local or s3://.
 
-    Returns the directory. Raises ConfigError where `checkpoint` holds no student or `directory` is not empty.
+    Returns the directory. Raises ConfigError where `checkpoint` holds no student or `directory` is not empty, and
+    CorruptPartError where a file is not the one that was written.
     """
     source, target = Store(str(checkpoint)), Store(str(directory))
-    names = [name for name in source.list() if name not in _NOT_THE_STUDENT]
+    names = source.list()
     if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+        if read_record(source) is not None:
+            raise MissingOutputError(f"{source.uri} has no weights, or no config.json: run rskd train")
         raise ConfigError(f"checkpoint {source.uri} holds no student: name a folder with config.json and *.safetensors")
     target.check_writable("directory")
     if target.list():
         raise ConfigError(f"directory {target.uri} is not empty: name a new one")
-    target.fs.makedirs(target.path, exist_ok=True)
-    with source.local_copy() as local:
-        for name in names:
-            target.fs.put_file(f"{local}/{name}", target.full_path(name))
+    with whole_copy(source) as (local, _):
+        copy_student(local, target)
     return target.uri
+
+
+def copy_student(checkpoint: Path, target: Store) -> None:
+    """Copy the Hugging Face directory that a local folder holds, without the state of training."""
+    for name in Store(str(checkpoint)).sizes(recursive=True):
+        if name not in _NOT_THE_STUDENT:
+            target.put(checkpoint / name, name)
+
+
+def files_of_student(files: Files) -> Files:
+    """Of the files of a checkpoint, those that its finished student has: with the log."""
+    return {name: file for name, file in files.items() if name not in _NOT_THE_STUDENT or name == LOG_FILE}
+
+
+def finished_student(uri: str, name: str) -> dict[str, Any]:
+    """The record of a student whose training ended, and whose files are all there in their sizes.
+
+    Raises MissingOutputError and CorruptPartError.
+    """
+    folder = Store(uri)
+    record = records.read(folder, RESULT_FILE)
+    if record is None:
+        raise MissingOutputError(f"student {folder.uri} does not exist: run rskd train --student {name}")
+    check_sizes(folder, record)
+    return record

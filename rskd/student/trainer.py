@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -32,6 +32,7 @@ from rskd.errors import BiasWarning, RskdError
 from rskd.models.causal_lm import hidden_states, output_head
 from rskd.sparse_targets import SparseTargets
 from rskd.student.objective import cross_entropy_loss, full_kd_loss, hard_easy_weights, sparse_kd_loss
+from rskd.student.router_loss import router_loss
 
 Log = Callable[[int, dict[str, float]], None]
 Save = Callable[[int], None]
@@ -66,11 +67,28 @@ class StudentLoss(nn.Module):
         self.end_of_text_id = end_of_text_id
         self.hard_threshold = hard_threshold
         self.teacher_logits = teacher_logits
+        self.router_loss = router_loss(student)
+        self.last_router_loss: Tensor | None = None  # of the last forward, without coefficient and gradient
 
     def forward(
         self, input_ids: Tensor, labels: Tensor, targets: SparseTargets | None, label_logprob: Tensor | None
     ) -> Tensor:
-        """Summed loss in nats of ids and labels int64 [B, T], targets [B, T, K], label_logprob [B, T]."""
+        """Summed loss in nats of ids and labels int64 [B, T], targets [B, T, K], label_logprob [B, T].
+
+        A router's auxiliary loss, which is a mean over the tokens of this forward, is added B·T times by its
+        coefficient: divided by the global number of tokens it is the mean of the forwards', weighted by their tokens.
+        So it depends (by the spread between micro-batches) on how a step is cut into forwards, as in any trainer.
+        """
+        loss = self._objective_loss(input_ids, labels, targets, label_logprob)
+        if self.router_loss is None:
+            return loss
+        auxiliary = self.router_loss.take()
+        self.last_router_loss = auxiliary.detach()
+        return loss + self.router_loss.coefficient * labels.numel() * auxiliary
+
+    def _objective_loss(
+        self, input_ids: Tensor, labels: Tensor, targets: SparseTargets | None, label_logprob: Tensor | None
+    ) -> Tensor:
         hidden_ND = hidden_states(self.student, input_ids, self.end_of_text_id).flatten(0, 1)
         labels_N = labels.flatten()
         head = output_head(self.student)
@@ -184,36 +202,56 @@ def train_step(
 ) -> dict[str, float]:
     """One optimizer step on this rank's slice of the global batch; returns loss, lr and grad_norm (before clipping).
 
-    Packed windows have no padding, so every label counts. Raises NonFiniteError, on all ranks, before the weights
-    change.
+    Where a router has an auxiliary loss, `router_aux_loss` is its mean over tokens, without its coefficient, and no
+    part of `loss`. Packed windows have no padding, so every label counts. Raises NonFiniteError, on all ranks, before
+    the weights change.
     """
     lr = learning_rate(step, config)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
-    losses = _accumulate_gradients(loss, batch, config, device)
-    loss_sum = losses.sum()
+    losses, router_losses = _accumulate_gradients(loss, batch, config, device)
+    sums = torch.stack([losses.sum(), router_losses.sum()])
     if _world_size() > 1:
-        dist.all_reduce(loss_sum)
+        dist.all_reduce(sums)
+    loss_sum, router_sum = sums
     grad_norm = nn.utils.clip_grad_norm_(loss.parameters(), config.grad_clip)
     if not (loss_sum.isfinite() and grad_norm.isfinite()):
         raise _non_finite_error(losses, batch, config, step)
     optimizer.step()
-    return {"loss": loss_sum.item() / _global_tokens(batch, config), "lr": lr, "grad_norm": grad_norm.item()}
+    tokens = _global_tokens(batch, config)
+    metrics = {"loss": loss_sum.item() / tokens, "lr": lr, "grad_norm": grad_norm.item()}
+    router = _student_loss(loss).router_loss
+    if router is not None:
+        metrics["router_aux_loss"] = router_sum.item() / tokens
+        metrics["loss"] -= router.coefficient * metrics["router_aux_loss"]
+    return metrics
 
 
-def _accumulate_gradients(loss: nn.Module, batch: CacheBatch, config: TrainConfig, device: torch.device) -> Tensor:
-    """Add up the gradients of the micro-batches, synchronised with the last; summed loss of each, float64 [M]."""
+def _accumulate_gradients(
+    loss: nn.Module, batch: CacheBatch, config: TrainConfig, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Add up the gradients of the micro-batches, synchronised with the last.
+
+    Returns of each its summed loss, and its router's auxiliary loss times its tokens (0 without one): float64 [M].
+    """
     scale = _world_size() / _global_tokens(batch, config)
     slices = list(_micro_batches(len(batch.row_ids), config.micro_batch))
-    losses = []
+    losses, router_losses = [], []
     for index, rows in enumerate(slices):
         with _gradients_synchronised(loss, last=index == len(slices) - 1):
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                 summed = loss(*_to_device(batch, rows, device))
             (summed * scale).backward()
         losses.append(summed.detach().double())
-    return torch.stack(losses)
+        router = _student_loss(loss).last_router_loss
+        tokens = batch.labels[rows].numel()
+        router_losses.append(torch.zeros_like(losses[-1]) if router is None else router.double() * tokens)
+    return torch.stack(losses), torch.stack(router_losses)
+
+
+def _student_loss(loss: nn.Module) -> StudentLoss:
+    return cast(StudentLoss, loss.module if isinstance(loss, DistributedDataParallel) else loss)
 
 
 def _micro_batches(num_rows: int, size: int) -> Iterator[slice]:

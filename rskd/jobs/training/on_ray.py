@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import (
@@ -31,6 +30,7 @@ from rskd.errors import RskdError
 from rskd.jobs.failures import GiveUpOnExplainedErrors
 from rskd.jobs.on_ray import worker_resources
 from rskd.jobs.ray_session import ensure_ray
+from rskd.jobs.training.checkpoints import finished, newest_whole, tidy, unused_name
 from rskd.jobs.training.run import TrainingRun
 from rskd.jobs.training.worker import train_worker
 from rskd.storage import Store
@@ -38,27 +38,32 @@ from rskd.student.trainer import Log
 
 
 def train_on_ray(run: TrainingRun, checkpoints: Store, record: Log, *, name: str, config: RayConfig) -> Store:
-    """Train from the newest checkpoint of the run `name` in `checkpoints`, or from the start; returns the last one.
+    """Train from the newest whole checkpoint of the run `name`, or from the start; returns the last one.
 
     Two checkpoints are kept. A lost worker counts against `max_failures`; what rskd explains is raised at once.
     """
+    with newest_whole(checkpoints, name, remove_damaged=True):
+        pass  # a damaged one is reported here, where somebody reads it, and not by a worker
+    tidy(checkpoints, name)
     ensure_ray(config)
     with _queue_to(record) as updates:
-        return _fit(run, updates, checkpoints, name=name, config=config)
+        _fit(run, updates, checkpoints, name=name, config=config)
+    tidy(checkpoints, name)
+    return finished(checkpoints, name)[-1]
 
 
-def _fit(run: TrainingRun, updates: Queue, checkpoints: Store, *, name: str, config: RayConfig) -> Store:
+def _fit(run: TrainingRun, updates: Queue, checkpoints: Store, *, name: str, config: RayConfig) -> None:
     train = run.spec.train
     resources = worker_resources(
         config, "train", train.workers, threads=train.threads_per_worker, gpus=train.gpus_per_worker
     )
     trainer = TorchTrainer(
-        partial(train_worker, run, updates),
+        partial(train_worker, run, updates, checkpoints.absolute_uri, name),
         scaling_config=ScalingConfig(
             num_workers=train.workers, use_gpu=train.gpus_per_worker > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(
-            name=name,
+            name=unused_name(checkpoints, name),
             storage_path=checkpoints.path,
             storage_filesystem=None if checkpoints.is_local else PyFileSystem(FSSpecHandler(checkpoints.fs)),
             failure_config=FailureConfig(max_failures=train.max_failures),
@@ -68,11 +73,9 @@ def _fit(run: TrainingRun, updates: Queue, checkpoints: Store, *, name: str, con
         ),
     )
     try:
-        last = trainer.fit().checkpoint
+        trainer.fit()
     except TrainingFailedError as error:
         raise _explained(error) from error
-    assert last is not None  # the last step saves one
-    return checkpoints.child(f"{name}/{Path(last.path).name}")
 
 
 def _explained(error: TrainingFailedError) -> RskdError:

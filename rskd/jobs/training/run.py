@@ -40,6 +40,7 @@ class TrainingRun:
     end_of_text_id: int
     isolate_documents: bool
     hard_threshold: float | None  # log-probability of the label below which a token is hard
+    balances_router: bool  # whether the objective has a router's auxiliary loss
 
 
 def train_run(

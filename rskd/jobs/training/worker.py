@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import ray.train
@@ -17,12 +15,17 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 from ray.util.queue import Queue
 
+from rskd.jobs.training.checkpoints import newest_whole
 from rskd.jobs.training.run import TrainingRun, WriteCheckpoint, train_run
 from rskd.storage import Store
 
 
-def train_worker(run: TrainingRun, updates: Queue) -> None:
-    """Train from the newest checkpoint of this run, or from the start; puts a record for each step into `updates`."""
+def train_worker(run: TrainingRun, updates: Queue, checkpoints_uri: str, name: str) -> None:
+    """Train from the newest whole checkpoint of the run `name`, or from the start.
+
+    Puts a record for each step into `updates`. Each worker looks for the checkpoint itself, while none writes: they
+    find the same.
+    """
     Store(run.source_uri).expect()
     context = ray.train.get_context()
     is_first = context.get_world_rank() == 0
@@ -48,7 +51,7 @@ def train_worker(run: TrainingRun, updates: Queue) -> None:
             delete_local_checkpoint_after_upload=True,
         )
 
-    with _restored_checkpoint() as directory:
+    with newest_whole(Store(checkpoints_uri), name) as directory:
         train_run(
             run,
             directory,
@@ -58,13 +61,3 @@ def train_worker(run: TrainingRun, updates: Queue) -> None:
             record=record,
             save=save,
         )
-
-
-@contextmanager
-def _restored_checkpoint() -> Iterator[Path | None]:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        yield None
-    else:
-        with checkpoint.as_directory() as directory:
-            yield Path(directory)

@@ -42,7 +42,7 @@ def leaking(hidden_states):
     """States that are moved by what the model saw before, as those of a model that keeps its state would be."""
     seen = 0.0
 
-    def leak(model, input_ids, position_ids=None):
+    def leak(model, input_ids, **options):
         nonlocal seen
         before, seen = seen, seen + input_ids.float().mean()
         return hidden_states(model, input_ids) + before

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 
 from rskd.config import StudentConfig
 from rskd.errors import ConfigError
-from rskd.student.architecture import PRESETS, build_student, kept_layers, student_architecture
+from rskd.student.architecture import PRESETS, build_student, student_architecture
 
 FIT = {"vocab_size": 384, "seq_len": 32, "end_of_text_id": 0}
 
@@ -21,11 +21,6 @@ def test_a_preset_has_the_size_in_its_name_and_the_tokenizers_vocabulary(preset:
         model = LlamaForCausalLM(config)
     assert model.get_input_embeddings().weight.shape == (384, PRESETS[preset]["hidden_size"])
     assert sum(p.numel() for p in model.model.layers.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
-
-
-@pytest.mark.parametrize(("num_layers", "kept"), [(1, [0]), (2, [0, 29]), (4, [0, 10, 19, 29]), (30, list(range(30)))])
-def test_kept_layers_are_spread_evenly_from_first_to_last(num_layers: int, kept: list[int]):
-    assert kept_layers(30, num_layers) == kept
 
 
 def test_teacher_layers_copies_layers_embeddings_norm_and_head(tmp_path: Path):
