@@ -98,9 +98,9 @@ class TestJsonl:
     @pytest.mark.parametrize(
         ("line", "message"),
         [
-            ('{"txt": "a"}', "no text in 'text', only txt: set corpus.source.field"),
+            ('{"txt": "a"}', "no text in 'text', only txt: correct the file, or set corpus.source.field"),
             ('{"text": 3}', "no text in 'text'"),
-            ("[1]", "only list"),
+            ("[1]", "holds one JSON array"),
             ("{broken", "not JSON Lines"),
         ],
     )
