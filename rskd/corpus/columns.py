@@ -38,7 +38,7 @@ def texts_of(batch: pa.RecordBatch | pa.Table, path: list[str], name: str) -> It
     """The values at `path`; bytes that are not UTF-8, which Parquet lets pass, as in any text."""
     column = batch.column(path[0])
     if len(path) > 1:
-        column = pc.struct_field(column, path[1:])
+        column = pc.struct_field(column, path[1:])  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield from column.to_pylist()
     except UnicodeDecodeError:

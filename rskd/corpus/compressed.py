@@ -9,8 +9,9 @@ import io
 import lzma
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import PurePosixPath
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 
@@ -29,16 +30,15 @@ def codec(name: str) -> str | None:
 
 @contextmanager
 def decompressed(store: Store, name: str) -> Iterator[io.BufferedReader]:
-    """The contents of a compressed file; ConfigError, naming it, while they are read, if they cannot be decompressed."""
+    """The contents of a compressed file; ConfigError, naming it, where what is read of them cannot be decompressed."""
     kind = codec(name)
     with store.open(name) as stream:
         try:
-            contents = (
-                lzma.open(stream) if kind == "xz" else pa.CompressedInputStream(cast(Any, stream), cast(Any, kind))
-            )
-            yield io.BufferedReader(cast(Any, contents), _BLOCK)
+            opened: Any = lzma.LZMAFile if kind == "xz" else partial(pa.CompressedInputStream, compression=kind)
+            yield io.BufferedReader(opened(stream), _BLOCK)
         except (OSError, EOFError, lzma.LZMAError) as error:
             fix = "recompress it with zstd --long=27 or less" if _LONG_WINDOW in str(error) else "replace it"
             raise ConfigError(
-                f"{printable(name)} of the corpus source cannot be decompressed as {kind} ({error}): {fix}, or correct its suffix"
+                f"{printable(name)} of the corpus source cannot be decompressed as {kind} ({error}): {fix}, or correct "
+                "its suffix"
             ) from None

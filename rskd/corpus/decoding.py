@@ -24,7 +24,5 @@ def decoded(data: bytes, name: str) -> str:
         undecodable -= data.count(_REPLACEMENT.encode(encoding))
     if "\0" in text or undecodable > _MOST * len(text):
         problem = "holds NUL bytes" if "\0" in text else f"is mostly bytes that are not {encoding.upper()}"
-        raise ConfigError(
-            f"{name} of the corpus source {problem}, so it is no text: convert it to UTF-8, or remove it from the source"
-        )
+        raise ConfigError(f"{name} of the corpus source {problem}, so it is no text: convert it to UTF-8, or remove it")
     return text

@@ -40,42 +40,44 @@ def _path(rows: Any, source: SourceConfig) -> list[str]:
     return column_path(rows.features.arrow_schema, source.field, str(source.uri))
 
 
-@lru_cache(maxsize=1)
 def _rows(source: SourceConfig) -> Any:
+    return _loaded(str(source.uri), source.config_name, source.split)
+
+
+@lru_cache(maxsize=1)
+def _loaded(uri: str, config_name: str | None, split: str) -> Any:
     try:
         import datasets
+        from datasets.exceptions import DatasetGenerationError
     except ImportError:
         raise ConfigError("corpus.source.kind=hf needs the package datasets: pip install 'rskd[hf]'") from None
     datasets.disable_progress_bars()
-    uri = str(source.uri)
     try:
         if any((Path(uri) / name).is_file() for name in _SAVED):
-            return _saved_split(datasets.load_from_disk(uri), source)
-        return datasets.load_dataset(uri, source.config_name, split=source.split)
+            return _saved_split(datasets.load_from_disk(uri), uri, config_name, split)
+        return datasets.load_dataset(uri, config_name, split=split)
     except ConfigError:
         raise
     except Exception as error:  # the hub's client, fsspec and the builders each raise their own
         # "An error occurred while generating the dataset" has the reason behind it.
-        behind = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
-        reason = " ".join(str(behind or error).split())
+        behind = (isinstance(error, DatasetGenerationError) and error.__cause__) or error
+        reason = " ".join(str(behind).split())
         raise ConfigError(
-            f"corpus.source.uri={uri} is no dataset with a split {source.split} that can be loaded "
-            f"({type(behind or error).__name__}: {reason[:300]}): name a dataset of the hub or a local directory, and its "
+            f"corpus.source.uri={uri} is no dataset with a split {split} that can be loaded "
+            f"({type(behind).__name__}: {reason[:300]}): name a dataset of the hub or a local directory, and its "
             "corpus.source.config_name and split"
         ) from None
 
 
-def _saved_split(saved: Any, source: SourceConfig) -> Any:
+def _saved_split(saved: Any, uri: str, config_name: str | None, split: str) -> Any:
     """The split of what save_to_disk wrote: a dictionary of splits, or a single one."""
-    where = f"corpus.source.uri={source.uri} was written by save_to_disk"
-    if source.config_name is not None:
+    where = f"corpus.source.uri={uri} was written by save_to_disk"
+    if config_name is not None:
         raise ConfigError(f"{where}, so it has no configurations: remove corpus.source.config_name")
     if isinstance(saved, dict):
-        if source.split not in saved:
-            raise ConfigError(
-                f"{where} and has no split {source.split}, only {', '.join(saved)}: set corpus.source.split"
-            )
-        return saved[source.split]
-    if source.split not in ("train", str(saved.split)):
-        raise ConfigError(f"{where} as a single split, {saved.split}: remove corpus.source.split={source.split}")
+        if split not in saved:
+            raise ConfigError(f"{where} and has no split {split}, only {', '.join(saved)}: set corpus.source.split")
+        return saved[split]
+    if split not in ("train", str(saved.split)):
+        raise ConfigError(f"{where} as a single split, {saved.split}: remove corpus.source.split={split}")
     return saved

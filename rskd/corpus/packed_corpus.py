@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 PARTS_FOLDER = "parts"
 _POSITIONS_PER_GROUP = 2**16  # a megabyte of a cache, which is worth a request to an object store
-TOTALS = ("documents", "tokens", "windows", "dropped_tail_tokens")
+TOTALS = ("documents", "duplicate_documents", "tokens", "windows", "dropped_tail_tokens")
 _GROWING = ("groups", "parts", "totals", "fingerprint")
 
 
@@ -67,12 +67,13 @@ class CorpusManifest:
     isolate_documents: bool
     windows_per_part: int
     rows_per_group: int
-    eval_threshold: int  # a document whose content hash is below it is held out
-    groups: tuple[dict[str, Any], ...]  # each: files (see rskd.corpus.sources) and its share of the totals
+    eval_threshold: int  # a document whose content hash, times eval_multiplier, is below it is held out
+    groups: tuple[dict[str, Any], ...]  # each: files (see rskd.corpus.sources), its share of the totals, tail of a pack
     parts: tuple[PartInfo, ...]
-    totals: dict[str, int]  # documents, tokens, windows, dropped_tail_tokens
+    totals: dict[str, int]  # TOTALS; duplicates are missing where an older rskd packed
     fingerprint: str  # of the ordered contents: sha256 over the sha256 of each part
     max_windows: int | None = None  # of the train split; what was beyond it counts as dropped
+    eval_multiplier: int = 1  # see rskd.corpus.hold_out
 
     @classmethod
     def of(cls, head: Mapping[str, Any], groups: Iterable[dict[str, Any]], parts: Iterable[PartInfo]) -> CorpusManifest:
@@ -82,9 +83,14 @@ class CorpusManifest:
             **head,
             groups=groups,
             parts=parts,
-            totals={key: sum(group[key] for group in groups) for key in TOTALS},
+            totals={key: sum(group.get(key, 0) for group in groups) for key in TOTALS},
             fingerprint=hashlib.sha256("\n".join(part.sha256 for part in parts).encode()).hexdigest(),
         )
+
+    @property
+    def tail(self) -> np.ndarray:
+        """The tokens, int32, after the last window, with which the stream of the next pack begins."""
+        return np.array(self.groups[-1].get("tail", ()) if self.groups else (), np.int32)
 
     @property
     def head(self) -> dict[str, Any]:
@@ -98,8 +104,11 @@ class CorpusManifest:
         return CorpusManifest.of(self.head, groups, (part for part in self.parts if part.first_row < rows))
 
     def to_dict(self) -> dict[str, Any]:
-        """As it is sealed."""
-        return self._fields() | {"parts": [asdict(part) for part in self.parts]}
+        """As it is sealed, without the usual eval_multiplier: older corpora keep their digest."""
+        content = self._fields() | {"parts": [asdict(part) for part in self.parts]}
+        if self.eval_multiplier == 1:
+            del content["eval_multiplier"]
+        return content
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CorpusManifest:

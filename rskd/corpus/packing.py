@@ -2,7 +2,9 @@
 
     documents of a group ─► seeded shuffle ─► split by content hash ─► joined, each ended ─► windows of S+1 at stride S
 
-Consecutive windows share a token, so that every token but the first is predicted once.
+Consecutive windows share a token, so that every token but the first is predicted once. The tail of a split that fills
+no window is carried to the group that the next pack begins with; groups that are packed at once, side by side, drop
+theirs.
 """
 
 from __future__ import annotations
@@ -41,29 +43,40 @@ class DocumentCounts:
     num_tokens: np.ndarray
 
 
+def repeated(groups: Sequence[DocumentCounts]) -> list[np.ndarray]:
+    """For each group, which of its documents (bool) are copies of one before them, in this group or an earlier one."""
+    hashes = np.concatenate([np.empty(0, np.uint64), *(group.hashes for group in groups)])
+    is_copy = np.ones(len(hashes), bool)
+    is_copy[np.unique(hashes, return_index=True)[1]] = False
+    return np.split(is_copy, np.cumsum([len(group.hashes) for group in groups])[:-1])
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
     """What one group gives to one split."""
 
     documents: int
+    duplicate_documents: int  # copies of other documents that were packed with them
     tokens: int  # end-of-text tokens included
     windows: int
-    dropped_tail_tokens: int  # those after the last window
+    dropped_tail_tokens: int  # those in no window; negative where windows took up the tail of the group before
 
 
-def share(num_tokens: np.ndarray, seq_len: int) -> Share:
+def share(num_tokens: np.ndarray, seq_len: int, *, duplicates: int = 0, carried: int = 0) -> Share:
+    """The share of documents of so many tokens, after `carried` tokens of the group before."""
     tokens = int(num_tokens.sum())
-    windows = int(num_windows(tokens, seq_len))
-    return Share(len(num_tokens), tokens, windows, tokens - _used_tokens(windows, seq_len))
+    windows = int(num_windows(carried + tokens, seq_len))
+    return Share(len(num_tokens), duplicates, tokens, windows, tokens - used_tokens(windows, seq_len))
 
 
 def limited(share: Share, max_windows: int, seq_len: int) -> Share:
     """The share if it may have `max_windows` at most: the tokens beyond them are dropped."""
     windows = min(share.windows, max_windows)
-    return replace(share, windows=windows, dropped_tail_tokens=share.tokens - _used_tokens(windows, seq_len))
+    return replace(share, windows=windows, dropped_tail_tokens=share.tokens - used_tokens(windows, seq_len))
 
 
-def _used_tokens(windows: int, seq_len: int) -> int:
+def used_tokens(windows: int, seq_len: int) -> int:
+    """How many tokens of a stream are in its first windows."""
     return windows * seq_len + 1 if windows else 0
 
 
@@ -72,13 +85,23 @@ def num_windows(num_tokens: np.ndarray | int, seq_len: int) -> np.ndarray:
     return np.maximum(num_tokens - 1, 0) // seq_len
 
 
-def cut_windows(documents: Sequence[np.ndarray], seq_len: int) -> np.ndarray:
-    """Windows int32 [W, S+1] of `documents` joined in their order; the tail that fills no window is dropped."""
-    stream = np.concatenate([np.empty(0, np.int32), *documents])
+def joined(documents: Iterable[np.ndarray], carried: np.ndarray) -> np.ndarray:
+    """The stream of tokens, int32, of `documents` in their order, after the tail of the group before."""
+    return np.concatenate([carried.astype(np.int32), *documents])
+
+
+def cut_windows(stream: np.ndarray, seq_len: int) -> np.ndarray:
+    """Windows int32 [W, S+1] of a stream; its tail fills no window."""
     count = int(num_windows(len(stream), seq_len))
     if count == 0:
         return np.empty((0, seq_len + 1), np.int32)
     return np.lib.stride_tricks.sliding_window_view(stream, seq_len + 1)[::seq_len][:count]
+
+
+def tail_of(stream: np.ndarray, num_windows: int, seq_len: int) -> np.ndarray:
+    """What a later pack begins with: the tokens after the windows, unless there is a limit to those."""
+    tail = stream[used_tokens(num_windows, seq_len) :]
+    return tail if len(tail) <= seq_len else tail[:0]
 
 
 def shuffled(num_documents: int, *, seed: int, group: int) -> np.ndarray:

@@ -117,7 +117,7 @@ def _not_json_lines(line: bytes, *, is_first: bool) -> str:
     return f"is not JSON Lines: {line[:40]!r}, write each document on a line, as a JSON object"
 
 
-def parquet(store: Store, file: FileRange, field: str) -> Iterator[str]:
+def parquet(store: Store, file: FileRange, field: str) -> Iterator[str | None]:
     """Column `field` of the row groups that begin in the range."""
     name = printable(file.name)
     with store.open(file.name) as stream:
@@ -135,7 +135,7 @@ def parquet(store: Store, file: FileRange, field: str) -> Iterator[str]:
             ) from None
 
 
-READERS: dict[str, Callable[[Store, FileRange, str], Iterator[str]]] = {
+READERS: dict[str, Callable[[Store, FileRange, str], Iterator[str | None]]] = {
     "python_docs": python_docs,
     "text": text,
     "jsonl": jsonl,

@@ -95,7 +95,8 @@ def list_files(source: SourceConfig) -> list[SourceFile]:
     if not any(sizes.values()):
         problem = "holds nothing" if sizes else f"has no {' '.join('*' + suffix for suffix in _SUFFIXES[source.kind])}"
         raise ConfigError(
-            f"corpus.source.uri={printable(str(source.uri))} {problem}, or does not exist: name a file, folder or glob with documents"
+            f"corpus.source.uri={printable(str(source.uri))} {problem}, or does not exist: name a file, folder or glob "
+            "with documents"
         )
     _check_readable(source, sizes)
     return [SourceFile(name, sizes[name]) for name in sorted(sizes)]
@@ -129,10 +130,8 @@ def new_groups(recorded: Iterable[Group], files: Sequence[SourceFile], *, source
         if sizes.get(name) != size:
             unit = "rows" if source.kind == "hf" else "bytes"
             problem = f"has {sizes[name]} {unit}, not {size}" if name in sizes else "is gone"
-            raise CacheMismatchError(
-                f"{printable(name)} of corpus source {source.uri or source.kind} {problem}, but was packed: restore it, or choose "
-                "another name"
-            )
+            where = f"{printable(name)} of corpus source {printable(source.uri or source.kind)}"
+            raise CacheMismatchError(f"{where} {problem}, but was packed: restore it, or choose another name")
     return group_files([file for file in files if file.name not in packed], kind=source.kind)
 
 

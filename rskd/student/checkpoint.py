@@ -87,12 +87,18 @@ def export_student(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 def export_checkpoint(checkpoint: str | Path, directory: str | Path) -> str:
     """Copy the student of a checkpoint, without the state of training, to a new directory; each local or s3://.
 
-    Returns the directory. Raises ConfigError where `checkpoint` holds no student or `directory` is not empty.
+    Links, of which a snapshot of the hub consists, are copied as the files that they point to. Returns the directory.
+    Raises ConfigError where `checkpoint` holds no student, or a link to nothing, or `directory` is not empty.
     """
     source, target = Store(str(checkpoint)), Store(str(directory))
     names = [name for name in source.list() if name not in _NOT_THE_STUDENT]
     if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
         raise ConfigError(f"checkpoint {source.uri} holds no student: name a folder with config.json and *.safetensors")
+    missing = next((name for name in names if not source.exists(name)), None)
+    if missing is not None:
+        raise ConfigError(
+            f"{missing} of checkpoint {source.uri} is a link whose target is missing: restore or remove it"
+        )
     target.check_writable("directory")
     if target.list():
         raise ConfigError(f"directory {target.uri} is not empty: name a new one")
