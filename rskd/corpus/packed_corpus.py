@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 PARTS_FOLDER = "parts"
 _POSITIONS_PER_GROUP = 2**16  # a megabyte of a cache, which is worth a request to an object store
-TOTALS = ("documents", "duplicate_documents", "tokens", "windows", "dropped_tail_tokens")
+TOTALS = ("documents", "tokens", "windows", "dropped_tail_tokens")
 _GROWING = ("groups", "parts", "totals", "fingerprint")
 
 
@@ -70,7 +70,7 @@ class CorpusManifest:
     eval_threshold: int  # a document whose content hash, times eval_multiplier, is below it is held out
     groups: tuple[dict[str, Any], ...]  # each: files (see rskd.corpus.sources), its share of the totals, tail of a pack
     parts: tuple[PartInfo, ...]
-    totals: dict[str, int]  # TOTALS; duplicates are missing where an older rskd packed
+    totals: dict[str, int]  # documents, tokens, windows, dropped_tail_tokens
     fingerprint: str  # of the ordered contents: sha256 over the sha256 of each part
     max_windows: int | None = None  # of the train split; what was beyond it counts as dropped
     eval_multiplier: int = 1  # see rskd.corpus.hold_out
@@ -83,9 +83,14 @@ class CorpusManifest:
             **head,
             groups=groups,
             parts=parts,
-            totals={key: sum(group.get(key, 0) for group in groups) for key in TOTALS},
+            totals={key: sum(group[key] for group in groups) for key in TOTALS},
             fingerprint=hashlib.sha256("\n".join(part.sha256 for part in parts).encode()).hexdigest(),
         )
+
+    @property
+    def duplicate_documents(self) -> int:
+        """Copies of documents that were packed at once with them; groups of an older rskd were not counted."""
+        return sum(group.get("duplicate_documents", 0) for group in self.groups)
 
     @property
     def tail(self) -> np.ndarray:

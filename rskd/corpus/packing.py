@@ -66,17 +66,16 @@ def share(num_tokens: np.ndarray, seq_len: int, *, duplicates: int = 0, carried:
     """The share of documents of so many tokens, after `carried` tokens of the group before."""
     tokens = int(num_tokens.sum())
     windows = int(num_windows(carried + tokens, seq_len))
-    return Share(len(num_tokens), duplicates, tokens, windows, tokens - used_tokens(windows, seq_len))
+    return Share(len(num_tokens), duplicates, tokens, windows, tokens - _used_tokens(windows, seq_len))
 
 
 def limited(share: Share, max_windows: int, seq_len: int) -> Share:
     """The share if it may have `max_windows` at most: the tokens beyond them are dropped."""
     windows = min(share.windows, max_windows)
-    return replace(share, windows=windows, dropped_tail_tokens=share.tokens - used_tokens(windows, seq_len))
+    return replace(share, windows=windows, dropped_tail_tokens=share.tokens - _used_tokens(windows, seq_len))
 
 
-def used_tokens(windows: int, seq_len: int) -> int:
-    """How many tokens of a stream are in its first windows."""
+def _used_tokens(windows: int, seq_len: int) -> int:
     return windows * seq_len + 1 if windows else 0
 
 
@@ -85,23 +84,23 @@ def num_windows(num_tokens: np.ndarray | int, seq_len: int) -> np.ndarray:
     return np.maximum(num_tokens - 1, 0) // seq_len
 
 
-def joined(documents: Iterable[np.ndarray], carried: np.ndarray) -> np.ndarray:
-    """The stream of tokens, int32, of `documents` in their order, after the tail of the group before."""
-    return np.concatenate([carried.astype(np.int32), *documents])
-
-
-def cut_windows(stream: np.ndarray, seq_len: int) -> np.ndarray:
-    """Windows int32 [W, S+1] of a stream; its tail fills no window."""
+def cut_windows(documents: Sequence[np.ndarray], seq_len: int) -> np.ndarray:
+    """Windows int32 [W, S+1] of `documents` joined in their order, without the tail that fills no window."""
+    stream = _joined(documents)
     count = int(num_windows(len(stream), seq_len))
     if count == 0:
         return np.empty((0, seq_len + 1), np.int32)
     return np.lib.stride_tricks.sliding_window_view(stream, seq_len + 1)[::seq_len][:count]
 
 
-def tail_of(stream: np.ndarray, num_windows: int, seq_len: int) -> np.ndarray:
-    """What a later pack begins with: the tokens after the windows, unless there is a limit to those."""
-    tail = stream[used_tokens(num_windows, seq_len) :]
+def tail_of(documents: Sequence[np.ndarray], windows: int, seq_len: int) -> np.ndarray:
+    """The tokens, int32, after the windows, with which a later pack begins; none where more windows were not wanted."""
+    tail = _joined(documents)[_used_tokens(windows, seq_len) :]
     return tail if len(tail) <= seq_len else tail[:0]
+
+
+def _joined(documents: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int32), *documents])
 
 
 def shuffled(num_documents: int, *, seed: int, group: int) -> np.ndarray:

@@ -42,7 +42,6 @@ from rskd.corpus.packing import (
     DocumentCounts,
     Share,
     cut_windows,
-    joined,
     limited,
     repeated,
     shuffled,
@@ -321,14 +320,13 @@ def _write_group(recipe: Recipe, hold_out: HoldOut, row: dict[str, Any]) -> Iter
     order = shuffled(len(documents), seed=recipe.seed, group=row["group"])
     for split, mask in split_masks(hashes, hold_out).items():
         place = row[split]
-        carried = np.frombuffer(place["carried"], np.int32)
-        stream = joined([documents[index] for index in order if mask[index]], carried)
-        windows = cut_windows(stream, recipe.seq_len)[: place["windows"]]
+        kept = [np.frombuffer(place["carried"], np.int32), *(documents[index] for index in order if mask[index])]
+        windows = cut_windows(kept, recipe.seq_len)[: place["windows"]]
         if len(windows) != place["windows"]:
             names = ", ".join(printable(file.name) for file in group.files[:3])
             raise ConfigError(f"the corpus source changed while it was packed ({names}): run rskd pack again")
         parts = json.dumps([asdict(part) for part in _write_parts(recipe, split, place, windows)])
-        tail = tail_of(stream, len(windows), recipe.seq_len).tobytes()
+        tail = tail_of(kept, len(windows), recipe.seq_len).tobytes()
         yield {"group": row["group"], "split": split, "parts": parts, "tail": tail}
 
 
@@ -368,9 +366,13 @@ def _run(
 def _summary(
     config: DistillConfig, manifests: dict[str, CorpusManifest], started: float, *, skipped: bool
 ) -> dict[str, Any]:
+    counts = {
+        split: {**manifest.totals, "duplicate_documents": manifest.duplicate_documents}
+        for split, manifest in manifests.items()
+    }
     splits = {
-        split: {**manifests[split].totals, "parts": len(manifests[split].parts), "uri": config.corpus_uri(split)}
+        split: {**counts[split], "parts": len(manifests[split].parts), "uri": config.corpus_uri(split)}
         for split in SPLITS
     }
-    sums = {key: sum(manifest.totals.get(key, 0) for manifest in manifests.values()) for key in TOTALS}
+    sums = {key: sum(count[key] for count in counts.values()) for key in (*TOTALS, "duplicate_documents")}
     return {**splits, **sums, "seconds": time.monotonic() - started, "skipped": skipped}
