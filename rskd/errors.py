@@ -43,6 +43,11 @@ class BiasWarning(UserWarning):
     """A loss whose mean gradient over sampled targets is not that of full KD."""
 
 
+def printable(name: str) -> str:
+    """The name of a file for a message: on one line, and with what no terminal shows escaped."""
+    return repr(name)[1:-1]
+
+
 def explained_by(error: BaseException) -> RskdError | None:
     """The innermost RskdError behind an error that Ray or Prefect wrapped on its way, or None."""
     causes = [

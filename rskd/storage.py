@@ -9,6 +9,7 @@ temporary file; on S3 a conditional put (If-None-Match). An outage of an object 
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -131,19 +132,27 @@ class Store:
     def sizes(self, folder: str = "", *, recursive: bool = False, temporary: bool = False) -> dict[str, int]:
         """Bytes of each file of a folder by name (relative to `folder`), and of its subfolders if `recursive`.
 
-        `temporary` includes the unfinished files of local writers, of which some may have died.
+        `temporary` includes the unfinished files of local writers, of which some may have died. Symbolic links are
+        followed, except to a folder that the link is in; one whose target is missing has 0 bytes.
         """
         path = self.full_path(folder)
-        found = []
-        with self.explained(folder), suppress(FileNotFoundError):
-            # `find` with a maxdepth would take a refused listing for an empty one.
-            found = self.fs.find(path, detail=True).values() if recursive else self.fs.ls(path, detail=True)
-        names = {entry["name"][len(path) :].lstrip("/"): entry["size"] for entry in found if entry["type"] == "file"}
+        with self.explained(folder):
+            if self.is_local:
+                names = dict(_local_sizes(path, "", recursive=recursive))
+            else:
+                names = self._remote_sizes(path, recursive=recursive)
         return {
             name: size
             for name, size in names.items()
             if name and (temporary or not Path(name).name.startswith(_TEMPORARY_PREFIX))
         }
+
+    def _remote_sizes(self, path: str, *, recursive: bool) -> dict[str, int]:
+        found = []
+        with suppress(FileNotFoundError):
+            # `find` with a maxdepth would take a refused listing for an empty one.
+            found = self.fs.find(path, detail=True).values() if recursive else self.fs.ls(path, detail=True)
+        return {entry["name"][len(path) :].lstrip("/"): entry["size"] for entry in found if entry["type"] == "file"}
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
@@ -222,8 +231,10 @@ class Store:
         if self.is_local:
             if not isinstance(error, OSError) or error.errno is None:  # pyarrow raises OSError for corrupt data
                 return None
-            verb, reason = "written" if writing else "read", error.strerror or error
-            return StoreAccessError(f"{self.uri}/{name} cannot be {verb} ({reason}): free or permit it")
+            reason = error.strerror or error
+            if writing:
+                return StoreAccessError(f"{self.uri}/{name} cannot be written ({reason}): free or permit it")
+            return StoreAccessError(f"{error.filename or f'{self.uri}/{name}'} cannot be read ({reason}): permit it")
         if isinstance(error, FileNotFoundError):
             return ConfigError(f"bucket of {self.uri} does not exist: create it, or correct storage.root")
         if not _is_access_error(error):
@@ -242,6 +253,31 @@ def _filesystem(protocol: str) -> Any:
     from rskd.object_store import PatientS3FileSystem
 
     return PatientS3FileSystem(**_S3_OPTIONS)
+
+
+def _local_sizes(
+    folder: str, prefix: str, *, recursive: bool, above: tuple[tuple[int, int], ...] = ()
+) -> Iterator[tuple[str, int]]:
+    """Name, with `prefix`, and bytes of each file of a folder; `above` has the identities of the folders it is in."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        found = Path(folder).stat()
+        identity = (found.st_dev, found.st_ino)
+        if identity in above:  # a link back up
+            return
+        with os.scandir(folder) as listing:
+            entries = list(listing)
+        for entry in entries:
+            name = prefix + entry.name
+            try:
+                status = entry.stat()
+            except OSError:  # removed since it was listed, or a link to nothing
+                if entry.is_symlink():
+                    yield name, 0
+                continue
+            if stat.S_ISREG(status.st_mode):
+                yield name, status.st_size
+            elif recursive and stat.S_ISDIR(status.st_mode):
+                yield from _local_sizes(entry.path, f"{name}/", recursive=True, above=(*above, identity))
 
 
 @contextmanager

@@ -66,6 +66,8 @@ def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
     if not equals or not all(key.split(".")):
         raise ConfigError(f"--set {override}: write section.key=value")
     nested: Any = _parse_yaml(value, f"--set {override}")
+    if key == "name" and not isinstance(nested, str):
+        nested = value  # a name that YAML reads as something else, as null or 2024
     for part in reversed(key.split(".")):
         nested = {part: nested}
     return merge(data, nested)

@@ -49,20 +49,29 @@ class SourceConfig(Section):
         "a document. hf: a dataset of the Hugging Face hub."
     )
     uri: Uri | None = Field(
-        default=None, description="A file, a folder or a glob; for hf the dataset id. Not for python_docs."
+        default=None,
+        description="A file, a folder or a glob, and text or jsonl may be compressed (.gz, .bz2, .xz, .zst); for hf a "
+        "dataset id, or a folder, also one that save_to_disk wrote. A path that exists is never a glob. Not for "
+        "python_docs.",
     )
     field: str = Field(
-        default="text", description="The field or column that holds a document's text (jsonl, parquet, hf)."
+        default="text",
+        description="The field or column that holds a document's text (jsonl, parquet, hf); a.b is b of the nested "
+        "object a.",
     )
+    config_name: str | None = Field(
+        default=None, description="The dataset's configuration, which the hub calls its subset (hf)."
+    )
+    split: str = Field(default="train", description="The split of the dataset that is read (hf).")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.uri is None) != (self.kind == "python_docs"):
+        if (not self.uri) != (self.kind == "python_docs"):
             rule = "takes no uri" if self.kind == "python_docs" else "needs a uri"
             raise ValueError(f"source kind {self.kind} {rule}")
-        self._refuse_unused(
-            f"source kind {self.kind}", {"field"} if self.kind in ("jsonl", "parquet", "hf") else set(), ["field"]
-        )
+        options = ["field", "config_name", "split"]
+        used = {"hf": set(options), "jsonl": {"field"}, "parquet": {"field"}}.get(self.kind, set())
+        self._refuse_unused(f"source kind {self.kind}", used, options)
         return self
 
 

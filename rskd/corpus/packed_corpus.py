@@ -68,13 +68,14 @@ class CorpusManifest:
     isolate_documents: bool
     windows_per_part: int
     rows_per_group: int
-    eval_threshold: int  # a document whose content hash is below it is held out
-    groups: tuple[dict[str, Any], ...]  # each: files (see rskd.corpus.sources) and its share of the totals
+    eval_threshold: int  # a document whose content hash, times eval_multiplier, is below it is held out
+    groups: tuple[dict[str, Any], ...]  # each: files (see rskd.corpus.sources), its share of the totals, tail of a pack
     parts: tuple[PartInfo, ...]
     totals: dict[str, int]  # documents, tokens, windows, dropped_tail_tokens
     fingerprint: str  # of the ordered contents: sha256 over the sha256 of each part
     max_windows: int | None = None  # of the train split; what was beyond it counts as dropped
     bos: str = "none"  # document, window: where the tokenizer's bos_ids are; corpora without this field have none
+    eval_multiplier: int = 1  # see rskd.corpus.hold_out
 
     @classmethod
     def of(cls, head: Mapping[str, Any], groups: Iterable[dict[str, Any]], parts: Iterable[PartInfo]) -> CorpusManifest:
@@ -89,6 +90,16 @@ class CorpusManifest:
         )
 
     @property
+    def duplicate_documents(self) -> int:
+        """Copies of documents that were packed at once with them; groups of an older rskd were not counted."""
+        return sum(group.get("duplicate_documents", 0) for group in self.groups)
+
+    @property
+    def tail(self) -> np.ndarray:
+        """The tokens, int32, after the last window, with which the stream of the next pack begins."""
+        return np.array(self.groups[-1].get("tail", ()) if self.groups else (), np.int32)
+
+    @property
     def head(self) -> dict[str, Any]:
         """What stays the same when a corpus grows."""
         return {name: value for name, value in self._fields().items() if name not in _GROWING}
@@ -100,8 +111,11 @@ class CorpusManifest:
         return CorpusManifest.of(self.head, groups, (part for part in self.parts if part.first_row < rows))
 
     def to_dict(self) -> dict[str, Any]:
-        """As it is sealed."""
-        return self._fields() | {"parts": [asdict(part) for part in self.parts]}
+        """As it is sealed, without the usual eval_multiplier: older corpora keep their digest."""
+        content = self._fields() | {"parts": [asdict(part) for part in self.parts]}
+        if self.eval_multiplier == 1:
+            del content["eval_multiplier"]
+        return content
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CorpusManifest:

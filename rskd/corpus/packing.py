@@ -4,6 +4,8 @@
 
 Consecutive windows share a token, so that every token but the first is predicted once. A BOS at the start of each
 window takes the place of the token that it shares with the one before, which has predicted it: nothing else moves.
+The tail of a split that fills no window is carried to the group that the next pack begins with; groups that are packed
+at once, side by side, drop theirs.
 """
 
 from __future__ import annotations
@@ -44,20 +46,30 @@ class DocumentCounts:
     num_tokens: np.ndarray
 
 
+def repeated(groups: Sequence[DocumentCounts]) -> list[np.ndarray]:
+    """For each group, which of its documents (bool) are copies of one before them, in this group or an earlier one."""
+    hashes = np.concatenate([np.empty(0, np.uint64), *(group.hashes for group in groups)])
+    is_copy = np.ones(len(hashes), bool)
+    is_copy[np.unique(hashes, return_index=True)[1]] = False
+    return np.split(is_copy, np.cumsum([len(group.hashes) for group in groups])[:-1])
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
     """What one group gives to one split."""
 
     documents: int
+    duplicate_documents: int  # copies of other documents that were packed with them
     tokens: int  # end-of-text tokens included
     windows: int
-    dropped_tail_tokens: int  # those after the last window
+    dropped_tail_tokens: int  # those in no window; negative where windows took up the tail of the group before
 
 
-def share(num_tokens: np.ndarray, seq_len: int) -> Share:
+def share(num_tokens: np.ndarray, seq_len: int, *, duplicates: int = 0, carried: int = 0) -> Share:
+    """The share of documents of so many tokens, after `carried` tokens of the group before."""
     tokens = int(num_tokens.sum())
-    windows = int(num_windows(tokens, seq_len))
-    return Share(len(num_tokens), tokens, windows, tokens - _used_tokens(windows, seq_len))
+    windows = int(num_windows(carried + tokens, seq_len))
+    return Share(len(num_tokens), duplicates, tokens, windows, tokens - _used_tokens(windows, seq_len))
 
 
 def limited(share: Share, max_windows: int, seq_len: int) -> Share:
@@ -76,11 +88,11 @@ def num_windows(num_tokens: np.ndarray | int, seq_len: int) -> np.ndarray:
 
 
 def cut_windows(documents: Sequence[np.ndarray], seq_len: int, *, first_id: int | None = None) -> np.ndarray:
-    """Windows int32 [W, S+1] of `documents` joined in their order; the tail that fills no window is dropped.
+    """Windows int32 [W, S+1] of `documents` joined in their order, without the tail that fills no window.
 
     `first_id` replaces the first token of each window.
     """
-    stream = np.concatenate([np.empty(0, np.int32), *documents])
+    stream = _joined(documents)
     count = int(num_windows(len(stream), seq_len))
     if count == 0:
         return np.empty((0, seq_len + 1), np.int32)
@@ -89,6 +101,16 @@ def cut_windows(documents: Sequence[np.ndarray], seq_len: int, *, first_id: int 
         windows = windows.copy()
         windows[:, 0] = first_id
     return windows
+
+
+def tail_of(documents: Sequence[np.ndarray], windows: int, seq_len: int) -> np.ndarray:
+    """The tokens, int32, after the windows, with which a later pack begins; none where more windows were not wanted."""
+    tail = _joined(documents)[_used_tokens(windows, seq_len) :]
+    return tail if len(tail) <= seq_len else tail[:0]
+
+
+def _joined(documents: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int32), *documents])
 
 
 def shuffled(num_documents: int, *, seed: int, group: int) -> np.ndarray:

@@ -6,25 +6,26 @@ A range holds the documents that *begin* in it, so adjacent ranges share a file 
 from __future__ import annotations
 
 import ast
+import codecs
 import io
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rskd.config import SourceConfig
-from rskd.errors import ConfigError
+from rskd.corpus.columns import column_path, texts_of
+from rskd.corpus.compressed import codec, decompressed
+from rskd.corpus.decoding import decoded
+from rskd.errors import ConfigError, printable
 from rskd.storage import Store
 
 TOPICS_FILE = "pydoc_data/topics.py"
 _BLOCK = 1 << 20  # bytes read at a time
-_CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_JSON_TYPES = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,45 +60,82 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
 
 
 def text(store: Store, file: FileRange, field: str) -> Iterator[str]:
-    """The whole file; bytes that are not UTF-8 become U+FFFD."""
+    """The whole file."""
     data = store.read(file.name) if codec(file.name) is None else b"".join(_lines(store, file))
-    yield data.decode("utf-8", errors="replace")
+    yield decoded(data, printable(file.name))
 
 
 def jsonl(store: Store, file: FileRange, field: str) -> Iterator[str]:
     """`field` of each line."""
-    for line in _lines(store, file):
-        if line.isspace():
-            continue
+    for index, line in enumerate(_lines(store, file)):
         try:
-            row = json.loads(line)
-        except ValueError:
-            raise ConfigError(f"{file.name} of the corpus source is not JSON Lines: {line[:40]!r}") from None
-        if not isinstance(row, dict) or not isinstance(row.get(field), str | None) or field not in row:
-            found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise _no_field(file.name, field, found)
-        if row[field]:
-            # A lone surrogate, which JSON can spell, is no text.
-            yield row[field].encode("utf-8", errors="replace").decode()
+            if not line.isspace() and (found := _value(_json_object(line), field)):
+                # A lone surrogate, which JSON can spell, is no text.
+                yield found.encode("utf-8", errors="replace").decode()
+        except (ValueError, RecursionError, ConfigError, _NoTextError) as problem:
+            name, number = printable(file.name), _lines_before(store, file) + index + 1
+            if isinstance(problem, _NoTextError):
+                why = f"has no text in {field!r}, {problem}: correct the file, or set corpus.source.field"
+            else:
+                why = _not_json_lines(line, is_first=number == 1)
+            raise ConfigError(f"{name} of the corpus source {why} (line {number})") from None
 
 
-def parquet(store: Store, file: FileRange, field: str) -> Iterator[str]:
+class _NoTextError(Exception):
+    """What was found instead of text."""
+
+
+def _json_object(line: bytes) -> dict[str, Any]:
+    if line.startswith(_UTF16_MARKS):
+        raise ValueError("UTF-16, whose lines end elsewhere")
+    row = json.loads(decoded(line, "the line"))
+    if not isinstance(row, dict):
+        raise ValueError("no JSON object")
+    return row
+
+
+def _value(row: dict[str, Any], field: str) -> str | None:
+    """Text or null at `field`: a key of that very name, or one of nested objects."""
+    if field in row:
+        if isinstance(row[field], str | None):
+            return row[field]
+        raise _NoTextError(f"but {_JSON_TYPES[type(row[field])]}")
+    key, _, rest = field.partition(".")
+    if rest and key in row and row[key] is None:
+        return None
+    if not rest or not isinstance(row.get(key), dict):
+        raise _NoTextError(f"only {', '.join(row)}")
+    return _value(row[key], rest)
+
+
+def _not_json_lines(line: bytes, *, is_first: bool) -> str:
+    """Why a line that is no JSON object is refused."""
+    if is_first and line.startswith(_UTF16_MARKS):
+        return "is UTF-16: convert it to UTF-8"
+    if is_first and line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        return "holds one JSON array: write each of its elements on a line (jq -c '.[]')"
+    return f"is not JSON Lines: {line[:40]!r}, write each document on a line, as a JSON object"
+
+
+def parquet(store: Store, file: FileRange, field: str) -> Iterator[str | None]:
     """Column `field` of the row groups that begin in the range."""
+    name = printable(file.name)
     with store.open(file.name) as stream:
         try:
             rows = pq.ParquetFile(stream, pre_buffer=True)
-        except pa.ArrowInvalid:
-            raise ConfigError(f"{file.name} of the corpus source is not a Parquet file") from None
-        schema = rows.schema_arrow
-        if field not in schema.names or not _is_string(schema.field(field).type):
-            raise _no_field(file.name, field, ", ".join(schema.names))
-        starts = [_first_byte(rows.metadata.row_group(index)) for index in range(rows.num_row_groups)]
-        groups = [index for index, start in enumerate(starts) if file.start <= start < file.end]
-        for batch in rows.iter_batches(row_groups=groups, columns=[field]):
-            yield from batch.column(0).to_pylist()
+            path = column_path(rows.schema_arrow, field, name)
+            starts = [_first_byte(rows.metadata.row_group(index)) for index in range(rows.num_row_groups)]
+            groups = [index for index, start in enumerate(starts) if file.start <= start < file.end]
+            for batch in rows.iter_batches(row_groups=groups, columns=[".".join(path)]):
+                yield from texts_of(batch, path, name)
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(
+                f"{name} of the corpus source is not a Parquet file that can be read ({reason}): replace it"
+            ) from None
 
 
-READERS: dict[str, Callable[[Store, FileRange, str], Iterator[str]]] = {
+READERS: dict[str, Callable[[Store, FileRange, str], Iterator[str | None]]] = {
     "python_docs": python_docs,
     "text": text,
     "jsonl": jsonl,
@@ -105,56 +143,10 @@ READERS: dict[str, Callable[[Store, FileRange, str], Iterator[str]]] = {
 }
 
 
-def hf_size(source: SourceConfig) -> int:
-    """Rows of the train split of a Hugging Face dataset; ConfigError if it has none, or no such column."""
-    rows = _hf_rows(str(source.uri))
-    if source.field not in rows.column_names:
-        raise _no_field(str(source.uri), source.field, ", ".join(rows.column_names))
-    if not len(rows):
-        raise ConfigError(f"corpus.source.uri={source.uri} has no rows: name another dataset")
-    return len(rows)
-
-
-def hf_documents(source: SourceConfig, start: int, end: int) -> Iterator[str]:
-    """Column `field` of rows [start, end)."""
-    yield from _hf_rows(str(source.uri)).select(range(start, end))[source.field]
-
-
-@lru_cache(maxsize=1)
-def _hf_rows(uri: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise ConfigError("corpus.source.kind=hf needs the package datasets: pip install 'rskd[hf]'") from None
-    datasets.disable_progress_bars()
-    try:
-        return datasets.load_dataset(uri, split="train")
-    except Exception as error:  # the hub's client, fsspec and the builders each raise their own
-        raise ConfigError(
-            f"corpus.source.uri={uri} is no dataset with a train split that can be loaded ({type(error).__name__}): "
-            "name a dataset of the hub or a local directory"
-        ) from None
-
-
-def codec(name: str) -> str | None:
-    """How a file is compressed, by its name."""
-    return _CODECS.get(PurePosixPath(name).suffix)
-
-
-@contextmanager
-def _decompressed(store: Store, file: FileRange, codec: str) -> Iterator[io.BufferedReader]:
-    with store.open(file.name) as stream:
-        try:
-            yield io.BufferedReader(pa.CompressedInputStream(stream, codec), _BLOCK)  # pyright: ignore[reportArgumentType]
-        except OSError as error:
-            raise ConfigError(f"{file.name} of the corpus source cannot be decompressed ({error})") from None
-
-
 def _lines(store: Store, file: FileRange) -> Iterator[bytes]:
     """Lines that begin in the range; a compressed file is one range."""
-    compression = codec(file.name)
-    if compression is not None:
-        with _decompressed(store, file, compression) as stream:
+    if codec(file.name) is not None:
+        with decompressed(store, file.name) as stream:
             yield from stream
         return
     # From the byte before, so that a line that begins exactly at `start` is seen to begin there.
@@ -169,14 +161,14 @@ def _lines(store: Store, file: FileRange) -> Iterator[bytes]:
     yield from io.BytesIO(data)
 
 
+def _lines_before(store: Store, file: FileRange) -> int:
+    """Lines of the file that begin before the range; for messages, since it reads all of them."""
+    if file.start == 0:
+        return 0
+    ends = range(0, file.start - 1, _BLOCK)
+    return 1 + sum(store.read(file.name, at, min(at + _BLOCK, file.start - 1)).count(b"\n") for at in ends)
+
+
 def _first_byte(row_group: Any) -> int:
     column = row_group.column(0)
     return min(offset for offset in (column.dictionary_page_offset, column.data_page_offset) if offset is not None)
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _no_field(name: str, field: str, found: str) -> ConfigError:
-    return ConfigError(f"{name} of the corpus source has no text in {field!r}, only {found}: set corpus.source.field")

@@ -7,16 +7,19 @@ the groups that were packed as they are and groups the new files after them.
 
 What is read, by kind (`uri` is a file, a folder or a glob; a folder is searched recursively, but for hidden files):
     python_docs  CPython's topics, and the docstrings of each module of its standard library, read without importing
-    text         a file is a document (UTF-8); in a folder the files *.txt, *.md and *.rst
-    jsonl        a line is a document, in `field`; in a folder *.jsonl, *.json and *.ndjson
+    text         a file is a document (UTF-8, or UTF-16 with its byte order mark); in a folder *.txt, *.md and *.rst
+    jsonl        a line is a document (UTF-8), in `field`; in a folder *.jsonl, *.json and *.ndjson
     parquet      a row is a document, in the column `field`; in a folder *.parquet
-    hf           a row is a document, in the column `field` of the train split
-Text and jsonl may be compressed (.gz, .bz2, .zst). Documents without a visible character are left out.
+    hf           a row is a document, in the column `field` of `split`: a dataset of the hub, or a local folder of one
+Text and jsonl may be compressed (.gz, .bz2, .xz, .zst). `field` reaches into nested objects (a.b). A path, or a folder
+before a glob, that exists is taken as it is, whatever its characters; `~` is the home directory. Symbolic links are
+followed; one that would search a folder within itself is not. Documents without a visible character are left out.
 """
 
 from __future__ import annotations
 
 import glob
+import os
 import re
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,8 +30,10 @@ from typing import Any
 from fsspec.utils import glob_translate
 
 from rskd.config import SourceConfig
-from rskd.corpus.readers import READERS, TOPICS_FILE, FileRange, codec, hf_documents, hf_size
-from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError
+from rskd.corpus.compressed import codec
+from rskd.corpus.hugging_face import hf_documents, hf_size
+from rskd.corpus.readers import READERS, TOPICS_FILE, FileRange
+from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError, StoreAccessError, printable
 from rskd.storage import Store
 
 GROUP_BYTES = 32 << 20  # of source files; a task holds the tokens of one group in memory
@@ -68,10 +73,13 @@ class Group:
 
 
 def located(source: SourceConfig) -> SourceConfig:
-    """The same source for a process with another working directory."""
-    if source.uri is None or (source.kind == "hf" and not Path(source.uri).exists()):
+    """The same source for a process with another working directory; a link keeps its own name."""
+    if source.uri is None or (source.kind == "hf" and "://" in source.uri):
         return source
-    return source.model_copy(update={"uri": Store(source.uri).absolute_uri})
+    store = Store(_expanded(source.uri))
+    if not store.is_local or (source.kind == "hf" and not store.exists()):
+        return source
+    return source.model_copy(update={"uri": store.path})
 
 
 def list_files(source: SourceConfig) -> list[SourceFile]:
@@ -82,11 +90,15 @@ def list_files(source: SourceConfig) -> list[SourceFile]:
         sizes = _sizes(source)
     except MissingOutputError:
         sizes = {}
+    except StoreAccessError as error:
+        raise _unreadable(source, error) from None
     if not any(sizes.values()):
         problem = "holds nothing" if sizes else f"has no {' '.join('*' + suffix for suffix in _SUFFIXES[source.kind])}"
         raise ConfigError(
-            f"corpus.source.uri={source.uri} {problem}, or does not exist: name a file, folder or glob with documents"
+            f"corpus.source.uri={printable(str(source.uri))} {problem}, or does not exist: name a file, folder or glob "
+            "with documents"
         )
+    _check_readable(source, sizes)
     return [SourceFile(name, sizes[name]) for name in sorted(sizes)]
 
 
@@ -116,11 +128,10 @@ def new_groups(recorded: Iterable[Group], files: Sequence[SourceFile], *, source
     packed = {file.name: file.size for group in recorded for file in group.files}
     for name, size in packed.items():
         if sizes.get(name) != size:
-            problem = f"has {sizes[name]} bytes, not {size}" if name in sizes else "is gone"
-            raise CacheMismatchError(
-                f"{name} of corpus source {source.uri or source.kind} {problem}, but was packed: restore it, or choose "
-                "another name"
-            )
+            unit = "rows" if source.kind == "hf" else "bytes"
+            problem = f"has {sizes[name]} {unit}, not {size}" if name in sizes else "is gone"
+            where = f"{printable(name)} of corpus source {printable(source.uri or source.kind)}"
+            raise CacheMismatchError(f"{where} {problem}, but was packed: restore it, or choose another name")
     return group_files([file for file in files if file.name not in packed], kind=source.kind)
 
 
@@ -134,11 +145,31 @@ def read_documents(source: SourceConfig, group: Group) -> Iterator[str]:
             yield from _visible(hf_documents(source, rows.start, rows.end))
         return
     folder, _ = _folder_and_pattern(source)
-    for file in group.files:
-        yield from _visible(READERS[source.kind](Store(folder), file, source.field))
+    try:
+        for file in group.files:
+            if file.size:
+                yield from _visible(READERS[source.kind](Store(folder), file, source.field))
+    except (MissingOutputError, StoreAccessError) as error:
+        raise _unreadable(source, error) from None
 
 
-def _visible(texts: Iterable[str]) -> Iterator[str]:
+def _check_readable(source: SourceConfig, names: Iterable[str]) -> None:
+    """ConfigError for the first file that is a link to nothing, or may not be read; an object store has neither."""
+    store = Store(_folder_and_pattern(source)[0])
+    unreadable = (name for name in names if store.is_local and not os.access(store.full_path(name), os.R_OK))
+    for name in unreadable:
+        why = "may not be read" if store.exists(name) else "is a symbolic link whose target is missing"
+        raise ConfigError(f"{printable(name)} of corpus source {printable(str(source.uri))} {why}: fix or remove it")
+
+
+def _unreadable(source: SourceConfig, error: MissingOutputError | StoreAccessError) -> Exception:
+    """A local source that cannot be read is the user's; credentials that a store refuses stay what they are."""
+    if isinstance(error, StoreAccessError) and not Store(_folder_and_pattern(source)[0]).is_local:
+        return error
+    return ConfigError(f"corpus.source.uri={printable(str(source.uri))}: {printable(str(error))}")
+
+
+def _visible(texts: Iterable[str | None]) -> Iterator[str]:
     return (text for text in texts if text and not text.isspace())
 
 
@@ -166,16 +197,24 @@ def _folder_and_pattern(source: SourceConfig) -> tuple[str, str | None]:
     """The folder that the names of a source's files are relative to, and the glob or file name that selects them."""
     if source.kind == "python_docs":
         return sysconfig.get_path("stdlib"), None
-    uri = str(source.uri).rstrip("/")
+    uri = _expanded(str(source.uri)).rstrip("/") or "/"
     store = Store(uri)
     if store.fs.isfile(store.path):
         folder, slash, name = uri.rpartition("/")
         return folder or slash or ".", glob.escape(name)
-    literal = re.split(r"[*?\[]", uri, maxsplit=1)[0]
-    if literal == uri:
-        return uri, None
-    folder, slash, _ = literal.rpartition("/")
-    return folder or slash or ".", uri[len(folder) + len(slash) :]
+    parts = uri.split("/")
+    for index, part in enumerate(parts):
+        if glob.has_magic(part) and not Store("/".join(parts[: index + 1])).exists():
+            return "/".join(parts[:index]) or ("/" if index else "."), "/".join(parts[index:])
+    return uri, None
+
+
+def _expanded(uri: str) -> str:
+    """The URI with `~` as the home directory, unless the working directory has a file of that name."""
+    if not uri.startswith("~"):
+        return uri
+    is_name = os.path.lexists(uri.partition("/")[0])
+    return f"./{uri}" if is_name else os.path.expanduser(uri)  # noqa: PTH111 (an unknown user is no error here)
 
 
 def _is_documentation(module: Path) -> bool:

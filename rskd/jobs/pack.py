@@ -5,11 +5,13 @@
                         ─► pass 2, a task per group: shuffle, join, cut, write parts ─► driver: manifests
 
 Both passes read and tokenize the documents: nothing of them is kept in the driver but a hash and a count. Windows and
-row ids are a pure function of (source, tokenizer, bos, seq_len, seed). Nothing is visible before the manifests.
+row ids are a pure function of (source and how it grew, tokenizer, bos, seq_len, seed). Nothing is visible until the
+manifests are written.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -23,7 +25,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from rskd.config import DistillConfig, RayConfig, SourceConfig
-from rskd.corpus.hold_out import content_hash, hold_out_threshold, split_masks, split_shares
+from rskd.corpus.hold_out import HoldOut, choose_hold_out, content_hash, split_masks, split_shares
 from rskd.corpus.packed_corpus import (
     FORMAT_VERSION,
     MANIFEST_FILE,
@@ -36,10 +38,19 @@ from rskd.corpus.packed_corpus import (
     write_manifest,
     write_part,
 )
-from rskd.corpus.packing import DocumentCounts, Share, cut_windows, limited, shuffled, tokenize
+from rskd.corpus.packing import (
+    DocumentCounts,
+    Share,
+    cut_windows,
+    limited,
+    repeated,
+    shuffled,
+    tail_of,
+    tokenize,
+)
 from rskd.corpus.sources import Group, list_files, located, new_groups, read_documents
 from rskd.corpus.vocabulary import check_ids, cut_ids
-from rskd.errors import CacheMismatchError, ConfigError
+from rskd.errors import CacheMismatchError, ConfigError, printable
 from rskd.jobs.ray_session import ensure_ray
 from rskd.models.files import resolve_teacher
 from rskd.models.tokenizer import (
@@ -77,9 +88,10 @@ class Recipe:
 def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     """Pack what `config.corpus` names and was not packed yet; added files never move what was packed.
 
-    Returns {"train": T, "eval": T, "documents", "tokens", "dropped_tail_tokens", "bos", "skipped", "seconds"} with
-    T = {documents, tokens, windows, dropped_tail_tokens, parts, uri}. Tokens include one end-of-text token a document,
-    and those that begin it; `bos` is what corpus.bos came to.
+    Returns {"train": T, "eval": T, "bos", "skipped", "seconds"} and the sums of both, with T = {documents,
+    duplicate_documents, tokens, windows, dropped_tail_tokens, parts, uri}. Tokens include one end-of-text token a
+    document, and those that begin it; duplicates are exact copies of documents of the same pack, and are packed; `bos`
+    is what corpus.bos came to.
 
     Raises ConfigError for a source that is missing, empty or too small, a tokenizer that does not fit the teacher's or
     cannot do what corpus.bos says, a text with ids that the teacher has no output row for, an unwritable root;
@@ -110,20 +122,20 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     counts = _count(config.ray, recipe, groups)
     if cut := cut_ids(tokenizer, recipe.vocab_size):
         _logger.warning("ids that the teacher has no output row for are left out; no text uses them: %s", cut)
+    is_first = packed is None
     if packed is None:
         packed = _nothing_packed(config, head, list(counts.values()))
-    threshold = packed["train"].eval_threshold
-    shares = {index: split_shares(counts[index], threshold, recipe.seq_len) for index in groups}
+    hold_out = HoldOut(packed["train"].eval_threshold, packed["train"].eval_multiplier)
+    shares = _shares(counts, hold_out, packed)
+    if is_first:
+        _warn_of_large_hold_out(shares, config.corpus.eval_windows)
     _limit_train_windows(shares, config, packed["train"])
-    parts = _write(config.ray, recipe, groups, _places(shares, packed), threshold)
-    manifests = {
-        split: CorpusManifest.of(
-            manifest.head,
-            [*manifest.groups, *(groups[index].to_dict() | asdict(shares[index][split]) for index in groups)],
-            [*manifest.parts, *parts[split]],
-        )
-        for split, manifest in packed.items()
-    }
+    parts, tails = _write(config.ray, recipe, groups, _places(shares, packed), hold_out)
+    manifests = {}
+    for split, manifest in packed.items():
+        new = [groups[index].to_dict() | asdict(shares[index][split]) for index in groups]
+        new[-1]["tail"] = tails[split]
+        manifests[split] = CorpusManifest.of(manifest.head, (*manifest.groups, *new), (*manifest.parts, *parts[split]))
     for split in reversed(SPLITS):  # train comes last: a corpus without a train manifest is packed again
         write_manifest(Store(config.corpus_uri(split)), manifests[split])
     return _summary(config, manifests, started, skipped=False)
@@ -204,7 +216,7 @@ def _settings(head: dict[str, Any]) -> dict[str, Any]:
     """What the windows depend on, by the name in the config."""
     names = ("seq_len", "seed", "isolate_documents", "windows_per_part", "max_windows")
     return {
-        **{f"corpus.source.{name}": head["source"][name] for name in ("kind", "uri", "field")},
+        **{f"corpus.source.{name}": value for name, value in SourceConfig.model_validate(head["source"])},
         "tokenizer fingerprint": head["tokenizer"]["fingerprint"],
         "vocab_size": head["tokenizer"]["vocab_size"],  # len(tokenizer) in corpora of before its holes counted
         "corpus.bos": head.get("bos", "none"),
@@ -218,18 +230,19 @@ def _nothing_packed(
 ) -> dict[str, CorpusManifest]:
     """The empty manifests that a first pack adds to; what an unfinished one left is removed."""
     corpus = config.corpus
-    threshold = hold_out_threshold(counts, seq_len=corpus.seq_len, eval_windows=corpus.eval_windows)
+    hold_out = choose_hold_out(counts, seq_len=corpus.seq_len, eval_windows=corpus.eval_windows)
+    head = head | {"eval_threshold": hold_out.threshold, "eval_multiplier": hold_out.multiplier}
     for split in SPLITS:
         store = Store(config.corpus_uri(split))
         store.remove(MANIFEST_FILE)
         for name in store.list(PARTS_FOLDER):
             store.remove(f"{PARTS_FOLDER}/{name}")
-    return {split: CorpusManifest.of(head | {"eval_threshold": threshold}, (), ()) for split in SPLITS}
+    return {split: CorpusManifest.of(head, (), ()) for split in SPLITS}
 
 
 def _count(ray: RayConfig, recipe: Recipe, groups: dict[int, Group]) -> dict[int, DocumentCounts]:
     """Pass 1: the hash and number of tokens of every document, by group."""
-    rows = [{"group": index, **group.to_dict()} for index, group in groups.items()]
+    rows = [_task(index, group) for index, group in groups.items()]
     counts = {}
     with progress_bar("count groups", len(rows)) as advance:
         for row in _run(ray, partial(_count_group, recipe), rows):
@@ -240,10 +253,40 @@ def _count(ray: RayConfig, recipe: Recipe, groups: dict[int, Group]) -> dict[int
     return {index: counts[index] for index in groups}
 
 
+def _task(index: int, group: Group) -> dict[str, Any]:
+    """A row for a task on a group. Its files are JSON: Arrow, by which Ray sends rows, refuses names of other bytes."""
+    return {"group": index, "files": json.dumps(group.to_dict())}
+
+
+def _group(row: dict[str, Any]) -> Group:
+    return Group.from_dict(json.loads(row["files"]))
+
+
 def _count_group(recipe: Recipe, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    hashes, documents = _tokenized(recipe, Group.from_dict(row))
+    hashes, documents = _tokenized(recipe, _group(row))
     num_tokens = np.array([len(document) for document in documents], np.int64)
     yield {"group": row["group"], "hashes": hashes.tobytes(), "num_tokens": num_tokens.tobytes()}
+
+
+def _shares(
+    counts: dict[int, DocumentCounts], hold_out: HoldOut, packed: dict[str, CorpusManifest]
+) -> dict[int, dict[str, Share]]:
+    """The share of each group in each split; the first group begins with the tails of what is packed."""
+    carried = {split: len(manifest.tail) for split, manifest in packed.items()}
+    shares = {}
+    for (index, group), is_copy in zip(counts.items(), repeated(list(counts.values()))):
+        shares[index] = split_shares(group, is_copy, hold_out, packed["train"].seq_len, carried)
+        carried = dict.fromkeys(carried, 0)
+    return shares
+
+
+def _warn_of_large_hold_out(shares: dict[int, dict[str, Share]], eval_windows: int) -> None:
+    held_out, left = (sum(share[split].windows for share in shares.values()) for split in ("eval", "train"))
+    if held_out > min(2 * eval_windows, left):
+        _logger.warning(
+            f"{held_out:,} of {held_out + left:,} windows are held out, where corpus.eval_windows={eval_windows} are "
+            "wanted: a document is held out whole, so split long ones to hold out less"
+        )
 
 
 def _limit_train_windows(shares: dict[int, dict[str, Share]], config: DistillConfig, packed: CorpusManifest) -> None:
@@ -258,14 +301,18 @@ def _limit_train_windows(shares: dict[int, dict[str, Share]], config: DistillCon
 
 def _places(
     shares: dict[int, dict[str, Share]], packed: dict[str, CorpusManifest]
-) -> dict[int, dict[str, dict[str, int]]]:
-    """For each group and split: first_part, first_row and windows, after what is packed and in order of groups."""
-    places: dict[int, dict[str, dict[str, int]]] = {index: {} for index in shares}
+) -> dict[int, dict[str, dict[str, Any]]]:
+    """For each group and split: first_part, first_row and windows, after what is packed and in order of groups.
+
+    The stream of the first group begins with the tail of what is packed.
+    """
+    places: dict[int, dict[str, dict[str, Any]]] = {index: {} for index in shares}
     for split, manifest in packed.items():
-        part, row = len(manifest.parts), manifest.totals["windows"]
+        part, row, carried = len(manifest.parts), manifest.totals["windows"], manifest.tail.tobytes()
         for index, share in shares.items():
             windows = share[split].windows
-            places[index][split] = {"first_part": part, "first_row": row, "windows": windows}
+            places[index][split] = {"first_part": part, "first_row": row, "windows": windows, "carried": carried}
+            carried = b""
             part += -(-windows // manifest.windows_per_part)
             row += windows
     return places
@@ -275,38 +322,48 @@ def _write(
     ray: RayConfig,
     recipe: Recipe,
     groups: dict[int, Group],
-    places: dict[int, dict[str, dict[str, int]]],
-    threshold: int,
-) -> dict[str, list[PartInfo]]:
-    """Pass 2: the parts of each split."""
-    rows = [{"group": index, **group.to_dict(), **places[index]} for index, group in groups.items()]
+    places: dict[int, dict[str, dict[str, Any]]],
+    hold_out: HoldOut,
+) -> tuple[dict[str, list[PartInfo]], dict[str, list[int]]]:
+    """Pass 2: the parts of each split, and the tail of the last group."""
+    rows = [_task(index, group) | places[index] for index, group in groups.items()]
     parts: dict[str, list[PartInfo]] = {split: [] for split in SPLITS}
+    tails: dict[str, list[int]] = {}
     total = sum(row[split]["windows"] for row in rows for split in SPLITS)
     with progress_bar("pack windows", total) as advance:
-        for row in _run(ray, partial(_write_group, recipe, threshold), rows):
-            parts[row.pop("split")].append(PartInfo(**row))
-            advance(row["rows"])
-    return parts
+        for row in _run(ray, partial(_write_group, recipe, hold_out), rows):
+            written = [PartInfo(**part) for part in json.loads(row["parts"])]
+            parts[row["split"]] += written
+            if row["group"] == max(groups):
+                tails[row["split"]] = np.frombuffer(row["tail"], np.int32).tolist()
+            advance(sum(part.rows for part in written))
+    return parts, tails
 
 
-def _write_group(recipe: Recipe, threshold: int, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    hashes, documents = _tokenized(recipe, Group.from_dict(row))
+def _write_group(recipe: Recipe, hold_out: HoldOut, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row for each split: its parts, as JSON, and its tail."""
+    group = _group(row)
+    hashes, documents = _tokenized(recipe, group)
     order = shuffled(len(documents), seed=recipe.seed, group=row["group"])
-    for split, mask in split_masks(hashes, threshold).items():
-        place, store = row[split], Store(recipe.uris[split])
-        kept = [documents[index] for index in order if mask[index]]
-        first_id = recipe.bos_ids[0] if recipe.bos == "window" else None
+    first_id = recipe.bos_ids[0] if recipe.bos == "window" else None
+    for split, mask in split_masks(hashes, hold_out).items():
+        place = row[split]
+        kept = [np.frombuffer(place["carried"], np.int32), *(documents[index] for index in order if mask[index])]
         windows = cut_windows(kept, recipe.seq_len, first_id=first_id)[: place["windows"]]
         if len(windows) != place["windows"]:
-            names = ", ".join(file["name"] for file in row["files"][:3])
+            names = ", ".join(printable(file.name) for file in group.files[:3])
             raise ConfigError(f"the corpus source changed while it was packed ({names}): run rskd pack again")
-        for number, start in enumerate(range(0, len(windows), recipe.windows_per_part)):
-            chunk = windows[start : start + recipe.windows_per_part]
-            first_row = place["first_row"] + start
-            part = write_part(
-                store, place["first_part"] + number, first_row, chunk, rows_per_group=recipe.rows_per_group
-            )
-            yield {"split": split, **asdict(part)}
+        parts = json.dumps([asdict(part) for part in _write_parts(recipe, split, place, windows)])
+        tail = tail_of(kept, len(windows), recipe.seq_len).tobytes()
+        yield {"group": row["group"], "split": split, "parts": parts, "tail": tail}
+
+
+def _write_parts(recipe: Recipe, split: str, place: dict[str, Any], windows: np.ndarray) -> Iterator[PartInfo]:
+    store = Store(recipe.uris[split])
+    for number, start in enumerate(range(0, len(windows), recipe.windows_per_part)):
+        chunk = windows[start : start + recipe.windows_per_part]
+        index, first_row = place["first_part"] + number, place["first_row"] + start
+        yield write_part(store, index, first_row, chunk, rows_per_group=recipe.rows_per_group)
 
 
 def _tokenized(recipe: Recipe, group: Group) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -338,9 +395,13 @@ def _run(
 def _summary(
     config: DistillConfig, manifests: dict[str, CorpusManifest], started: float, *, skipped: bool
 ) -> dict[str, Any]:
+    counts = {
+        split: {**manifest.totals, "duplicate_documents": manifest.duplicate_documents}
+        for split, manifest in manifests.items()
+    }
     splits = {
-        split: {**manifests[split].totals, "parts": len(manifests[split].parts), "uri": config.corpus_uri(split)}
+        split: {**counts[split], "parts": len(manifests[split].parts), "uri": config.corpus_uri(split)}
         for split in SPLITS
     }
-    sums = {key: sum(manifest.totals[key] for manifest in manifests.values()) for key in TOTALS}
+    sums = {key: sum(count[key] for count in counts.values()) for key in (*TOTALS, "duplicate_documents")}
     return {**splits, **sums, "bos": manifests["train"].bos, "seconds": time.monotonic() - started, "skipped": skipped}

@@ -110,7 +110,7 @@ def _check_same_source(source: SourceConfig, home: Path) -> None:
     if known is None:
         list_files(source)  # a wrong path binds no home
         records.write(store, "source.json", settings)
-    elif known != settings:
+    elif SourceConfig.model_validate(known) != located(source):
         was, now = (" ".join(filter(None, (one["kind"], one["uri"]))) for one in (known, settings))
         raise ConfigError(f"{home} was made of the documents of {was}, not of {now}: name those, or another home")
 

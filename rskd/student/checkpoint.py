@@ -101,7 +101,8 @@ def export_student(student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
 def export_checkpoint(checkpoint: str | Path, directory: str | Path) -> str:
     """Copy the student of a checkpoint, without the state of training, to a new directory; each local or s3://.
 
-    Returns the directory. Raises ConfigError where `checkpoint` holds no student or `directory` is not empty, and
+    Links, of which a snapshot of the hub consists, are copied as the files that they point to. Returns the directory.
+    Raises ConfigError where `checkpoint` holds no student, or a link to nothing, or `directory` is not empty, and
     CorruptPartError where a file is not the one that was written.
     """
     source, target = Store(str(checkpoint)), Store(str(directory))
@@ -110,6 +111,11 @@ def export_checkpoint(checkpoint: str | Path, directory: str | Path) -> str:
         if read_record(source) is not None:
             raise MissingOutputError(f"{source.uri} has no weights, or no config.json: run rskd train")
         raise ConfigError(f"checkpoint {source.uri} holds no student: name a folder with config.json and *.safetensors")
+    missing = next((name for name in names if not source.exists(name)), None)
+    if missing is not None:
+        raise ConfigError(
+            f"{missing} of checkpoint {source.uri} is a link whose target is missing: restore or remove it"
+        )
     target.check_writable("directory")
     if target.list():
         raise ConfigError(f"directory {target.uri} is not empty: name a new one")

@@ -1,6 +1,7 @@
 """Packing with a real Ray: the windows are a pure function of the source, and nothing packed ever moves."""
 
 import json
+import os
 import shutil
 from itertools import chain
 from pathlib import Path
@@ -13,6 +14,7 @@ import ray
 from ray.data import DataContext
 from transformers import AutoTokenizer
 
+from rskd import records
 from rskd.config import DistillConfig, validate_config
 from rskd.corpus import sources
 from rskd.corpus.hold_out import content_hash
@@ -43,7 +45,9 @@ def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def make_config(tmp_path: Path, text: Path, tiny_teacher_dir: Path):
     """A function from changed corpus settings to a config; `root` is another place to write to."""
 
-    def make(root: Path | str = tmp_path / "store", name: str = "tiny", **corpus: Any) -> DistillConfig:
+    def make(
+        root: Path | str = tmp_path / "store", name: str = "tiny", with_ray: bool = True, **corpus: Any
+    ) -> DistillConfig:
         source = {"kind": "text", "uri": str(text)}
         settings = {"source": source, "seq_len": SEQ_LEN, "eval_windows": 5, "windows_per_part": 24}
         return validate_config(
@@ -52,10 +56,16 @@ def make_config(tmp_path: Path, text: Path, tiny_teacher_dir: Path):
                 "storage": {"root": str(root)},
                 "corpus": settings | corpus,
                 "teacher": {"model": str(tiny_teacher_dir)},
+                "ray": {"enabled": with_ray},
+                "train": {"workers": int(with_ray)},
             }
         )
 
     return make
+
+
+def write_lines(path: Path, documents: list[str]) -> None:
+    path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
 
 
 def open_splits(config: DistillConfig) -> tuple[PackedCorpus, PackedCorpus]:
@@ -65,14 +75,17 @@ def open_splits(config: DistillConfig) -> tuple[PackedCorpus, PackedCorpus]:
 def expected_windows(corpus: PackedCorpus, text: Path, tokenizer_dir: Path, *, held_out: bool) -> list[list[int]]:
     """The split by definition, from the manifest's groups and the text: plain Python, no code of the packer."""
     tokenizer, manifest = AutoTokenizer.from_pretrained(tokenizer_dir), corpus.manifest
-    windows = []
+    windows, tail = [], []
     for index, group in enumerate(manifest.groups):
         texts = [(text / file["name"]).read_text() for file in group["files"]]
         ordered = [texts[i] for i in shuffled(len(texts), seed=manifest.seed, group=index)]
         kept = [t for t in ordered if (content_hash(t) < manifest.eval_threshold) == held_out]
-        stream = list(chain.from_iterable([*tokenizer(t)["input_ids"], tokenizer.eos_token_id] for t in kept))
+        stream = [*tail, *chain.from_iterable([*tokenizer(t)["input_ids"], tokenizer.eos_token_id] for t in kept)]
         starts = range(0, len(stream) - SEQ_LEN, SEQ_LEN)
         windows += [stream[start : start + SEQ_LEN + 1] for start in starts]
+        # The last group of a pack hands its tail on to the next pack.
+        tail = stream[starts[-1] + SEQ_LEN + 1 if starts else 0 :] if "tail" in group else []
+    assert manifest.groups[-1]["tail"] == tail
     return windows
 
 
@@ -128,6 +141,76 @@ def test_added_files_move_nothing(make_config, text: Path, tmp_path: Path, tiny_
     assert new_held_out.manifest.up_to(len(held_out.manifest.groups)) == held_out.manifest
 
 
+def test_tails_of_small_files_are_carried_on(make_config, text: Path, tmp_path: Path, tiny_teacher_dir: Path):
+    config = make_config(source={"kind": "jsonl", "uri": str(tmp_path / "lines")}, with_ray=False)
+    (tmp_path / "lines").mkdir()
+    write_lines(tmp_path / "lines" / "a.jsonl", [topics[name] for name in NAMES])
+    lost = [pack_corpus(config)]
+    for number in range(8):
+        write_lines(tmp_path / "lines" / f"b{number}.jsonl", [topics[NAMES[number]][:20]])
+        before, corpora = files_under(tmp_path / "store"), open_splits(config)
+        lost.append(pack_corpus(config))
+        parts = {name: data for name, data in before.items() if name.endswith(".parquet")}
+        assert parts.items() <= files_under(tmp_path / "store").items()
+        for split, old, new in zip(("train", "eval"), corpora, open_splits(config)):
+            assert new.manifest.parts[: len(old.manifest.parts)] == old.manifest.parts
+            dropped = [summary[split]["dropped_tail_tokens"] for summary in (lost[0], lost[-1])]
+            assert dropped[1] - dropped[0] <= SEQ_LEN
+            assert new.manifest.up_to(len(old.manifest.groups)) == old.manifest
+            assert new.manifest.up_to(len(old.manifest.groups)).tail.tolist() == old.manifest.tail.tolist()
+    added = lost[-1]["tokens"] - lost[0]["tokens"]
+    windows = sum(lost[-1][split]["windows"] - lost[0][split]["windows"] for split in ("train", "eval"))
+    assert added > 5 * SEQ_LEN
+    assert windows * (SEQ_LEN + 1) + lost[-1]["dropped_tail_tokens"] - lost[0]["dropped_tail_tokens"] == added
+
+
+def test_a_corpus_of_before_tails_were_kept_grows(make_config, text: Path):
+    config = make_config(with_ray=False)
+    pack_corpus(config)
+    for corpus in open_splits(config):
+        content = corpus.manifest.to_dict()
+        old = {"tail", "duplicate_documents"}
+        content["groups"] = [{key: group[key] for key in group if key not in old} for group in content["groups"]]
+        content["source"] = {key: content["source"][key] for key in ("kind", "uri", "field")}
+        records.write(Store(corpus.uri), "manifest.json", content)
+    old_corpora = open_splits(config)
+    assert pack_corpus(config)["skipped"]
+    (text / "zzz.txt").write_text(topics[sorted(topics)[21]])
+    assert pack_corpus(config)["duplicate_documents"] == 0
+    for old, new in zip(old_corpora, open_splits(config)):
+        assert new.manifest.parts[: len(old.manifest.parts)] == old.manifest.parts
+        assert new.manifest.groups[-1]["tail"] == new.manifest.tail.tolist()
+
+
+def test_names_of_any_bytes(make_config, text: Path, tmp_path: Path):
+    names = [os.fsdecode(b"caf\xe9.txt"), "日本 [1].txt", "~a.txt", "b\nc.txt"]
+    for name in names:
+        (text / name).write_text(f"a document called {name!a}")
+    config = make_config()
+    assert pack_corpus(config)["documents"] == len(NAMES) + len(names)
+    packed = {file["name"] for group in open_splits(config)[0].manifest.groups for file in group["files"]}
+    assert set(names) < packed
+    assert pack_corpus(config)["skipped"]
+    (text / names[0]).unlink()
+    with pytest.raises(CacheMismatchError, match=r"caf\\udce9.txt of corpus source .* is gone"):
+        pack_corpus(config)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_long_document_is_not_held_out(make_config, tmp_path: Path, order: int, caplog: pytest.LogCaptureFixture):
+    documents = ["\n".join(topics[name] for name in NAMES), topics[NAMES[0]][:1500]][::order]
+    write_lines(tmp_path / "two.jsonl", documents)
+    source = {"kind": "jsonl", "uri": str(tmp_path / "two.jsonl")}
+    config = make_config(source=source, with_ray=False)
+    summary = pack_corpus(config)
+    train, held_out = open_splits(config)
+    assert 5 <= summary["eval"]["windows"] < summary["train"]["windows"] / 10
+    assert f"{held_out.num_rows} of {train.num_rows + held_out.num_rows:,} windows are held out" in caplog.text
+    write_lines(tmp_path / "two.jsonl", documents[:1])
+    with pytest.raises(ConfigError, match="the corpus source has 1 document"):
+        pack_corpus(make_config(source=source, name="one", with_ray=False))
+
+
 def test_a_pack_that_died_between_the_manifests_is_finished(make_config, text: Path, tmp_path: Path):
     config = make_config()
     pack_corpus(config)
@@ -162,6 +245,7 @@ def test_a_duplicate_is_on_the_same_side(make_config, text: Path):
         shutil.copy(text / f"{name}.txt", text / f"{name}-copy.txt")
     config = make_config()
     pack_corpus(config)
+    assert pack_corpus(config)["duplicate_documents"] == len(NAMES)
     train, held_out = (corpus.manifest.totals["documents"] for corpus in open_splits(config))
     assert train % 2 == held_out % 2 == 0
     assert held_out > 0

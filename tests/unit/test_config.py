@@ -109,6 +109,12 @@ def test_a_default_may_be_written_out_where_the_method_does_not_use_it() -> None
     validate_config(MINIMAL | {"sampling": {"method": "top_k", "k": 5, "num_samples": 22, "temperature": 1.0}})
 
 
+@pytest.mark.parametrize("name", ["null", "2024", "true"])
+def test_a_name_on_the_command_line_is_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.yaml").write_text("name: a\ncorpus: {source: {kind: python_docs}}\nteacher: {model: b}\n")
+    assert load_config(tmp_path / "a.yaml", [f"name={name}"]).name == name
+
+
 def test_overrides_are_yaml_and_reach_any_depth(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("name: n\ncorpus: {source: {kind: python_docs}}\nteacher: {model: m}\n")

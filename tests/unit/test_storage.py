@@ -25,6 +25,17 @@ def test_write_read_and_list(tmp_path):
     assert store.child("a").list() == ["b.txt"]
 
 
+def test_links_are_listed_as_what_they_point_to(tmp_path):
+    store = Store(str(tmp_path / "root"))
+    store.write("a/file", b"0123")
+    (tmp_path / "root" / "b").symlink_to("a")
+    (tmp_path / "root" / "c").symlink_to("a/file")
+    (tmp_path / "root" / "nowhere").symlink_to("missing")
+    (tmp_path / "root" / "a" / "up").symlink_to("..")
+    assert store.sizes() == {"c": 4, "nowhere": 0}
+    assert store.sizes(recursive=True) == {"a/file": 4, "b/file": 4, "c": 4, "nowhere": 0}
+
+
 def test_create_has_one_winner(tmp_path):
     store = Store(str(tmp_path))
     with ThreadPoolExecutor(16) as pool:

@@ -1,19 +1,11 @@
-import hashlib
 from pathlib import Path
 
 import numpy as np
-import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from rskd.corpus.hold_out import content_hash, hold_out_threshold, split_shares
-from rskd.corpus.packing import DocumentCounts, cut_windows, shuffled, tokenize
-from rskd.errors import ConfigError
+from rskd.corpus.packing import DocumentCounts, cut_windows, limited, repeated, share, shuffled, tail_of, tokenize
 from rskd.models.tokenizer import load_tokenizer
-
-
-def test_content_hash_is_the_head_of_the_sha256():
-    assert content_hash("ab") == int(hashlib.sha256(b"ab").hexdigest()[:16], 16)
 
 
 def test_tokenize_ends_each_document_and_adds_nothing_else(tiny_tokenizer_dir: Path):
@@ -64,53 +56,37 @@ def test_shuffle_is_a_permutation_of_its_own_for_each_group_and_seed():
     assert orders[0] == tuple(shuffled(50, seed=0, group=0))
 
 
-def random_counts(seed: int, groups: int, repeated: bool = False) -> list[DocumentCounts]:
-    generator = np.random.default_rng(seed)
-    sizes = generator.integers(0, 20, groups)
-    high = 8 if repeated else 2**64
-    return [
-        DocumentCounts(generator.integers(0, high, size, np.uint64), generator.integers(1, 40, size)) for size in sizes
+@given(packs=st.lists(st.lists(st.integers(1, 9), max_size=4), max_size=6), seq_len=st.integers(2, 12))
+def test_tails_that_are_carried_lose_at_most_one_window(packs: list[list[int]], seq_len: int):
+    """Each token is in a window, in its place, or in the last tail."""
+    stream = np.arange(sum(map(sum, packs)), dtype=np.int32)
+    tail, seen, dropped, first = stream[:0], [], 0, 0
+    for lengths in packs:
+        documents = [tail, stream[first : first + sum(lengths)]]
+        windows = cut_windows(documents, seq_len)
+        group = share(np.array(lengths, np.int64), seq_len, carried=len(tail))
+        assert group.windows == len(windows)
+        tail, first, dropped = (
+            tail_of(documents, len(windows), seq_len),
+            first + sum(lengths),
+            dropped + group.dropped_tail_tokens,
+        )
+        seen += np.unique(windows).tolist()
+    assert [*seen, *tail] == stream.tolist()
+    assert dropped == len(tail) <= seq_len
+
+
+def test_a_limit_of_windows_leaves_no_tail():
+    whole = share(np.array([50, 51]), 10)
+    assert (whole.windows, whole.dropped_tail_tokens) == (10, 0)
+    cut = limited(whole, 4, 10)
+    assert (cut.windows, cut.dropped_tail_tokens) == (4, 60)
+    assert tail_of([np.arange(101, dtype=np.int32)], 4, 10).tolist() == []
+
+
+def test_copies_are_found_across_groups():
+    groups = [
+        DocumentCounts(np.array(hashes, np.uint64), np.ones(len(hashes), np.int64))
+        for hashes in ([3, 1, 3], [], [1, 2])
     ]
-
-
-def windows(groups: list[DocumentCounts], threshold: int, split: str, seq_len: int) -> int:
-    return sum(split_shares(group, threshold, seq_len)[split].windows for group in groups)
-
-
-@settings(max_examples=60)
-@given(st.integers(0, 10_000), st.integers(2, 12), st.integers(1, 6), st.booleans())
-def test_threshold_is_the_smallest_that_gives_eval_windows(seed: int, seq_len: int, eval_windows: int, repeated: bool):
-    groups = random_counts(seed, 5, repeated)
-    try:
-        threshold = hold_out_threshold(groups, seq_len=seq_len, eval_windows=eval_windows)
-    except ConfigError:
-        hashes = np.concatenate([group.hashes for group in groups]).tolist()
-        fitting = [t for t in (h + 1 for h in hashes) if windows(groups, t, "eval", seq_len) >= eval_windows]
-        assert not fitting or windows(groups, min(fitting), "train", seq_len) == 0
-        return
-    assert windows(groups, threshold, "eval", seq_len) >= eval_windows
-    assert windows(groups, threshold - 1, "eval", seq_len) < eval_windows
-    assert windows(groups, threshold, "train", seq_len) > 0
-
-
-def test_no_evaluation_holds_out_nothing():
-    groups = random_counts(0, 3)
-    assert hold_out_threshold(groups, seq_len=4, eval_windows=0) == 0
-    assert windows(groups, 0, "eval", 4) == 0
-
-
-def test_too_few_documents_is_a_config_error():
-    groups = random_counts(0, 3)
-    for sizes in ({"seq_len": 4, "eval_windows": 10_000}, {"seq_len": 100_000, "eval_windows": 0}):
-        with pytest.raises(ConfigError, match=r"too few for corpus\.eval_windows"):
-            hold_out_threshold(groups, **sizes)
-
-
-def test_shares_count_every_token():
-    [group] = random_counts(3, 1)
-    shares = split_shares(group, 2**63, 8)
-    assert sum(share.documents for share in shares.values()) == len(group.hashes)
-    assert sum(share.tokens for share in shares.values()) == group.num_tokens.sum()
-    for share in shares.values():
-        used = share.windows * 8 + 1 if share.windows else 0
-        assert share.tokens == used + share.dropped_tail_tokens
+    assert [flags.tolist() for flags in repeated(groups)] == [[False, False, True], [], [True, False]]

@@ -1,6 +1,7 @@
 import bz2
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +63,80 @@ class TestText:
             assert Path(str(sources.located(config).uri)).is_absolute()
             assert documents(sources.located(config)) == ["text of b.txt"]
 
-    def test_a_name_with_glob_characters_is_a_file_if_it_exists(self, tmp_path: Path):
-        (tmp_path / "a[1].txt").write_text("one")
-        assert documents(source("text", tmp_path / "a[1].txt")) == ["one"]
-
     def test_compressed_and_undecodable(self, tmp_path: Path):
         (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"zipped") + gzip.compress(b" twice"))
         (tmp_path / "b.txt").write_bytes(b"caf\xe9")
         assert documents(source("text", tmp_path)) == ["zipped twice", "caf\ufffd"]
+
+
+class TestPaths:
+    @pytest.mark.parametrize(
+        "name", ["a[1]", "w*ld", "what?", "with space", "~b", "日本", os.fsdecode(b"caf\xe9"), "a\nb"]
+    )
+    def test_a_path_that_exists_is_what_it_is(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.txt").write_text("one")
+        (tmp_path / "a1").mkdir()
+        (tmp_path / "a1" / "a1.txt").write_text("what the pattern a[1] finds")
+        monkeypatch.chdir(tmp_path)
+        for uri in (name, f"{name}/*.txt", f"{name}/{name}.txt", str(tmp_path / name), str(tmp_path / name / "*.txt")):
+            config = source("text", uri)
+            assert documents(config) == documents(sources.located(config)) == ["one"]
+        [group] = group_files(list_files(config), kind="text")
+        assert Group.from_dict(json.loads(json.dumps(group.to_dict()))) == group
+
+    def test_a_file_is_named_on_one_line(self, tmp_path: Path):
+        (tmp_path / os.fsdecode(b"a\nb\xff.txt")).write_bytes(b"\0")
+        with pytest.raises(ConfigError) as caught:
+            documents(source("text", tmp_path))
+        assert r"a\nb\udcff.txt of the corpus source holds NUL" in str(caught.value)
+        assert str(caught.value).encode()
+
+    def test_the_home_directory(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("HOME", str(folder))
+        for uri in ("~/b.txt", "~/b*.txt"):
+            assert (
+                documents(sources.located(source("text", uri))) == documents(source("text", uri)) == ["text of b.txt"]
+            )
+        with pytest.raises(ConfigError, match="does not exist"):
+            list_files(source("text", "~nobody-of-that-name/a.txt"))
+
+
+class TestLinks:
+    @pytest.fixture
+    def links(self, tmp_path: Path) -> Path:
+        """A snapshot of the hub: links to blobs, a folder that is a link, and one to its own parent."""
+        (tmp_path / "blobs" / "more").mkdir(parents=True)
+        write_jsonl(tmp_path / "blobs" / "abc", ["one"])
+        (tmp_path / "blobs" / "def").write_bytes(gzip.compress(b'{"text": "two"}\n'))
+        write_jsonl(tmp_path / "blobs" / "more" / "c.jsonl", ["three"])
+        (tmp_path / "links").mkdir()
+        for name, target in (("a.jsonl", "abc"), ("b.jsonl.gz", "def"), ("sub", "more"), ("loop", "../links")):
+            (tmp_path / "links" / name).symlink_to(f"../blobs/{target}" if name != "loop" else target)
+        return tmp_path / "links"
+
+    def test_links_are_followed(self, links: Path):
+        assert documents(source("jsonl", links)) == ["one", "two", "three"]
+        for uri, expected in (("*.jsonl", ["one"]), ("a.jsonl", ["one"]), ("b.jsonl.gz", ["two"]), ("sub", ["three"])):
+            config = sources.located(source("jsonl", links / uri))
+            assert documents(config) == expected
+        assert documents(source("jsonl", links / "**" / "*.jsonl")) == ["one", "three"]
+
+    def test_broken_links_are_named_if_they_are_wanted(self, links: Path):
+        for name, target in ((".#lock.jsonl", "nowhere"), ("other", "nowhere")):
+            (links / name).symlink_to(target)
+        assert len(documents(source("jsonl", links))) == 3
+        for target in ("nowhere", "z.jsonl"):  # the second is its own target
+            (links / "z.jsonl").symlink_to(target)
+            with pytest.raises(ConfigError, match=r"z\.jsonl .*link whose target is missing"):
+                list_files(source("jsonl", links))
+            (links / "z.jsonl").unlink()
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+    def test_what_may_not_be_read_is_named(self, links: Path):
+        write_jsonl(links / "z.jsonl", ["secret"]).chmod(0)
+        with pytest.raises(ConfigError, match=r"z\.jsonl .*may not be read"):
+            list_files(source("jsonl", links))
 
 
 class TestJsonl:
@@ -98,9 +165,9 @@ class TestJsonl:
     @pytest.mark.parametrize(
         ("line", "message"),
         [
-            ('{"txt": "a"}', "no text in 'text', only txt: set corpus.source.field"),
+            ('{"txt": "a"}', "no text in 'text', only txt: correct the file, or set corpus.source.field"),
             ('{"text": 3}', "no text in 'text'"),
-            ("[1]", "only list"),
+            ("[1]", "holds one JSON array"),
             ("{broken", "not JSON Lines"),
         ],
     )

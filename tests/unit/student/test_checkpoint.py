@@ -56,6 +56,20 @@ def test_nothing_is_pickled(student, tiny_tokenizer_dir: Path, tmp_path: Path):
     assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".jsonl", ".safetensors"}
 
 
+def test_export_copies_what_links_point_to(student, tiny_tokenizer_dir: Path, tmp_path: Path):
+    _save(tmp_path / "blobs", student, make_optimizer(student, TrainConfig()), tiny_tokenizer_dir)
+    (tmp_path / "snapshot").mkdir()
+    for file in (tmp_path / "blobs").iterdir():
+        (tmp_path / "snapshot" / file.name).symlink_to(f"../blobs/{file.name}")
+    export_checkpoint(tmp_path / "snapshot", tmp_path / "exported")
+    assert not any(file.is_symlink() for file in (tmp_path / "exported").iterdir())
+    assert (tmp_path / "exported" / "config.json").read_bytes() == (tmp_path / "blobs" / "config.json").read_bytes()
+    (tmp_path / "blobs" / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"tokenizer\.json of checkpoint .* is a link whose target is missing"):
+        export_checkpoint(tmp_path / "snapshot", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
 def test_export_is_a_directory_that_transformers_loads(student, tiny_tokenizer_dir: Path, tmp_path: Path):
     _save(tmp_path / "checkpoint", student, make_optimizer(student, TrainConfig()), tiny_tokenizer_dir)
     exported = tmp_path / "deep" / "student"
