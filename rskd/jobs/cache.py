@@ -23,6 +23,7 @@ from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.corpus.sources import list_files, located
 from rskd.errors import ConfigError
 from rskd.jobs.cache_worker import CacheRun, TeacherWorker
+from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.pack import check_packed_with, corpus_head
 from rskd.jobs.ray_session import ensure_ray
 from rskd.jobs.vllm_environment import VllmEnvironment
@@ -34,6 +35,7 @@ from rskd.teacher.transformers_teacher import describe_teacher
 _THREADS = 2  # of a worker: one infers while the other reads and writes
 
 
+@one_at_a_time
 def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
     """Write every cache of `config` that is not finished; the teacher runs over what any of them lacks, once.
 

@@ -30,6 +30,7 @@ from rskd.jobs.evaluate_worker import (
     evaluate_task,
     evaluate_windows,
 )
+from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.ray_session import ensure_ray, require_gpus
 from rskd.models.files import resolve_teacher, weights_fingerprint
 from rskd.pages.figures import reliability_diagrams
@@ -52,6 +53,7 @@ class Part:
     is_task: bool = False  # a downstream task, which may fail alone
 
 
+@one_at_a_time
 def evaluate_students(config: DistillConfig) -> dict[str, Any]:
     """Evaluate every student of `config`, and the teacher, on the held-out windows; and what `config.evaluate` adds.
 

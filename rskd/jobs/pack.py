@@ -38,6 +38,7 @@ from rskd.corpus.packed_corpus import (
 from rskd.corpus.packing import DocumentCounts, Share, cut_windows, limited, shuffled, tokenize
 from rskd.corpus.sources import Group, list_files, located, new_groups, read_documents
 from rskd.errors import CacheMismatchError, ConfigError
+from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.ray_session import ensure_ray
 from rskd.models.files import resolve_teacher
 from rskd.models.tokenizer import end_of_text_id, load_tokenizer, tokenizer_fingerprint
@@ -61,6 +62,7 @@ class Recipe:
     uris: dict[str, str]
 
 
+@one_at_a_time
 def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     """Pack what `config.corpus` names and was not packed yet; added files never move what was packed.
 
@@ -106,6 +108,8 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
         )
         for split, manifest in packed.items()
     }
+    if not recorded:
+        _remove_other_parts(config, manifests)
     for split in reversed(SPLITS):  # train comes last: a corpus without a train manifest is packed again
         write_manifest(Store(config.corpus_uri(split)), manifests[split])
     return _summary(config, manifests, started, skipped=False)
@@ -187,15 +191,21 @@ def _settings(head: dict[str, Any]) -> dict[str, Any]:
 def _nothing_packed(
     config: DistillConfig, head: dict[str, Any], counts: Sequence[DocumentCounts]
 ) -> dict[str, CorpusManifest]:
-    """The empty manifests that a first pack adds to; what an unfinished one left is removed."""
+    """The empty manifests that a first pack adds to; those that an unfinished one left are removed."""
     corpus = config.corpus
     threshold = hold_out_threshold(counts, seq_len=corpus.seq_len, eval_windows=corpus.eval_windows)
     for split in SPLITS:
-        store = Store(config.corpus_uri(split))
-        store.remove(MANIFEST_FILE)
-        for name in store.list(PARTS_FOLDER):
-            store.remove(f"{PARTS_FOLDER}/{name}")
+        Store(config.corpus_uri(split)).remove(MANIFEST_FILE)
     return {split: CorpusManifest.of(head | {"eval_threshold": threshold}, (), ()) for split in SPLITS}
+
+
+def _remove_other_parts(config: DistillConfig, manifests: dict[str, CorpusManifest]) -> None:
+    """Remove the parts that an unfinished first pack left; not before, since another process may be writing ours."""
+    for split in SPLITS:
+        store, ours = Store(config.corpus_uri(split)), {part.file for part in manifests[split].parts}
+        for name in store.list(PARTS_FOLDER):
+            if f"{PARTS_FOLDER}/{name}" not in ours:
+                store.remove(f"{PARTS_FOLDER}/{name}")
 
 
 def _count(ray: RayConfig, recipe: Recipe, groups: dict[int, Group]) -> dict[int, DocumentCounts]:

@@ -24,6 +24,7 @@ from rskd.config import DistillConfig, StudentSpec
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.errors import CacheMismatchError, ConfigError
 from rskd.inputs import inputs_first
+from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.training.in_process import train_in_process
 from rskd.jobs.training.run import TrainingRun
 from rskd.models.files import resolve_teacher, weights_fingerprint
@@ -41,6 +42,7 @@ _logger = logging.getLogger(__name__)
 _EXECUTION = {"micro_batch", "workers", "gpus_per_worker", "threads_per_worker", "checkpoint_every", "max_failures"}
 
 
+@one_at_a_time
 def train_student(config: DistillConfig, student: str = "default") -> dict[str, Any]:
     """Train one student of `config` and write it to `config.student_uri(student)`; skipped if it is there and matches.
 
