@@ -19,6 +19,7 @@ from rskd.cache.layout import most_frequent
 from rskd.cache.manifest import CacheManifest
 from rskd.cache.writer import CacheWriter
 from rskd.config import DistillConfig, SamplingConfig
+from rskd.cores import warn_of_threads
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.corpus.sources import list_files, located
 from rskd.errors import ConfigError
@@ -59,6 +60,7 @@ def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
             for name, writer in writers.items()
         }
 
+    warn_of_threads("teacher.threads_per_worker", config.teacher.threads_per_worker)
     ensure_ray(config.ray)
     worked_on = {name for task in tasks for name in task["caches"]}
     with tracking.stage(config, "cache") as tracked:

@@ -21,6 +21,7 @@ from rskd import records, tracking
 from rskd.cache.histogram import percentile
 from rskd.cache.reader import LogitCache
 from rskd.config import DistillConfig, StudentSpec
+from rskd.cores import warn_of_threads
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.errors import CacheMismatchError, ConfigError
 from rskd.inputs import inputs_first
@@ -60,6 +61,7 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
 
     if isinstance(source, LogitCache) and (reason := _bias(run.spec, source.manifest.sampling)):
         _logger.warning("student %s learns from a biased target: %s", student, reason)
+    warn_of_threads("train.threads_per_worker", run.spec.train.threads_per_worker)
     started = time.monotonic()
     with tracking.stage(config, "train", student) as tracked:
         manifest = {"digest": source.manifest.digest, "totals": source.manifest.totals}
