@@ -23,6 +23,7 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
+from rskd import environment
 from rskd.config import load_config
 from rskd.errors import OutputError, explained_by
 
@@ -76,6 +77,7 @@ def run(command: Callable[[], Any], *, as_json: bool = False, debug: bool = Fals
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries, as our own, are for terminals
     with _stdout_for_json_alone() if as_json else _plain_stdout() as stdout:
         try:
+            environment.prepare()
             outcome = command()
             if not isinstance(outcome, Outcome):  # --help
                 return outcome if isinstance(outcome, int) else 0

@@ -109,10 +109,15 @@ def _advice(tracking_uri: str, reason: str) -> str:
 
 
 def _try_sqlite(path: Path, *, writing: bool) -> None:
-    """Read, or lock for writing; MLflow would try again for hours where that fails."""
+    """Read, or write and take it back; MLflow would try again for hours where that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(path, timeout=60)) as database:
-        database.execute("BEGIN IMMEDIATE" if writing else "PRAGMA schema_version")
+        if not writing:
+            database.execute("PRAGMA schema_version")
+            return
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("CREATE TABLE rskd_probe (value)")
+        database.rollback()
 
 
 def one_at_a_time(tracking_uri: str):

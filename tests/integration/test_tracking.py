@@ -3,6 +3,7 @@
 import logging
 import math
 import pickle
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -19,7 +20,6 @@ from rskd import tracking
 from rskd.config import DistillConfig, validate_config
 from rskd.errors import ConfigError
 from rskd.storage import Store
-from rskd.tracking.connection import client_of
 
 
 def make_config(root: Path, **sections) -> DistillConfig:
@@ -217,13 +217,16 @@ def test_a_deleted_experiment_says_how_to_restore_it(root: Path, client: MlflowC
     tracking.distillation(config)
 
 
-def _write_text(database: Path) -> None:
+def _write_text(database: Path, _: Path) -> None:
     database.write_text("not a database" * 100)
 
 
-def _make_old(database: Path) -> None:
-    tracking.distillation(make_config(database.parent))
-    client_of.cache_clear()
+def _make_folder(database: Path, _: Path) -> None:
+    database.mkdir()
+
+
+def _make_old(database: Path, sound: Path) -> None:
+    shutil.copy(sound, database)
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("update alembic_version set version_num = '451aebb31d03'")
 
@@ -232,12 +235,12 @@ def _make_old(database: Path) -> None:
     ("spoil", "message"),
     [
         (_write_text, r"mlflow.db cannot be used \(file is not a database\): permit it, move that file away"),
-        (Path.mkdir, r"mlflow.db cannot be used \(unable to open database file\)"),
+        (_make_folder, r"mlflow.db cannot be used \(unable to open database file\)"),
         (_make_old, r"found version 451aebb31d03, .*\): back it up and run mlflow db upgrade sqlite:///"),
     ],
 )
-def test_a_database_that_cannot_be_used_is_reported_at_once(tmp_path: Path, spoil: Any, message: str):
-    spoil(tmp_path / "mlflow.db")
+def test_a_database_that_cannot_be_used_is_reported_at_once(root: Path, tmp_path: Path, spoil: Any, message: str):
+    spoil(tmp_path / "mlflow.db", root / "mlflow.db")
     started = time.monotonic()
     with pytest.raises(ConfigError, match=message) as error:
         tracking.distillation(make_config(tmp_path))
