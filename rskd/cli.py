@@ -2,7 +2,7 @@
 
     argv ─► run ─► a verb below ─► rskd.jobs, rskd.cache, … ─► Outcome ─► text, or one JSON object on stdout
 
-Errors are one line on stderr; exit codes are those of `rskd.errors` (0 done, 2 config or call, 3 outputs, 1 else).
+Errors are one line on stderr; exit codes are those of `rskd.errors` (0 done, 2 config or call, 3 outputs, 130 ctrl-C, 1 else).
 Heavy imports wait until a verb runs, so that `--help` answers at once.
 """
 
@@ -45,6 +45,7 @@ SetOption = Annotated[
 ]
 UriArgument = Annotated[str, typer.Argument(metavar="URI", help="A cache: a local folder or s3://bucket/prefix.")]
 
+INTERRUPTED = 130  # the exit code of a process that ctrl-C ended, by custom
 _MOST_BARS, _BAR_WIDTH = 24, 50  # of a histogram in the terminal
 
 
@@ -79,6 +80,8 @@ def run(command: Callable[[], Any], *, as_json: bool = False, debug: bool = Fals
         try:
             environment.prepare()
             outcome = command()
+            if outcome == INTERRUPTED:  # typer's answer to ctrl-C
+                raise KeyboardInterrupt
             if not isinstance(outcome, Outcome):  # --help
                 return outcome if isinstance(outcome, int) else 0
             if as_json:
@@ -103,7 +106,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, typer.TyperException):
         return f"{error.format_message()} (see rskd --help)", error.exit_code
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return "stopped; what was finished is kept, run again to go on", 1
+        return "stopped; what was finished is kept, run again to go on", INTERRUPTED
     first_line = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {first_line} (--debug shows where)", 1
 
