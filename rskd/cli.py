@@ -2,7 +2,8 @@
 
     argv ─► run ─► a verb below ─► rskd.jobs, rskd.cache, … ─► Outcome ─► text, or one JSON object on stdout
 
-Errors are one line on stderr; exit codes are those of `rskd.errors` (0 done, 2 config or call, 3 outputs, 130 ctrl-C, 1 else).
+Errors are one line on stderr; exit codes are those of `rskd.errors` (0 done, 2 config or call, 3 outputs, 1 else), and
+130 after ctrl-C.
 Heavy imports wait until a verb runs, so that `--help` answers at once.
 """
 

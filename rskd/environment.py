@@ -48,6 +48,8 @@ def _find_a_home() -> None:
         raise ConfigError(
             f"HOME={home} cannot be written, nor can {tempfile.gettempdir()}: set HOME to a folder of yours"
         )
+    if not (home and Path(home).is_dir()):
+        os.environ["HOME"] = str(folder)  # else it is read from, as for ~/.aws
     names = {"HF_HOME": "huggingface", "PREFECT_HOME": "prefect", "MPLCONFIGDIR": "matplotlib"}
     for variable, name in names.items():
         os.environ.setdefault(variable, str(folder / name))

@@ -43,6 +43,7 @@ def test_a_home_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("HF_HOME", "/a/place/of/its/own")
     environment.prepare()
     assert os.environ["HF_HOME"] == "/a/place/of/its/own"
+    assert os.environ["HOME"] == f"{tmp_path}/rskd-home-{os.getuid()}"
     assert os.environ["PREFECT_HOME"] == f"{tmp_path}/rskd-home-{os.getuid()}/prefect"
 
 
