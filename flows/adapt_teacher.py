@@ -20,8 +20,9 @@ from prefect import flow
 from flows.demo import METRICS, print_metrics
 from flows.distill import distill
 from flows.pack_corpus import pack_corpus
+from flows.settings import run_app
 from flows.train_student import train_student
-from rskd.cli import ConfigArgument, Outcome, SetOption, run_app
+from rskd.cli import ConfigArgument, Outcome, SetOption
 from rskd.config import DistillConfig, load_config, validate_config
 from rskd.models.files import resolve_teacher
 from rskd.storage import Store

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.distill import distill
-from rskd.cli import Outcome, run_app
+from flows.settings import run_app
+from rskd.cli import Outcome
 from rskd.config import DistillConfig, load_config
 from rskd.storage import Store
 

@@ -9,6 +9,7 @@ The form of each deployment is the documented configuration, filled in with flow
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ from flows.distill import distill
 from flows.evaluate_student import evaluate_student
 from flows.pack_corpus import pack_corpus
 from flows.reproduce_paper import reproduce_paper
+from flows.settings import prefect_settings
 from flows.train_student import train_student
 from rskd.config import load_config
 
@@ -57,7 +59,8 @@ def serve_deployments() -> None:
 def local_server(host: str = "127.0.0.1", port: int = 4200) -> Iterator[None]:
     """A Prefect server and its UI on loopback, for as long as the context lasts."""
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
-    server = subprocess.Popen(command)
+    settings = get_current_settings().to_environment_variables(exclude_unset=True)
+    server = subprocess.Popen(command, env=os.environ | settings)
     try:
         with temporary_settings({PREFECT_API_URL: f"http://{host}:{port}/api"}):
             _wait_until_healthy(server)
@@ -77,8 +80,9 @@ def _wait_until_healthy(server: subprocess.Popen) -> None:
 
 
 if __name__ == "__main__":
-    if get_current_settings().api.url:
-        serve_deployments()
-    else:
-        with local_server():
+    with prefect_settings():
+        if get_current_settings().api.url:
             serve_deployments()
+        else:
+            with local_server():
+                serve_deployments()

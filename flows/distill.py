@@ -18,9 +18,10 @@ from prefect.artifacts import create_link_artifact, create_progress_artifact, up
 from flows.cache_logits import cache_logits
 from flows.evaluate_student import evaluate_student
 from flows.pack_corpus import pack_corpus
+from flows.settings import run_app
 from flows.stage import run_stage
 from flows.train_student import train_student
-from rskd.cli import ConfigArgument, Outcome, SetOption, run_app
+from rskd.cli import ConfigArgument, Outcome, SetOption
 from rskd.config import DistillConfig, load_config
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_link_artifact
 
+from flows.settings import run_app
 from flows.stage import run_stage
-from rskd.cli import run_app
 from rskd.config import SourceConfig
 from rskd.reproduction.command import as_app
 from rskd.reproduction.run import reproduce

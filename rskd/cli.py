@@ -2,7 +2,8 @@
 
     argv ─► run ─► a verb below ─► rskd.jobs, rskd.cache, … ─► Outcome ─► text, or one JSON object on stdout
 
-Errors are one line on stderr; exit codes are those of `rskd.errors` (0 done, 2 config or call, 3 outputs, 1 else).
+Errors are one line on stderr; exit codes are those of `rskd.errors` (0 done, 2 config or call, 3 outputs, 1 else), and
+130 after ctrl-C.
 Heavy imports wait until a verb runs, so that `--help` answers at once.
 """
 
@@ -23,6 +24,7 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
+from rskd import environment
 from rskd.config import load_config
 from rskd.errors import OutputError, explained_by
 
@@ -44,6 +46,7 @@ SetOption = Annotated[
 ]
 UriArgument = Annotated[str, typer.Argument(metavar="URI", help="A cache: a local folder or s3://bucket/prefix.")]
 
+INTERRUPTED = 130  # the exit code of a process that ctrl-C ended, by custom
 _MOST_BARS, _BAR_WIDTH = 24, 50  # of a histogram in the terminal
 
 
@@ -76,7 +79,10 @@ def run(command: Callable[[], Any], *, as_json: bool = False, debug: bool = Fals
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries, as our own, are for terminals
     with _stdout_for_json_alone() if as_json else _plain_stdout() as stdout:
         try:
+            environment.prepare()
             outcome = command()
+            if outcome == INTERRUPTED:  # typer's answer to ctrl-C
+                raise KeyboardInterrupt
             if not isinstance(outcome, Outcome):  # --help
                 return outcome if isinstance(outcome, int) else 0
             if as_json:
@@ -101,7 +107,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, typer.TyperException):
         return f"{error.format_message()} (see rskd --help)", error.exit_code
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return "stopped; what was finished is kept, run again to go on", 1
+        return "stopped; what was finished is kept, run again to go on", INTERRUPTED
     first_line = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {first_line} (--debug shows where)", 1
 

@@ -2,12 +2,13 @@
 
 Two ways to write, and both leave either the whole file or nothing: `write` replaces, `create` never does.
 `create` is the commit: of any number of writers exactly one gets True. Locally it is a hard link to a finished
-temporary file; on S3 a conditional put (If-None-Match). An outage of an object store that was there is waited for
-(`rskd.object_store`).
+temporary file, or where there are none (exFAT, some FUSE and SMB mounts) a rename of it under a lock file; on S3 a
+conditional put (If-None-Match). An outage of an object store that was there is waited for (`rskd.object_store`).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -20,8 +21,10 @@ from typing import Any, BinaryIO, cast
 from fsspec.implementations.local import LocalFileSystem
 
 from rskd.errors import ConfigError, MissingOutputError, RskdError, StoreAccessError
+from rskd.file_lock import file_lock
 
 _TEMPORARY_PREFIX = ".tmp-"
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}  # what link answers then
 _S3_OPTIONS = {
     # Listings are never cached, since another writer may have changed them; nor is what was read of a file.
     "use_listings_cache": False,
@@ -112,11 +115,7 @@ class Store:
         with self.explained(name, writing=True):
             if self.is_local:
                 with _temporary(Path(path), data) as temporary:
-                    try:
-                        os.link(temporary, path)
-                    except FileExistsError:
-                        return False
-                return True
+                    return _moved(temporary, Path(path))
             try:
                 self.fs.pipe_file(path, data, mode="create")
             except OSError as error:
@@ -200,18 +199,25 @@ class Store:
             self.fs.rm(self.path, recursive=True)
 
     def check_writable(self, named: str = "storage.root") -> None:
-        """ConfigError, which says what `named` it, if nothing can be written here.
+        """ConfigError, which says what `named` it, if nothing can be written here, or two writers could both commit.
 
         StoreAccessError if an object store refuses it.
         """
         probe = f".probe-{uuid.uuid4().hex}"
         try:
-            self.write(probe, b"")
+            won = [self.create(probe, b""), self.create(probe, b"")]
             self.remove(probe)
         except StoreAccessError as error:
             if not self.is_local:
                 raise
             raise ConfigError(f"{named}: {error}, or choose another {named.rpartition('.')[2]}") from None
+        except (OSError, NotImplementedError) as error:
+            raise ConfigError(f"{named}: {self.uri} does not create a file ({error}): use another storage") from None
+        if won != [True, False]:
+            raise ConfigError(
+                f"{named}: {self.uri} overwrites a file where it was asked to create one (If-None-Match): "
+                "use a storage that has conditional writes"
+            )
 
     @contextmanager
     def explained(self, name: str, *, writing: bool = False) -> Iterator[None]:
@@ -293,6 +299,24 @@ def _temporary(path: Path, data: bytes) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _moved(temporary: Path, path: Path) -> bool:
+    """Give a finished file its name unless that is taken; a crash at any point leaves no half file under it."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+    else:
+        return True
+    with file_lock(path.parent / f"{_TEMPORARY_PREFIX}{path.name}.lock"):
+        if path.exists():
+            return False
+        temporary.replace(path)
+        return True
 
 
 def _is_access_error(error: Exception) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -20,6 +21,8 @@ from rskd.config.sections import (
     TrainConfig,
 )
 
+_LONGEST_NAME = 64
+
 
 class StudentSpec(Section):
     """One student; what it leaves out comes from the sections of the same name at the top level."""
@@ -33,7 +36,9 @@ class StudentSpec(Section):
 class DistillConfig(Section):
     """A whole distillation: corpus, teacher, caches, students, evaluation."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the folder under storage.root.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128, description="Name of the folder under storage.root."
+    )
     storage: StorageConfig = Field(default=StorageConfig(), description="Where outputs go.")
     corpus: CorpusConfig = Field(description="Documents and how they are packed into windows.")
     teacher: TeacherConfig = Field(description="The model that is distilled.")
@@ -65,14 +70,24 @@ class DistillConfig(Section):
         }
         return {**data, "students": students}
 
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, value: str) -> str:
+        if value.lower() in ("teachers", "mlartifacts") or value.lower().startswith("mlflow.db"):
+            raise ValueError(f"{value} is taken, {{storage.root}}/{value} holds something else: choose another")
+        return value
+
     @field_validator("samplings", "students")
     @classmethod
     def _check_names(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         if value is not None and not value:
             raise ValueError("is empty: name at least one entry, or leave the section out")
         for name in value or ():
-            if not name or name.startswith(".") or any(c in name for c in "/\\:"):
-                raise ValueError(f"{name!r} cannot be the name of a folder: use letters, digits, - and _")
+            if not _is_folder_name(name):
+                raise ValueError(
+                    f"{name!r} cannot be a name: use letters, digits, spaces and any of -_.=+@%,()~, "
+                    f"at most {_LONGEST_NAME} of them"
+                )
         return value
 
     @model_validator(mode="after")
@@ -160,6 +175,11 @@ class DistillConfig(Section):
     @property
     def report_uri(self) -> str:
         return f"{self.home}/report.html"
+
+
+def _is_folder_name(name: str) -> bool:
+    """Whether a name is a folder's on any file system and store, and needs no quotes in a shell or a query."""
+    return bool(re.fullmatch(rf"[\w=+@%(][\w \-.=+@%,()~]{{0,{_LONGEST_NAME - 1}}}", name)) and name == name.strip()
 
 
 def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:

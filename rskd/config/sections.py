@@ -5,9 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from rskd.teacher_statistics import StatisticName
 
@@ -27,8 +36,30 @@ Uri = Annotated[str, AfterValidator(_without_password)]  # a configuration is lo
 Attention = Literal["auto", "sdpa", "flash_attention_2", "eager"]
 
 
+def _scalar(value: Any) -> Any:
+    if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{value!r} is no finite number, text, true or false: give it one of these")
+    return value
+
+
+Scalar = Annotated[bool | int | float | str, BeforeValidator(_scalar)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    """A section: frozen, without unknown keys; numbers are finite, and `true` is none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        values = value if isinstance(value, list | tuple) else (value,)
+        if any(isinstance(item, bool) for item in values) and info.field_name is not None:
+            kinds = _leaves(cls.model_fields[info.field_name].annotation)
+            if bool not in kinds and kinds & {int, float}:
+                raise ValueError(f"{str(value).lower()} is not a number: write one")
+        return value
 
     def _refuse_unused(self, method: str, used: set[str], options: Sequence[str]) -> None:
         """Raise for an option that differs from its default though `method` does not use it."""
@@ -37,6 +68,12 @@ class Section(BaseModel):
             value = getattr(self, option)
             if option not in used and value != field.get_default():
                 raise ValueError(f"{option}={value!r} is not used by {method}: remove it")
+
+
+def _leaves(annotation: Any) -> set[Any]:
+    """The types that a type is made of: int and None of `int | None`."""
+    parts = get_args(annotation)
+    return set().union(*map(_leaves, parts)) if parts else {annotation}
 
 
 class StorageConfig(Section):
@@ -141,7 +178,7 @@ class TeacherConfig(Section):
     quantization: str | None = Field(
         default=None, description="How vllm quantises the weights, such as fp8; as the model says by default."
     )
-    engine_args: dict[str, bool | int | float | str] = Field(
+    engine_args: dict[str, Scalar] = Field(
         default={}, description="Other arguments of vllm's LLM class, by its names, such as enforce_eager."
     )
 
@@ -288,7 +325,7 @@ class TrainConfig(Section):
     lr: float = Field(default=4e-4, gt=0, description="Peak learning rate (paper, Table 14).")
     min_lr: float = Field(default=4e-5, ge=0, description="Learning rate at the end of the cosine.")
     warmup_fraction: float = Field(default=0.04, ge=0, lt=1, description="Share of the steps that warm up linearly.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="Betas of AdamW.")
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.95), description="Betas of AdamW.")
     weight_decay: float = Field(default=0.1, ge=0, description="Weight decay of the matrices; vectors have none.")
     grad_clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
     precision: Literal["float32", "bfloat16"] = Field(

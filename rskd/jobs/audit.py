@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import ray
@@ -11,6 +10,7 @@ from ray.exceptions import RayError
 
 from rskd.cache.reader import LogitCache
 from rskd.config import RayConfig
+from rskd.cores import usable_cores
 from rskd.errors import explained_by
 from rskd.evaluation.audit import AuditReport, audit_cache, teacher_directory
 from rskd.jobs.ray_session import ensure_ray
@@ -31,7 +31,7 @@ def audit(uri: str, teacher_model: str, *, engine: str, python: str | None, **op
     directory = teacher_directory(LogitCache.open(uri), teacher_model)
     ensure_ray(RayConfig())
     task: Any = ray.remote(audit_cache).options(
-        runtime_env=environment.runtime_env(threads=os.cpu_count() or 1),
+        runtime_env=environment.runtime_env(threads=usable_cores()),
         num_gpus=int(torch.cuda.is_available()),
     )
     try:

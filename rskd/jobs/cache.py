@@ -20,10 +20,12 @@ from rskd.cache.layout import most_frequent
 from rskd.cache.manifest import HEAD_FILE, CacheManifest, read_head
 from rskd.cache.writer import CacheWriter
 from rskd.config import DistillConfig, SamplingConfig
+from rskd.cores import warn_of_threads
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.corpus.sources import list_files, located
 from rskd.errors import ConfigError
 from rskd.jobs.cache_worker import CacheRun, TeacherWorker
+from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.pack import check_packed_with, corpus_head
 from rskd.jobs.ray_session import ensure_ray
 from rskd.jobs.vllm_environment import VllmEnvironment
@@ -37,6 +39,7 @@ _logger = logging.getLogger(__name__)
 _THREADS = 2  # of a worker: one infers while the other reads and writes
 
 
+@one_at_a_time
 def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
     """Write every cache of `config` that is not finished; the teacher runs over what any of them lacks, once.
 
@@ -61,6 +64,7 @@ def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
             for name, writer in writers.items()
         }
 
+    warn_of_threads("teacher.threads_per_worker", config.teacher.threads_per_worker)
     ensure_ray(config.ray)
     worked_on = {name for task in tasks for name in task["caches"]}
     with tracking.stage(config, "cache") as tracked:

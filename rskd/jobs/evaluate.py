@@ -30,6 +30,7 @@ from rskd.jobs.evaluate_worker import (
     evaluate_task,
     evaluate_windows,
 )
+from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.pack import corpus_head
 from rskd.jobs.ray_session import ensure_ray, require_gpus
 from rskd.models.files import model_fingerprint, resolve_teacher
@@ -53,6 +54,7 @@ class Part:
     is_task: bool = False  # a downstream task, which may fail alone
 
 
+@one_at_a_time
 def evaluate_students(config: DistillConfig) -> dict[str, Any]:
     """Evaluate every student of `config`, and the teacher, on the held-out windows; and what `config.evaluate` adds.
 

@@ -7,7 +7,6 @@ a task's data ─► downstream.score           ─► of every model
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rskd.config import EvaluateConfig, TeacherConfig
+from rskd.cores import usable_cores
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.evaluation import downstream
 from rskd.evaluation.language_modeling import TEACHER, Comparison, LanguageModel
@@ -65,7 +65,7 @@ class EvaluationRun:
 
 def evaluate_windows(run: EvaluationRun) -> Iterator[int | Findings]:
     """All models side by side on the held-out windows; yields the windows of each batch."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(usable_cores())
     comparison = comparison_of_models(run)
     for batch in held_out_batches(run):
         comparison.add(batch)
@@ -96,7 +96,7 @@ def held_out_batches(run: EvaluationRun) -> Iterator[Tensor]:
 
 def evaluate_speculation(run: EvaluationRun) -> Iterator[int | Findings]:
     """Each student as the draft of the teacher; yields 1 for each text."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(usable_cores())
     settings = run.settings.speculative
     assert settings is not None
     corpus = PackedCorpus.open(run.corpus_uri)
@@ -122,7 +122,7 @@ def evaluate_speculation(run: EvaluationRun) -> Iterator[int | Findings]:
 
 def evaluate_task(task: str, run: EvaluationRun) -> Iterator[int | Findings]:
     """Every model on one downstream task; yields 1 for each model."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(usable_cores())
     findings: Findings = {}
     for name in (TEACHER, *run.students):
         findings[name] = score(task, run, name)

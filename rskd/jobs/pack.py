@@ -51,6 +51,7 @@ from rskd.corpus.packing import (
 from rskd.corpus.sources import Group, list_files, located, new_groups, read_documents
 from rskd.corpus.vocabulary import check_ids, cut_ids
 from rskd.errors import CacheMismatchError, ConfigError, printable
+from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.ray_session import ensure_ray
 from rskd.models.files import resolve_teacher
 from rskd.models.tokenizer import (
@@ -85,6 +86,7 @@ class Recipe:
     uris: dict[str, str]
 
 
+@one_at_a_time
 def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     """Pack what `config.corpus` names and was not packed yet; added files never move what was packed.
 
@@ -136,6 +138,8 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
         new = [groups[index].to_dict() | asdict(shares[index][split]) for index in groups]
         new[-1]["tail"] = tails[split]
         manifests[split] = CorpusManifest.of(manifest.head, (*manifest.groups, *new), (*manifest.parts, *parts[split]))
+    if is_first:
+        _remove_other_parts(config, manifests)
     for split in reversed(SPLITS):  # train comes last: a corpus without a train manifest is packed again
         write_manifest(Store(config.corpus_uri(split)), manifests[split])
     return _summary(config, manifests, started, skipped=False)
@@ -228,16 +232,22 @@ def _settings(head: dict[str, Any]) -> dict[str, Any]:
 def _nothing_packed(
     config: DistillConfig, head: dict[str, Any], counts: Sequence[DocumentCounts]
 ) -> dict[str, CorpusManifest]:
-    """The empty manifests that a first pack adds to; what an unfinished one left is removed."""
+    """The empty manifests that a first pack adds to; those that an unfinished one left are removed."""
     corpus = config.corpus
     hold_out = choose_hold_out(counts, seq_len=corpus.seq_len, eval_windows=corpus.eval_windows)
     head = head | {"eval_threshold": hold_out.threshold, "eval_multiplier": hold_out.multiplier}
     for split in SPLITS:
-        store = Store(config.corpus_uri(split))
-        store.remove(MANIFEST_FILE)
-        for name in store.list(PARTS_FOLDER):
-            store.remove(f"{PARTS_FOLDER}/{name}")
+        Store(config.corpus_uri(split)).remove(MANIFEST_FILE)
     return {split: CorpusManifest.of(head, (), ()) for split in SPLITS}
+
+
+def _remove_other_parts(config: DistillConfig, manifests: dict[str, CorpusManifest]) -> None:
+    """Remove the parts that an unfinished first pack left; not before, since another process may be writing ours."""
+    for split in SPLITS:
+        store, ours = Store(config.corpus_uri(split)), {part.file for part in manifests[split].parts}
+        for name in store.list(PARTS_FOLDER):
+            if f"{PARTS_FOLDER}/{name}" not in ours:
+                store.remove(f"{PARTS_FOLDER}/{name}")
 
 
 def _count(ray: RayConfig, recipe: Recipe, groups: dict[int, Group]) -> dict[int, DocumentCounts]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 from rskd.config import RayConfig
+from rskd.cores import usable_cores
+from rskd.environment import ray_temporary_folder
 from rskd.errors import ConfigError
 
 
@@ -22,13 +25,17 @@ def ensure_ray(config: RayConfig) -> None:
 
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        local = {"num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": False}
+        local: dict[str, Any] = (
+            {}
+            if config.address
+            else {"num_cpus": max(4, usable_cores()), "include_dashboard": False, "_temp_dir": ray_temporary_folder()}
+        )
         try:
             ray.init(
                 address=config.address or "local",
                 logging_level=logging.ERROR,
                 log_to_driver=False,
-                **({} if config.address else local),
+                **local,
             )
         except ConnectionError as error:
             reason = str(error).splitlines()[0]

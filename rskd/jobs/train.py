@@ -21,9 +21,11 @@ from rskd import records, tracking
 from rskd.cache.histogram import percentile
 from rskd.cache.reader import LogitCache
 from rskd.config import DistillConfig, StudentSpec
+from rskd.cores import warn_of_threads
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.errors import CacheMismatchError, ConfigError, CorruptPartError, MissingOutputError
 from rskd.inputs import inputs_first
+from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.pack import corpus_head
 from rskd.jobs.training.in_process import train_in_process
 from rskd.jobs.training.run import TrainingRun
@@ -44,6 +46,7 @@ _EXECUTION = {"micro_batch", "workers", "gpus_per_worker", "threads_per_worker",
 _CUTS_OF_A_STEP = {"micro_batch", "workers"}  # into forwards, over each of which a router's auxiliary loss is a mean
 
 
+@one_at_a_time
 def train_student(config: DistillConfig, student: str = "default") -> dict[str, Any]:
     """Train one student of `config` and write it to `config.student_uri(student)`; skipped if it is there and matches.
 
@@ -61,6 +64,7 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
 
     if isinstance(source, LogitCache) and (reason := _bias(run.spec, source.manifest.sampling)):
         _logger.warning("student %s learns from a biased target: %s", student, reason)
+    warn_of_threads("train.threads_per_worker", run.spec.train.threads_per_worker)
     started = time.monotonic()
     with tracking.stage(config, "train", student) as tracked:
         manifest = {"digest": source.manifest.digest, "totals": source.manifest.totals}

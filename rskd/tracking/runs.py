@@ -3,27 +3,31 @@
     stage(config, "train", student) ─► Run.metrics, .params, .figure, .dataset, .model ─► MLflow (sqlite by default)
 
 A stage that cannot reach MLflow does not start. Once it works, tracking never stops it: what MLflow refuses is warned
-about once, and metrics are kept and sent again later. This is the only module that imports mlflow.
+about once, and metrics are kept and sent again later.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
-import os
-import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from contextlib import contextmanager
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rskd.config import DistillConfig
-from rskd.errors import ConfigError
 from rskd.storage import Store
+from rskd.tracking.connection import (
+    client_of,
+    experiment_of,
+    explained,
+    one_at_a_time,
+    sqlite_path,
+    tracking_uri_of,
+)
+from rskd.tracking.names import escaped, model_name, shortened
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,7 +39,6 @@ LOCAL_UI = "http://127.0.0.1:5000"  # where `mlflow server` serves a store that 
 _DISTILLATION, _STAGE, _STUDENT = "rskd.distillation", "rskd.stage", "rskd.student"
 _SPEED = "tokens_per_s"
 _METRICS_PER_BATCH, _PARAMS_PER_BATCH, _DIGEST_LENGTH = 1000, 100, 36  # MLflow's limits
-_REFUSED_IN_NAMES = r"[/:.%\"']"  # of models
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +68,11 @@ class Run:
         return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log numbers at a step."""
+        """Log numbers at a step; what is none is warned about and left out."""
         now = int(time.time() * 1000)
-        with self._lock:
-            self._pending += [(key, float(value), now, step) for key, value in values.items()]
+        for key, value in values.items():
+            with self._forgiving(f"metric {key}"), self._lock:
+                self._pending.append((escaped(key), float(value), now, step))
         if time.monotonic() >= self._next_flush:
             self.flush()
 
@@ -81,7 +85,7 @@ class Run:
             with self._forgiving("metrics"):
                 while self._pending:
                     batch = [Metric(*metric) for metric in self._pending[:_METRICS_PER_BATCH]]
-                    self._client.log_batch(self.run_id, metrics=batch)
+                    self._send("metrics", batch)
                     del self._pending[:_METRICS_PER_BATCH]
                 self._next_flush = time.monotonic() + FLUSH_SECONDS
 
@@ -89,10 +93,10 @@ class Run:
         """Log a nested mapping as params named `section.key`; what is None is left out."""
         from mlflow.entities import Param
 
-        flat = [Param(key, str(value)) for key, value in _flatten(values) if value is not None]
+        params = [Param(key, value) for key, value in _params(values).items()]
         with self._forgiving("params"):
-            for start in range(0, len(flat), _PARAMS_PER_BATCH):
-                self._client.log_batch(self.run_id, params=flat[start : start + _PARAMS_PER_BATCH])
+            for start in range(0, len(params), _PARAMS_PER_BATCH):
+                self._send("params", params[start : start + _PARAMS_PER_BATCH])
 
     def figure(self, figure: Figure, name: str) -> None:
         """Log a plotly figure as `figures/<name>.html`, which needs no network to be shown."""
@@ -123,7 +127,7 @@ class Run:
         """
         from mlflow.entities import LoggedModelOutput
 
-        name = re.sub(_REFUSED_IN_NAMES, "-", name)
+        name = model_name(name)
         with self._forgiving(f"model {name}"), Store(uri).local_copy() as directory:
             model = self._client.create_logged_model(
                 self.experiment_id,
@@ -136,6 +140,25 @@ class Run:
             self._client.finalize_logged_model(model.model_id, "READY")
             self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step=0)])
 
+    def _send(self, kind: Literal["metrics", "params"], batch: list[Any]) -> None:
+        """Send a batch; of one that MLflow refuses, all that it does not."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if kind == "metrics":
+                self._client.log_batch(self.run_id, metrics=batch)
+            else:
+                self._client.log_batch(self.run_id, params=batch)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            if len(batch) == 1:
+                self._warn(f"{kind.removesuffix('s')} {batch[0].key}", error)
+                return
+            middle = len(batch) // 2
+            self._send(kind, batch[:middle])
+            self._send(kind, batch[middle:])
+
     def close(self, status: str) -> None:
         """Send what is buffered and set the status: FINISHED, FAILED or KILLED."""
         self.flush()
@@ -144,7 +167,7 @@ class Run:
 
     @property
     def _client(self) -> MlflowClient:
-        return _client(self.tracking_uri)
+        return client_of(self.tracking_uri)
 
     @contextmanager
     def _forgiving(self, what: str) -> Iterator[None]:
@@ -152,10 +175,13 @@ class Run:
         try:
             yield
         except Exception as error:
-            if not self._warned:
-                reason = next(iter(str(error).splitlines()), "")
-                logger.warning(f"MLflow does not take the {what} of run {self.run_id} ({reason}): going on without")
-            self._warned = True
+            self._warn(what, error)
+
+    def _warn(self, what: str, error: Exception) -> None:
+        if not self._warned:
+            reason = next(iter(str(error).splitlines()), "")
+            logger.warning(f"MLflow does not take the {what} of run {self.run_id} ({reason}): going on without")
+        self._warned = True
 
 
 class _Untracked(Run):
@@ -175,12 +201,10 @@ def distillation(config: DistillConfig) -> Run:
 
     Raises ConfigError if MLflow cannot be reached.
     """
-    tracking_uri = _tracking_uri(config)
-    if tracking_uri.startswith("sqlite:///"):
-        Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    with _explained(tracking_uri), _one_at_a_time(tracking_uri):
-        client = _client(tracking_uri)
-        experiment_id = _experiment(client, config)
+    tracking_uri = tracking_uri_of(config)
+    with explained(tracking_uri), one_at_a_time(tracking_uri):
+        client = client_of(tracking_uri)
+        experiment_id = experiment_of(client, config)
         run_id = _find_distillation(client, config, experiment_id)
         if run_id is None:
             tags = {_DISTILLATION: Store(config.home).absolute_uri, _STAGE: "distillation"}
@@ -202,9 +226,9 @@ def stage(config: DistillConfig, name: str, student: str | None = None) -> Itera
 
     params = _sections(config, student)
     parent = distillation(config)
-    client = _client(parent.tracking_uri)
+    client = client_of(parent.tracking_uri)
     tags = {MLFLOW_PARENT_RUN_ID: parent.run_id, _STAGE: name} | ({_STUDENT: student} if student else {})
-    with _explained(parent.tracking_uri):
+    with explained(parent.tracking_uri):
         client.update_run(parent.run_id, status="RUNNING")
         created = client.create_run(parent.experiment_id, run_name=f"{name} {student or ''}".strip(), tags=tags)
     run = Run(parent.tracking_uri, parent.experiment_id, created.info.run_id)
@@ -226,14 +250,16 @@ def measured_speed(config: DistillConfig, name: str, student: str | None, params
 
     Creates nothing: no database, no experiment. Raises ConfigError if a tracking server cannot be reached.
     """
-    tracking_uri = _tracking_uri(config)
-    database = tracking_uri.removeprefix("sqlite:///")
-    if not config.tracking.enabled or (tracking_uri.startswith("sqlite:///") and not Path(database).exists()):
+    if not config.tracking.enabled:
+        return None
+    tracking_uri = tracking_uri_of(config)
+    database = sqlite_path(tracking_uri)
+    if database is not None and not database.exists():
         return None
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-    with _explained(tracking_uri):
-        client = _client(tracking_uri)
+    with explained(tracking_uri, writing=False):
+        client = client_of(tracking_uri)
         experiment = client.get_experiment_by_name(config.tracking.experiment)
         parent = _find_distillation(client, config, experiment.experiment_id) if experiment else None
         if experiment is None or parent is None:
@@ -245,7 +271,7 @@ def measured_speed(config: DistillConfig, name: str, student: str | None, params
             f"attributes.status = 'FINISHED' and {wanted}",
             order_by=["attributes.start_time DESC"],
         )
-        same = {key: str(value) for key, value in _flatten(params) if value is not None}
+        same = _params(params)
         for run in runs:
             if _SPEED in run.data.metrics and same.items() <= run.data.params.items():
                 return median(metric.value for metric in client.get_metric_history(run.info.run_id, _SPEED))
@@ -268,70 +294,14 @@ def _sections(config: DistillConfig, student: str | None) -> dict[str, Any]:
     return sections | (config.student_specs[student].model_dump(mode="json") if student else {})
 
 
+def _params(values: Mapping[str, Any]) -> dict[str, str]:
+    """A nested mapping as MLflow's params, `section.key`, without what is None."""
+    return {escaped(key): shortened(str(value)) for key, value in _flatten(values) if value is not None}
+
+
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _tracking_uri(config: DistillConfig) -> str:
-    """The configured URI, or sqlite beside the outputs (beside the working directory where those are on S3)."""
-    uri = config.tracking.uri
-    if uri is None:
-        root = Store(config.storage.root)
-        folder = Path(root.path if root.is_local else ".rskd").resolve()
-        return f"sqlite:///{folder}/mlflow.db"
-    if uri.startswith("sqlite:///"):  # relative to this process, not to a worker elsewhere
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
-    return uri
-
-
-def _experiment(client: MlflowClient, config: DistillConfig) -> str:
-    found = client.get_experiment_by_name(config.tracking.experiment)
-    if found is not None:
-        return found.experiment_id
-    store = Store(f"{config.storage.root.rstrip('/')}/mlartifacts")
-    location = store.absolute_uri if config.tracking.uri is None else None  # else the server's own
-    return client.create_experiment(config.tracking.experiment, artifact_location=location)
-
-
-@functools.cache
-def _client(tracking_uri: str) -> MlflowClient:
-    """A quiet client: no usage statistics leave the machine, and a server that is down is noticed in seconds."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    from mlflow import MlflowClient
-
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri)
-
-
-@contextmanager
-def _explained(tracking_uri: str) -> Iterator[None]:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except (MlflowException, OSError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(
-            f"tracking.uri {tracking_uri} cannot be used ({reason}): start that server, or correct tracking.uri"
-        ) from None
-
-
-def _one_at_a_time(tracking_uri: str):
-    """Keep processes apart that would create the same sqlite tables, experiment and parent run."""
-    if not tracking_uri.startswith("sqlite:///"):
-        return nullcontext()
-    return _file_lock(Path(f"{tracking_uri.removeprefix('sqlite:///')}.lock"))
-
-
-@contextmanager
-def _file_lock(path: Path) -> Iterator[None]:
-    import fcntl
-
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,10 +1,16 @@
 """Tracking against a real MLflow store in sqlite."""
 
 import logging
+import math
 import pickle
+import shutil
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 import pytest
@@ -147,6 +153,110 @@ def test_an_unusable_uri_is_a_config_error(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ConfigError, match=r"tracking\.uri .* cannot be used") as caught:
         tracking.distillation(make_config(tmp_path, tracking={"uri": uri}))
     assert "\n" not in str(caught.value)
+
+
+def test_names_that_mlflow_refuses_are_escaped(root: Path, client: MlflowClient, tiny_teacher_dir: Path):
+    config = make_config(
+        root,
+        students={"t=0.8": {"sampling": "学生"}, "kd+ce": {"sampling": "t=0.8"}},
+        samplings={"t=0.8": {}, "学生": {}},
+    )
+    with tracking.stage(config, "train", "t=0.8") as run:
+        run.metrics({"t=0.8/lm_loss": 1.0, "kd+ce/lm_loss": 2.0, "学生/lm_loss": 3.0, "a:b": 4.0})
+        run.params({"a=b": "x" * 7000})
+        run.model(str(tiny_teacher_dir), name="kd+ce.1")
+    logged = client.get_run(run.run_id)
+    assert logged.data.metrics == {
+        "t:3d:0.8/lm_loss": 1.0,
+        "kd:2b:ce/lm_loss": 2.0,
+        "学生/lm_loss": 3.0,
+        "a:3a:b": 4.0,
+    }
+    assert logged.data.params["samplings.t:3d:0.8.num_samples"] == "22"
+    assert logged.data.params["samplings.学生.num_samples"] == "22"
+    assert logged.data.params["a:3d:b"] == "x" * 5999 + "…"
+    assert logged.info.run_name == "train t=0.8"
+    assert client.get_logged_model(logged.outputs.model_outputs[0].model_id).name == "kd+ce-1"
+
+
+def test_a_metric_that_mlflow_refuses_loses_no_other(
+    root: Path, client: MlflowClient, caplog: pytest.LogCaptureFixture
+):
+    values: dict[str, Any] = {"first": 1.0, "../up": 2.0, "nothing": None, "a//b": 3.0, "last": 4.0}
+    with tracking.stage(make_config(root), "train") as run:
+        run.metrics(values | {"nan": math.nan, "inf": math.inf})
+        run.params({"a//b": 1, "c": 2})
+    logged = client.get_run(run.run_id).data
+    assert {key: logged.metrics[key] for key in ("first", "last")} == {"first": 1.0, "last": 4.0}
+    assert math.isnan(logged.metrics["nan"])
+    assert logged.metrics.keys() == {"first", "last", "nan", "inf"}
+    assert logged.params["c"] == "2"
+    assert len(caplog.records) == 1
+
+
+def test_a_root_with_a_percent_sign(tmp_path: Path, tiny_teacher_dir: Path):
+    config = make_config(tmp_path / "a%20b c")
+    with tracking.stage(config, "train") as run:
+        run.model(str(tiny_teacher_dir), name="s")
+    [weights] = (tmp_path / "a%20b c" / "mlartifacts").rglob("model.safetensors")
+    assert weights.read_bytes() == (tiny_teacher_dir / "model.safetensors").read_bytes()
+    assert (tmp_path / "a%20b c" / "mlflow.db").stat().st_size > 0
+    assert not (tmp_path / "a b c").exists()
+
+
+def test_a_deleted_experiment_says_how_to_restore_it(root: Path, client: MlflowClient):
+    config = make_config(root, tracking={"experiment": "gone", "uri": f"sqlite:///{root}/mlflow.db"})
+    tracking.distillation(config)
+    experiment = client.get_experiment_by_name("gone")
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+    with pytest.raises(ConfigError, match=f"experiment gone was deleted: restore it .*{command}"):
+        tracking.distillation(config)
+    client.restore_experiment(experiment.experiment_id)
+    tracking.distillation(config)
+
+
+def _write_text(database: Path, _: Path) -> None:
+    database.write_text("not a database" * 100)
+
+
+def _make_folder(database: Path, _: Path) -> None:
+    database.mkdir()
+
+
+def _make_old(database: Path, sound: Path) -> None:
+    shutil.copy(sound, database)
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("update alembic_version set version_num = '451aebb31d03'")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_write_text, r"mlflow.db cannot be used \(file is not a database\): permit it, move that file away"),
+        (_make_folder, r"mlflow.db cannot be used \(unable to open database file\)"),
+        (_make_old, r"found version 451aebb31d03, .*\): back it up and run mlflow db upgrade sqlite:///"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_reported_at_once(root: Path, tmp_path: Path, spoil: Any, message: str):
+    spoil(tmp_path / "mlflow.db", root / "mlflow.db")
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=message) as error:
+        tracking.distillation(make_config(tmp_path))
+    assert time.monotonic() - started < 10
+    assert "\n" not in str(error.value)
+
+
+def test_a_database_that_may_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = make_config(tmp_path)
+    tracking.distillation(config)
+    connect = sqlite3.connect
+    monkeypatch.setattr(  # a mode that binds root, too
+        sqlite3, "connect", lambda path, **options: connect(f"file:{path}?mode=ro", uri=True, **options)
+    )
+    with pytest.raises(ConfigError, match=r"mlflow.db cannot be used \(attempt to write a readonly database\)"):
+        tracking.distillation(config)
 
 
 def test_processes_may_create_the_store_together(tmp_path: Path):

@@ -1,4 +1,7 @@
 import errno
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,6 +46,72 @@ def test_create_has_one_winner(tmp_path):
     assert sum(won) == 1
     assert store.read("commit") == b"%d" % won.index(True)
     assert store.sizes(temporary=True).keys() == {"commit"}
+
+
+_NO_LINKS = """
+import errno, os, sys, time
+def link(*_):
+    raise OSError(errno.EPERM, "Operation not permitted")
+os.link = link
+from rskd.storage import Store
+root, number, start = sys.argv[1:]
+time.sleep(max(0, float(start) - time.time()))
+print(Store(root).create("commit", (number * 100_000).encode()))
+"""
+
+
+def test_create_without_hard_links_has_one_winner_among_processes(tmp_path):
+    start = str(time.time() + 5)
+    writers = [
+        subprocess.Popen([sys.executable, "-c", _NO_LINKS, tmp_path, str(number), start], stdout=subprocess.PIPE)
+        for number in range(10, 42)
+    ]
+    won = [writer.communicate()[0].strip() == b"True" for writer in writers]
+    assert [writer.returncode for writer in writers] == [0] * 32
+    assert sum(won) == 1
+    store = Store(str(tmp_path))
+    assert store.read("commit") == (str(10 + won.index(True)) * 100_000).encode()
+    assert store.sizes(temporary=True).keys() == {"commit"}
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_storage_without_hard_links(tmp_path, monkeypatch, code):
+    def refuse(*_: object) -> None:
+        raise OSError(code, "refused")
+
+    monkeypatch.setattr("os.link", refuse)
+    store = Store(str(tmp_path))
+    store.check_writable()
+    assert list(tmp_path.iterdir()) == []
+    with ThreadPoolExecutor(16) as pool:
+        won = list(pool.map(lambda index: store.create("commit", b"%d" % index), range(64)))
+    assert store.read("commit") == b"%d" % won.index(True)
+    assert sum(won) == 1
+
+
+def test_a_writer_without_hard_links_that_is_killed_leaves_no_half_file(tmp_path):
+    code = """
+import errno, os, signal, sys
+from pathlib import Path
+def link(*_):
+    raise OSError(errno.EPERM, "Operation not permitted")
+os.link = link
+Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+from rskd.storage import Store
+Store(sys.argv[1]).create("commit", b"data")
+"""
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], check=False).returncode == -9
+    store = Store(str(tmp_path))
+    assert store.list() == []
+    assert store.create("commit", b"other")
+    assert store.read("commit") == b"other"
+
+
+def test_a_storage_that_overwrites_what_it_should_create_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Store, "create", lambda self, name, data: self.write(name, data) or True)
+    with pytest.raises(ConfigError, match=r"storage\.root: .* overwrites a file"):
+        Store(str(tmp_path)).check_writable()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unfinished_files_of_writers_that_died(tmp_path):

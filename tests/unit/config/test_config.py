@@ -1,10 +1,14 @@
 """The configuration: what is inherited, what is refused, and that each refusal is one line."""
 
+import re
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from rskd.config import DistillConfig, SamplingConfig, load_config, validate_config
+from rskd.config.distillation import merge
+from rskd.config.sections import _leaves
 from rskd.errors import ConfigError
 
 MINIMAL = {"name": "n", "corpus": {"source": {"kind": "python_docs"}}, "teacher": {"model": "m"}}
@@ -59,7 +63,26 @@ def test_survives_the_round_trip_of_a_prefect_form(extra: dict) -> None:
         ({"sampling": {"method": "top_k", "k": 5, "layout": "compact"}}, "layout compact stores counts"),
         ({"sampling": {"method": "random", "temperature": 0.8, "layout": "compact"}}, "layout compact stores counts"),
         ({"sampling": {"num_samples": 5}, "samplings": {"a": {}}}, "exclude each other"),
-        ({"samplings": {"a/b": {}}}, "'a/b' cannot be the name of a folder"),
+        ({"samplings": {"a/b": {}}}, "'a/b' cannot be a name"),
+        ({"students": {"it's": {}}}, '"it\'s" cannot be a name'),
+        ({"students": {"x" * 65: {}}}, "at most 64"),
+        ({"name": "teachers"}, "name: teachers is taken"),
+        ({"name": "mlflow.db"}, "name: mlflow.db is taken"),
+        ({"train": {"steps": True}}, "train.steps: true is not a number"),
+        ({"train": {"lr": False}}, "train.lr: false is not a number"),
+        ({"train": {"betas": [True, 0.9]}}, "train.betas: [true, 0.9] is not a number"),
+        ({"train": {"betas": [0.9, 1.0]}}, "train.betas.1: input should be less than 1, not 1.0"),
+        ({"train": {"betas": [-0.1, 0.9]}}, "train.betas.0: input should be greater than or equal to 0, not -0.1"),
+        ({"train": {"lr": "nan"}}, "train.lr: input should be a finite number, not 'nan'"),
+        ({"train": {"steps": "many"}}, "train.steps: input should be a valid integer"),
+        ({"train": {"steps": 2.5}}, "train.steps: input should be a valid integer"),
+        ({"teacher": {"model": "m", "revision": 12}}, "teacher.revision: input should be a valid string, not 12: put"),
+        ({"teacher": {"model": "m", "engine": "vllm", "engine_args": {"a": float("inf")}}}, "engine_args.a: inf is no"),
+        ({"ce_weight": 0.1}, "ce_weight: unknown key, write objective.ce_weight"),
+        (
+            {"objective": {"ce_weight": 0.1}, "students": {"ce": {"objective": {"kind": "ce"}}, "kd": {}}},
+            "remove it from objective at the top level, and give it to the students that use it",
+        ),
         ({"students": {"s": {"sampling": "absent"}}}, "'absent' is not in samplings"),
         ({"students": {}}, "is empty"),
         ({"objective": {"kind": "ce", "ce_weight": 0.5}}, "ce_weight=0.5 is not used by objective ce"),
@@ -91,6 +114,49 @@ def test_refusals_are_one_line_that_names_the_rule_and_the_value(extra: dict, me
         validate_config(MINIMAL | extra)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def _numbers(section: type[BaseModel], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The path of every field that takes a float."""
+    found = []
+    for name, field in section.model_fields.items():
+        kinds = _leaves(field.annotation)
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel) and "dict" not in str(field.annotation):
+                found += _numbers(kind, (*path, name))
+        if float in kinds and bool not in kinds and "tuple" not in str(field.annotation):
+            found.append((*path, name))
+    return found
+
+
+@pytest.mark.parametrize("path", _numbers(DistillConfig), ids=".".join)
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), True])
+def test_no_number_is_infinite_or_a_bool(path: tuple[str, ...], value: float) -> None:
+    settings: object = value
+    for name in reversed(path):
+        settings = {name: settings}
+    assert isinstance(settings, dict)
+    with pytest.raises(ConfigError, match=re.escape(".".join(path))) as error:
+        validate_config(merge(MINIMAL, settings))
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_that_came_as_text() -> None:
+    train = {"lr": "1e-3", "steps": "1_000", "betas": ["9e-1", "95e-2"], "global_batch": 8.0}
+    config = validate_config(MINIMAL | {"train": train, "students": {"s": {"train": {"lr": "1E-4"}}}})
+    assert (config.train.lr, config.train.steps, config.train.betas, config.train.global_batch) == (
+        0.001,
+        1000,
+        (0.9, 0.95),
+        8,
+    )
+    assert config.student_specs["s"].train.lr == 1e-4
+
+
+@pytest.mark.parametrize("name", ["t=0.8", "kd+ce", "été", "学生", "top k (10)", "50%", "a.b", "_x"])
+def test_names_that_make_a_folder(name: str) -> None:
+    config = validate_config(MINIMAL | {"samplings": {name: {}}, "students": {name: {"sampling": name}}})
+    assert config.student_uri(name) == f".rskd/n/students/{name}"
 
 
 @pytest.mark.parametrize("residual", ["none", "smooth", "ghost", "label"])
@@ -144,7 +210,7 @@ def test_every_field_is_documented() -> None:
 
 
 def test_the_shipped_configurations_are_valid() -> None:
-    configs = Path(__file__).parents[2] / "flows" / "configs"
+    configs = Path(__file__).parents[3] / "flows" / "configs"
     names = [load_config(path).name for path in sorted(configs.glob("*.yaml"))]
     assert "demo" in names
 
@@ -176,7 +242,7 @@ def test_a_password_in_a_uri_is_refused_and_not_shown(key: str):
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[2] / "flows" / "configs").glob("*.yaml")), ids=lambda path: path.stem
+    "path", sorted((Path(__file__).parents[3] / "flows" / "configs").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_the_configurations_that_come_along_are_valid(path: Path):
     assert load_config(path).student_specs
