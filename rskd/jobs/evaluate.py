@@ -163,8 +163,8 @@ def _open_corpus(config: DistillConfig) -> PackedCorpus:
         found, wanted = getattr(corpus.manifest, setting), head[setting]
         if found != wanted:
             raise CacheMismatchError(
-                f"{corpus.uri} was packed with corpus.{setting}={found}, not {wanted}: undo the change, or choose "
-                "another name"
+                f"{corpus.uri} was packed with corpus.{setting}={found}, not {wanted}: set "
+                f"corpus.{setting}={found}, or choose another name"
             )
     if corpus.num_rows == 0:
         raise ConfigError(f"{corpus.uri} has no windows: set corpus.eval_windows and choose another name")

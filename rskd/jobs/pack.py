@@ -209,7 +209,8 @@ def check_packed_with(head: dict[str, Any], manifest: CorpusManifest, uri: str) 
     old, new = _settings(manifest.head), _settings(head)
     for name in old:
         if old[name] != new[name]:
-            undo = f"set {name}={old[name]}" if name == "corpus.bos" else "undo the change"
+            is_value = name.startswith("corpus.") and old[name] is not None
+            undo = f"set {name}={old[name]}" if is_value else "undo the change"
             raise CacheMismatchError(
                 f"{uri} was packed with {name}={old[name]}, not {new[name]}: {undo}, choose another name, or "
                 f"remove {uri.rpartition('/')[0]}"

@@ -141,8 +141,9 @@ def _open_source(config: DistillConfig, spec: StudentSpec, head: dict[str, Any])
     }
     for name, (found, value) in found_and_wanted.items():
         if found != value:
+            undo = f"set {name}={found}" if name.startswith("corpus.") else "undo the change"
             raise CacheMismatchError(
-                f"{source.uri} was made with {name} {found}, not {value}: undo the change, or choose another name"
+                f"{source.uri} was made with {name} {found}, not {value}: {undo}, or choose another name"
             )
     batch = spec.train.global_batch
     if source.num_rows < batch:

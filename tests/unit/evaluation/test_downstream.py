@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rskd.errors import ConfigError
 from rskd.evaluation import downstream
 from rskd.evaluation.downstream import find_tasks, mean_score, score
+from rskd.models.tokenizer import begin_texts_with
 
 EXAMPLES = [
     {"question": "The with statement is", "choices": [" used to wrap", " an integer of"], "answer": 0},
@@ -38,14 +39,19 @@ metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
     return folder
 
 
-def test_scores_are_those_of_the_models_own_likelihoods(tmp_path: Path, tiny_teacher_dir: Path):
+@pytest.mark.parametrize("bos_ids", [[], [7]])
+def test_scores_are_those_of_the_models_own_likelihoods(tmp_path: Path, tiny_teacher_dir: Path, bos_ids: list[int]):
     pytest.importorskip("lm_eval")
     model = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_teacher_dir)
+    begin_texts_with(tokenizer, bos_ids)
     found = score(model, tokenizer, "tiny_choice", vocab_size=384, task_path=str(write_task(tmp_path)), batch_size=2)
 
+    def tokenize(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
     def log_likelihood(question: str, choice: str) -> float:
-        ids, start = tokenizer.encode(question + choice), len(tokenizer.encode(question))
+        ids, start = bos_ids + tokenize(question + choice), len(bos_ids + tokenize(question))
         with torch.no_grad():
             log_probs = model(torch.tensor([ids])).logits[0, :, : len(tokenizer)].log_softmax(-1)
         return sum(float(log_probs[place - 1, ids[place]]) for place in range(start, len(ids)))
