@@ -98,7 +98,8 @@ def test_of_a_folder_of_anybody_elses_cut_off_weights_are_the_callers_to_fix(fol
     _flip_a_bit(folder / "config.json")
     assert check_files(folder) == {}
     (folder / FILES[0]).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(ConfigError, match=r"model\.safetensors is no whole safetensors file"), whole_copy(
-        Store(str(folder))
+    with (
+        pytest.raises(ConfigError, match=r"model\.safetensors is no whole safetensors file"),
+        whole_copy(Store(str(folder))),
     ):
         pass
