@@ -133,7 +133,7 @@ def test_checkpoints_without_digests_are_gone_on_from(trained: DistillConfig, co
     for folder in _checkpoints(copy):
         record = json.loads((folder / "trainer.json").read_text())
         (folder / "trainer.json").write_text(json.dumps({"step": record["step"], "loader": record["loader"]}))
-    before, newest = _checkpoints(copy)
+    _, newest = _checkpoints(copy)
     _cut(newest / "optimizer.safetensors")
     train_student(copy)
     assert _losses(copy) == _losses(trained)
@@ -179,7 +179,7 @@ def test_with_ray_train_it_goes_on_alike(trained, copy, tiny_teacher_dir: Path, 
     """Also from the checkpoints that training in process left: how a run is executed is no part of it."""
     _forget_student(copy)
     config = _config(Path(copy.storage.root).parent, tiny_teacher_dir, workers=1)
-    before, newest = _checkpoints(copy)
+    _, newest = _checkpoints(copy)
     _flip(newest / "optimizer.safetensors")
     train_student(config)
     assert _losses(config) == pytest.approx(_losses(trained), rel=1e-5)
