@@ -87,7 +87,7 @@ def test_the_student_stops_where_its_documents_end_and_keeps_the_chat_templates(
     student, tiny_tokenizer_dir: Path, tmp_path: Path
 ):
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
-    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "bos_token": None})  # of a chat model: it ends a turn
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})  # of a chat model: it ends a turn
     tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
     student.generation_config = GenerationConfig(eos_token_id=7, temperature=0.6)  # which could not even be saved
     optimizer = make_optimizer(student, TrainConfig())
@@ -95,7 +95,7 @@ def test_the_student_stops_where_its_documents_end_and_keeps_the_chat_templates(
     export_checkpoint(tmp_path / "checkpoint", tmp_path / "student")
 
     found = GenerationConfig.from_pretrained(tmp_path / "student")
-    assert (found.eos_token_id, found.pad_token_id, found.bos_token_id) == (0, 0, None)
+    assert (found.eos_token_id, found.pad_token_id, found.bos_token_id) == (0, 0, 0)
     assert found.temperature in (None, 1.0)
     assert AutoTokenizer.from_pretrained(tmp_path / "student").chat_template == tokenizer.chat_template
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "student").generation_config.eos_token_id == 0
