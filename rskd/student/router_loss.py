@@ -26,11 +26,11 @@ class RouterLoss:
     def __init__(self, balance: Callable[..., Tensor], num_experts: int, num_active: int, coefficient: float):
         self.coefficient = coefficient
         self._balance, self._num_experts, self._num_active = balance, num_experts, num_active
-        self._router_logits: tuple[Tensor, ...] | None = None
+        self._output: Any = None
 
     def watch(self, decoder: Any, args: Any, output: Any) -> None:
         """Forward hook of the decoder."""
-        self._router_logits = output.router_logits
+        self._output = output
 
     def take(self) -> Tensor:
         """The loss of the last forward, a scalar with its gradient: num_experts · Σ_e f_e·P_e.
@@ -38,8 +38,10 @@ class RouterLoss:
         f_e is the mean number of tokens that chose expert e, P_e its mean probability, both over all tokens and layers
         of that forward: a balanced router of top k has k.
         """
-        router_logits, self._router_logits = self._router_logits, None
-        return self._balance(router_logits, self._num_experts, self._num_active)
+        output, self._output = self._output, None
+        if not output.router_logits:  # no layer has experts
+            return output.last_hidden_state.new_zeros(())
+        return self._balance(output.router_logits, self._num_experts, self._num_active)
 
 
 def balances_router(config: PreTrainedConfig) -> bool:
