@@ -7,6 +7,7 @@ Weights are a pure function of (config, teacher, seed), so that every worker and
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -115,7 +116,7 @@ def student_architecture(
         raise ConfigError(f"student {name} takes {limit} positions but corpus.seq_len={seq_len}: lower seq_len")
     if balances_router(architecture):
         with torch.device("meta"):
-            router_loss(AutoModelForCausalLM.from_config(architecture))  # refuses what it does not know
+            router_loss(AutoModelForCausalLM.from_config(copy.deepcopy(architecture)))  # refuses what it does not know
     return architecture
 
 
