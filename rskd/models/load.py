@@ -8,6 +8,7 @@ A model is loaded right or refused in one line: nothing is completed with random
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -109,7 +110,7 @@ def num_parameters(directory: str, *, trust_remote_code: bool = False) -> int:
 def model_without_weights(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """A model of this configuration on the meta device: its modules and shapes, in no time and memory."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
 
 
 def _attentions(

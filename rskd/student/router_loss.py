@@ -29,12 +29,14 @@ class RouterLoss:
         self.coefficient = coefficient
         self._balance, self._num_experts, self._num_active = balance, num_experts, num_active
         self._passes: list[list[Tensor]] = []  # router logits [tokens, experts] of each layer
+        self._zero: Tensor | None = None
 
     def watch(self, decoder: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
         """Forward hook of the decoder. Isolated documents may take several passes, with padding that is masked."""
         mask = kwargs.get("attention_mask")
-        layers = [logits.reshape(-1, logits.shape[-1]) for logits in output.router_logits]
+        layers = [logits.reshape(-1, logits.shape[-1]) for logits in output.router_logits or ()]
         self._passes.append(layers if mask is None else [logits[mask.flatten().bool()] for logits in layers])
+        self._zero = output.last_hidden_state.new_zeros(())
 
     def take(self) -> Tensor:
         """The loss of the passes since the last call, a scalar with its gradient: num_experts · Σ_e f_e·P_e.
@@ -43,7 +45,11 @@ class RouterLoss:
         of those passes: a balanced router of top k has k.
         """
         passes, self._passes = self._passes, []
-        return self._balance(tuple(map(torch.cat, zip(*passes))), self._num_experts, self._num_active)
+        layers = tuple(map(torch.cat, zip(*passes)))
+        if not layers:  # no layer has experts
+            assert self._zero is not None
+            return self._zero
+        return self._balance(layers, self._num_experts, self._num_active)
 
 
 def balances_router(config: PreTrainedConfig) -> bool:

@@ -116,3 +116,23 @@ def test_a_directory_with_a_config_alone_gives_a_random_student(tmp_path: Path):
     assert build_student(config, teacher_dir="unused", seed=0, **FIT).config.hidden_size == 16
     with pytest.raises(ConfigError, match=r"holds no model.safetensors"):
         build_student(config.model_copy(update={"init": "checkpoint"}), teacher_dir="unused", seed=0, **FIT)
+
+
+@pytest.mark.parametrize("section", [None, "student.model"])
+def test_a_quantised_models_architecture_gives_a_plain_student(tmp_path: Path, section: str | None):
+    """Its export would be read as quantised weights, which it does not hold."""
+    config = LlamaConfig(
+        vocab_size=384, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    config.quantization_config = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    config.save_pretrained(tmp_path / "quantised")
+    name = str(tmp_path / "quantised")
+    chosen = StudentConfig() if section is None else StudentConfig(model=name)
+    student = build_student(chosen, teacher_dir=name, seed=0, **FIT)
+    student.save_pretrained(tmp_path / "student")
+    assert "quantization_config" not in (tmp_path / "student" / "config.json").read_text()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), student.parameters()))
+    for init in ({"init": "teacher_layers", "num_layers": 1}, {"init": "checkpoint", "model": name}):
+        with pytest.raises(ConfigError, match=r"which are quantised \(gptq\): name a model that is not"):
+            student_architecture(StudentConfig(**init), teacher_dir=name, **FIT)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rskd.config import TrainConfig
 from rskd.errors import ConfigError
@@ -95,3 +95,21 @@ def test_export_refuses_what_it_cannot_do(student, tiny_tokenizer_dir: Path, tmp
     for unwritable in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/student")):
         with pytest.raises(ConfigError, match=r"directory: .* choose another directory"):
             export_checkpoint(tmp_path / "checkpoint", unwritable)
+
+
+def test_the_student_stops_where_its_documents_end_and_keeps_the_chat_templates(
+    student, tiny_tokenizer_dir: Path, tmp_path: Path
+):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})  # of a chat model: it ends a turn
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    student.generation_config = GenerationConfig(eos_token_id=7, temperature=0.6)  # which could not even be saved
+    optimizer = make_optimizer(student, TrainConfig())
+    save_checkpoint(tmp_path / "checkpoint", student, tokenizer, optimizer, PROGRESS, LOG)
+    export_checkpoint(tmp_path / "checkpoint", tmp_path / "student")
+
+    found = GenerationConfig.from_pretrained(tmp_path / "student")
+    assert (found.eos_token_id, found.pad_token_id, found.bos_token_id) == (0, 0, 0)
+    assert found.temperature in (None, 1.0)
+    assert AutoTokenizer.from_pretrained(tmp_path / "student").chat_template == tokenizer.chat_template
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "student").generation_config.eos_token_id == 0

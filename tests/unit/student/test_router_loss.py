@@ -84,6 +84,12 @@ def test_a_student_that_does_not_ask_has_none():
     assert _loss(_student(output_router_logits=False)).router_loss is None
 
 
+def test_without_a_layer_of_experts_it_is_0():
+    metrics = _step(_student("qwen3_moe", mlp_only_layers=[0, 1]))
+    assert metrics["router_aux_loss"] == 0
+    assert metrics["loss"] > 0
+
+
 def _step(student: PreTrainedModel, rows: slice = slice(None), **changes: Any) -> dict[str, float]:
     config = TrainConfig(
         **{"global_batch": ROWS, "micro_batch": ROWS, "precision": "float32", "grad_clip": 1e9} | changes
