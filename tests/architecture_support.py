@@ -1,6 +1,6 @@
 """What rskd supports of each architecture, measured on tiny models; written as a table into rskd/models/README.md.
 
-    python -m tests.architecture_support     # or: make architectures
+    make architectures
 
 The test of the same name measures again and compares.
 """

@@ -82,6 +82,11 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 4},
     "dots1": {"n_shared_experts": 1},
     "electra": {"embedding_size": 32},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 0,
+        "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+        "activation_sparsity_pattern": [0.0] * 4,
+    },
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "gptj": {"rotary_dim": 4},
     "granitemoehybrid": {

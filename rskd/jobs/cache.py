@@ -25,8 +25,8 @@ from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.corpus.sources import list_files, located
 from rskd.errors import ConfigError
 from rskd.jobs.cache_worker import CacheRun, TeacherWorker
+from rskd.jobs.corpus_head import check_packed_with, corpus_head
 from rskd.jobs.one_at_a_time import one_at_a_time
-from rskd.jobs.pack import check_packed_with, corpus_head
 from rskd.jobs.ray_session import ensure_ray
 from rskd.jobs.vllm_environment import VllmEnvironment
 from rskd.models.files import has_fingerprint, model_fingerprint, resolve_teacher, tensor_files

@@ -22,6 +22,7 @@ from rskd.evaluation import results
 from rskd.evaluation.downstream import find_tasks, mean_score
 from rskd.evaluation.language_modeling import METRICS, pct_ce_to_fullkd
 from rskd.inputs import inputs_first
+from rskd.jobs.corpus_head import corpus_head
 from rskd.jobs.evaluate_worker import (
     EvaluationRun,
     Findings,
@@ -31,7 +32,6 @@ from rskd.jobs.evaluate_worker import (
     evaluate_windows,
 )
 from rskd.jobs.one_at_a_time import one_at_a_time
-from rskd.jobs.pack import corpus_head
 from rskd.jobs.ray_session import ensure_ray, require_gpus
 from rskd.models.files import model_fingerprint, resolve_teacher
 from rskd.pages.figures import reliability_diagrams

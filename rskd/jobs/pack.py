@@ -13,77 +13,45 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from rskd.config import DistillConfig, RayConfig, SourceConfig
-from rskd.corpus.hold_out import HoldOut, choose_hold_out, content_hash, split_masks, split_shares
+from rskd.config import DistillConfig, RayConfig
+from rskd.corpus.hold_out import HoldOut, choose_hold_out, split_shares
 from rskd.corpus.packed_corpus import (
-    FORMAT_VERSION,
     MANIFEST_FILE,
     PARTS_FOLDER,
     TOTALS,
     CorpusManifest,
     PartInfo,
     read_manifest,
-    rows_per_group,
     write_manifest,
-    write_part,
 )
 from rskd.corpus.packing import (
     DocumentCounts,
     Share,
-    cut_windows,
     limited,
     repeated,
-    shuffled,
-    tail_of,
-    tokenize,
 )
-from rskd.corpus.sources import Group, list_files, located, new_groups, read_documents
-from rskd.corpus.vocabulary import check_ids, cut_ids
-from rskd.errors import CacheMismatchError, ConfigError, printable
+from rskd.corpus.sources import Group, list_files, located, new_groups
+from rskd.corpus.vocabulary import cut_ids
+from rskd.errors import CacheMismatchError
+from rskd.jobs.corpus_head import check_packed_with, corpus_head
 from rskd.jobs.one_at_a_time import one_at_a_time
+from rskd.jobs.pack_worker import Recipe, count_group, task_of, write_group
 from rskd.jobs.ray_session import ensure_ray
-from rskd.models.files import resolve_teacher
-from rskd.models.tokenizer import (
-    beginning_of_text,
-    end_of_text_id,
-    load_tokenizer,
-    tokenizer_fingerprint,
-    vocab_size_of_model,
-)
 from rskd.progress import progress_bar
 from rskd.storage import Store
 
 _logger = logging.getLogger(__name__)
 
 SPLITS: tuple[Literal["train"], Literal["eval"]] = ("train", "eval")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What every task has to know; `uris` has the folder of each split, absolute as a worker must call it."""
-
-    source: SourceConfig
-    tokenizer: Tokenizer
-    vocab_size: int
-    end_of_text_id: int
-    bos: str
-    bos_ids: list[int]
-    seq_len: int
-    seed: int
-    windows_per_part: int
-    rows_per_group: int
-    uris: dict[str, str]
 
 
 @one_at_a_time
@@ -145,43 +113,6 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     return _summary(config, manifests, started, skipped=False)
 
 
-def corpus_head(config: DistillConfig) -> tuple[dict[str, Any], Tokenizer]:
-    """What a manifest says before anything is packed, and the tokenizer, which must be the teacher's.
-
-    `vocab_size` is the teacher's number of output rows where its tokenizer has more ids.
-    """
-    corpus, teacher = config.corpus, config.teacher
-    teacher_dir = resolve_teacher(config)
-    tokenizer = load_tokenizer(teacher_dir, trust_remote_code=teacher.trust_remote_code)
-    fingerprint = tokenizer_fingerprint(tokenizer)
-    if corpus.tokenizer and tokenizer_fingerprint(load_tokenizer(corpus.tokenizer)) != fingerprint:
-        raise ConfigError(
-            f"corpus.tokenizer={corpus.tokenizer} gives other ids than the tokenizer of teacher {teacher.model}: "
-            "remove the key, or name the teacher's tokenizer"
-        )
-    num_ids = vocab_size_of_model(tokenizer, teacher_dir, trust_remote_code=teacher.trust_remote_code)
-    bos = beginning_of_text(tokenizer, corpus.bos, num_ids=num_ids, isolated=corpus.isolate_documents)
-    head = {
-        "format_version": FORMAT_VERSION,
-        "source": corpus.source.model_dump(mode="json"),
-        "tokenizer": {
-            "name": corpus.tokenizer or teacher.model,
-            "fingerprint": fingerprint,
-            "vocab_size": num_ids,
-            "end_of_text_id": end_of_text_id(tokenizer),
-            "bos_ids": list(bos.ids),
-        },
-        "bos": bos.mode,
-        "seq_len": corpus.seq_len,
-        "seed": corpus.seed,
-        "isolate_documents": corpus.isolate_documents,
-        "windows_per_part": corpus.windows_per_part,
-        "rows_per_group": rows_per_group(corpus.seq_len),
-        "max_windows": corpus.max_windows,
-    }
-    return head, tokenizer.backend_tokenizer
-
-
 def _packed(config: DistillConfig, head: dict[str, Any]) -> dict[str, CorpusManifest] | None:
     """The manifests of both splits, with the groups that both have; None if a first pack did not come to its end.
 
@@ -202,32 +133,6 @@ def _packed(config: DistillConfig, head: dict[str, Any]) -> dict[str, CorpusMani
         )
     num_groups = min(len(manifest.groups) for manifest in found.values())
     return {split: manifest.up_to(num_groups) for split, manifest in found.items()}
-
-
-def check_packed_with(head: dict[str, Any], manifest: CorpusManifest, uri: str) -> None:
-    """CacheMismatchError, naming the setting, if the corpus at `uri` was packed with others than `corpus_head` says."""
-    old, new = _settings(manifest.head), _settings(head)
-    for name in old:
-        if old[name] != new[name]:
-            is_value = name.startswith("corpus.") and old[name] is not None
-            undo = f"set {name}={old[name]}" if is_value else "undo the change"
-            raise CacheMismatchError(
-                f"{uri} was packed with {name}={old[name]}, not {new[name]}: {undo}, choose another name, or "
-                f"remove {uri.rpartition('/')[0]}"
-            )
-
-
-def _settings(head: dict[str, Any]) -> dict[str, Any]:
-    """What the windows depend on, by the name in the config."""
-    names = ("seq_len", "seed", "isolate_documents", "windows_per_part", "max_windows")
-    return {
-        **{f"corpus.source.{name}": value for name, value in SourceConfig.model_validate(head["source"])},
-        "tokenizer fingerprint": head["tokenizer"]["fingerprint"],
-        "vocab_size": head["tokenizer"]["vocab_size"],  # len(tokenizer) in corpora of before its holes counted
-        "corpus.bos": head.get("bos", "none"),
-        "bos_ids": head["tokenizer"].get("bos_ids", []),  # absent from corpora of before corpus.bos
-        **{f"corpus.{name}": head[name] for name in names},
-    }
 
 
 def _nothing_packed(
@@ -253,30 +158,15 @@ def _remove_other_parts(config: DistillConfig, manifests: dict[str, CorpusManife
 
 def _count(ray: RayConfig, recipe: Recipe, groups: dict[int, Group]) -> dict[int, DocumentCounts]:
     """Pass 1: the hash and number of tokens of every document, by group."""
-    rows = [_task(index, group) for index, group in groups.items()]
+    rows = [task_of(index, group) for index, group in groups.items()]
     counts = {}
     with progress_bar("count groups", len(rows)) as advance:
-        for row in _run(ray, partial(_count_group, recipe), rows):
+        for row in _run(ray, partial(count_group, recipe), rows):
             counts[row["group"]] = DocumentCounts(
                 np.frombuffer(row["hashes"], np.uint64), np.frombuffer(row["num_tokens"], np.int64)
             )
             advance()
     return {index: counts[index] for index in groups}
-
-
-def _task(index: int, group: Group) -> dict[str, Any]:
-    """A row for a task on a group. Its files are JSON: Arrow, by which Ray sends rows, refuses names of other bytes."""
-    return {"group": index, "files": json.dumps(group.to_dict())}
-
-
-def _group(row: dict[str, Any]) -> Group:
-    return Group.from_dict(json.loads(row["files"]))
-
-
-def _count_group(recipe: Recipe, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    hashes, documents = _tokenized(recipe, _group(row))
-    num_tokens = np.array([len(document) for document in documents], np.int64)
-    yield {"group": row["group"], "hashes": hashes.tobytes(), "num_tokens": num_tokens.tobytes()}
 
 
 def _shares(
@@ -337,59 +227,18 @@ def _write(
     hold_out: HoldOut,
 ) -> tuple[dict[str, list[PartInfo]], dict[str, list[int]]]:
     """Pass 2: the parts of each split, and the tail of the last group."""
-    rows = [_task(index, group) | places[index] for index, group in groups.items()]
+    rows = [task_of(index, group) | places[index] for index, group in groups.items()]
     parts: dict[str, list[PartInfo]] = {split: [] for split in SPLITS}
     tails: dict[str, list[int]] = {}
     total = sum(row[split]["windows"] for row in rows for split in SPLITS)
     with progress_bar("pack windows", total) as advance:
-        for row in _run(ray, partial(_write_group, recipe, hold_out), rows):
+        for row in _run(ray, partial(write_group, recipe, hold_out), rows):
             written = [PartInfo(**part) for part in json.loads(row["parts"])]
             parts[row["split"]] += written
             if row["group"] == max(groups):
                 tails[row["split"]] = np.frombuffer(row["tail"], np.int32).tolist()
             advance(sum(part.rows for part in written))
     return parts, tails
-
-
-def _write_group(recipe: Recipe, hold_out: HoldOut, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A row for each split: its parts, as JSON, and its tail."""
-    group = _group(row)
-    hashes, documents = _tokenized(recipe, group)
-    order = shuffled(len(documents), seed=recipe.seed, group=row["group"])
-    first_id = recipe.bos_ids[0] if recipe.bos == "window" else None
-    for split, mask in split_masks(hashes, hold_out).items():
-        place = row[split]
-        kept = [np.frombuffer(place["carried"], np.int32), *(documents[index] for index in order if mask[index])]
-        windows = cut_windows(kept, recipe.seq_len, first_id=first_id)[: place["windows"]]
-        if len(windows) != place["windows"]:
-            names = ", ".join(printable(file.name) for file in group.files[:3])
-            raise ConfigError(f"the corpus source changed while it was packed ({names}): run rskd pack again")
-        parts = json.dumps([asdict(part) for part in _write_parts(recipe, split, place, windows)])
-        tail = tail_of(kept, len(windows), recipe.seq_len).tobytes()
-        yield {"group": row["group"], "split": split, "parts": parts, "tail": tail}
-
-
-def _write_parts(recipe: Recipe, split: str, place: dict[str, Any], windows: np.ndarray) -> Iterator[PartInfo]:
-    store = Store(recipe.uris[split])
-    for number, start in enumerate(range(0, len(windows), recipe.windows_per_part)):
-        chunk = windows[start : start + recipe.windows_per_part]
-        index, first_row = place["first_part"] + number, place["first_row"] + start
-        yield write_part(store, index, first_row, chunk, rows_per_group=recipe.rows_per_group)
-
-
-def _tokenized(recipe: Recipe, group: Group) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Content hashes, uint64, and token ids of the documents of a group."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU
-    hashes: list[int] = []
-
-    def hashed_texts() -> Iterator[str]:
-        for text in read_documents(recipe.source, group):
-            hashes.append(content_hash(text))
-            yield text
-
-    documents = list(tokenize(recipe.tokenizer, hashed_texts(), recipe.end_of_text_id, recipe.bos_ids))
-    check_ids(documents, recipe.tokenizer, recipe.vocab_size)
-    return np.array(hashes, np.uint64), documents
 
 
 def _run(

@@ -25,8 +25,8 @@ from rskd.cores import warn_of_threads
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.errors import CacheMismatchError, ConfigError, CorruptPartError, MissingOutputError
 from rskd.inputs import inputs_first
+from rskd.jobs.corpus_head import corpus_head
 from rskd.jobs.one_at_a_time import one_at_a_time
-from rskd.jobs.pack import corpus_head
 from rskd.jobs.training.in_process import train_in_process
 from rskd.jobs.training.run import TrainingRun
 from rskd.models.digests import RESULT_FILE, Files, check_files, check_sizes, whole_copy

@@ -6,6 +6,7 @@ from architecture_support import committed, measure
 from made_architectures import MODEL_TYPES
 
 COMMITTED = committed()
+pytestmark = pytest.mark.architectures
 
 
 @pytest.fixture(autouse=True)
