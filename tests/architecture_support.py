@@ -124,7 +124,8 @@ def table(rows: list[Support]) -> str:
 
 def committed() -> dict[str, Support]:
     """The rows of the table in the README, by model type."""
-    rows = re.findall(r"^\| `(.*)` \| (.*) \|$", README.read_text(), re.MULTILINE)
+    written = README.read_text().partition(_BEGIN)[2].partition(_END)[0]
+    rows = re.findall(r"^\| `(.*)` \| (.*) \|$", written, re.MULTILINE)
     return {name: Support(name, *cells.split(" | ")) for name, cells in rows}
 
 
