@@ -27,7 +27,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torc
 _SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
 # Settings that scale logits, with the power that they have there. Granite and MiniCPM3 divide.
 _LOGIT_SCALES: dict[str, dict[str, int]] = {
-    "": {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1},
+    "": {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1, "logits_mup_width_multiplier": -1},
     "hyperclovax": {"logits_scaling": 1},
     "mpt": {},  # Transformers leaves MPT's logit_scale out
 }

@@ -14,6 +14,7 @@ SCALED = {
     "gemma2": {"final_logit_softcapping": 3.0},
     "granite": {"logits_scaling": 8.0},
     "hyperclovax": {"logits_scaling": 0.0625},
+    "inkling_text": {"logits_mup_width_multiplier": 3.0},
     "minicpm3": {},
     "mpt": {"logit_scale": 0.25},
     "phi": {},  # a bias
