@@ -30,7 +30,7 @@ from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.training.in_process import train_in_process
 from rskd.jobs.training.run import TrainingRun
 from rskd.models.digests import RESULT_FILE, Files, check_files, check_sizes, whole_copy
-from rskd.models.files import model_fingerprint, resolve_teacher
+from rskd.models.files import has_fingerprint, model_fingerprint, resolve_teacher
 from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.student.architecture import student_architecture
@@ -103,7 +103,7 @@ def _prepare(config: DistillConfig, student: str) -> tuple[TrainingRun, LogitCac
     fit = {key: head["tokenizer"][key] for key in ("vocab_size", "end_of_text_id")} | {"seq_len": head["seq_len"]}
     architecture = student_architecture(spec.student, teacher_dir=teacher_dir, **fit)
     with inputs_first(config):
-        source = _open_source(config, spec, head)
+        source = _open_source(config, spec, head, teacher_dir)
     run = TrainingRun(
         spec=spec,
         teacher=config.teacher,
@@ -118,7 +118,9 @@ def _prepare(config: DistillConfig, student: str) -> tuple[TrainingRun, LogitCac
     return run, source
 
 
-def _open_source(config: DistillConfig, spec: StudentSpec, head: dict[str, Any]) -> LogitCache | PackedCorpus:
+def _open_source(
+    config: DistillConfig, spec: StudentSpec, head: dict[str, Any], teacher_dir: str
+) -> LogitCache | PackedCorpus:
     """The cache (sparse_kd) or the packed corpus, checked against `corpus_head(config)`.
 
     Both give the same windows in the same order, so students that differ in their objective alone are paired.
@@ -127,6 +129,7 @@ def _open_source(config: DistillConfig, spec: StudentSpec, head: dict[str, Any])
     if spec.objective.kind == "sparse_kd":
         source = LogitCache.open(config.cache_uri(spec.sampling))
         corpus = source.manifest.corpus
+        _check_made_with(source, config, spec.sampling, teacher_dir)
         if packed.exists("manifest.json"):  # a cache alone is enough to train from
             _check_covers(source, PackedCorpus.open(packed.uri))
     else:
@@ -149,6 +152,27 @@ def _open_source(config: DistillConfig, spec: StudentSpec, head: dict[str, Any])
     if source.num_rows < batch:
         raise ConfigError(f"train.global_batch={batch} exceeds the {source.num_rows} windows of {source.uri}: lower it")
     return source
+
+
+def _check_made_with(cache: LogitCache, config: DistillConfig, sampling: str, teacher_dir: str) -> None:
+    """CacheMismatchError, naming the key, unless the cache has the sampling and the teacher of the configuration."""
+    made_by, teacher = cache.manifest.teacher, config.teacher
+    same_model = has_fingerprint(teacher_dir, made_by["fingerprint"])
+    found_and_wanted = {
+        **{
+            f"sampling.{key}": (cache.manifest.sampling.get(key), value)
+            for key, value in config.cache_samplings[sampling].model_dump(mode="json").items()
+        },
+        **{f"teacher.{key}": (made_by[key], getattr(teacher, key)) for key in ("dtype", "engine")},
+        "teacher.quantization": (made_by.get("quantization"), teacher.quantization),
+        "teacher.model": (made_by["model"], made_by["model"] if same_model else f"{teacher.model} (as it is now)"),
+    }
+    for name, (found, wanted) in found_and_wanted.items():
+        if found != wanted:
+            raise CacheMismatchError(
+                f"cache {cache.uri} was made with {name}={found}, not {wanted}: undo the change, or choose another "
+                "name for the run or the sampling and run rskd cache"
+            )
 
 
 def _check_covers(cache: LogitCache, corpus: PackedCorpus) -> None:

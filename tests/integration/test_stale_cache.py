@@ -1,0 +1,67 @@
+"""A student learns from the cache that the configuration describes, or not at all."""
+
+import shutil
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from rskd.config import DistillConfig, validate_config
+from rskd.errors import CacheMismatchError
+from rskd.jobs.cache import cache_logits
+from rskd.jobs.pack import pack_corpus
+from rskd.jobs.train import train_student
+
+
+def config_of(root: Path, model: Path, **sections) -> DistillConfig:
+    content = {
+        "name": "tiny",
+        "storage": {"root": str(root / "store")},
+        "corpus": {"source": {"kind": "text", "uri": str(root / "text")}, "seq_len": 16, "eval_windows": 2},
+        "teacher": {"model": str(model), "dtype": "float32", "threads_per_worker": 1},
+        "train": {"steps": 1, "global_batch": 2, "precision": "float32", "workers": 0, "threads_per_worker": 1},
+        "ray": {"enabled": False},
+        "tracking": {"enabled": False},
+    }
+    for name, section in sections.items():
+        content[name] = content.get(name, {}) | section
+    return validate_config(content)
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory, tiny_teacher_dir: Path) -> Path:
+    root = tmp_path_factory.mktemp("cached")
+    (root / "text").mkdir()
+    for name in sorted(topics)[:8]:
+        (root / "text" / f"{name}.txt").write_text(topics[name])
+    config = config_of(root, tiny_teacher_dir)
+    pack_corpus(config)
+    cache_logits(config)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"sampling": {"method": "top_k", "k": 5}}, "made with sampling.method=systematic, not top_k"),
+        ({"sampling": {"num_samples": 23}}, "made with sampling.num_samples=22, not 23"),
+        ({"sampling": {"statistics": ["entropy"]}}, r"made with sampling.statistics=\[\], not \['entropy'\]"),
+        ({"teacher": {"dtype": "bfloat16"}}, "made with teacher.dtype=float32, not bfloat16"),
+    ],
+)
+def test_a_cache_of_another_setting_is_refused_by_its_key(cached, tiny_teacher_dir, sections, problem):
+    with pytest.raises(CacheMismatchError, match=problem) as caught:
+        train_student(config_of(cached, tiny_teacher_dir, **sections))
+    assert "run rskd cache" in str(caught.value)
+
+
+def test_a_cache_of_another_teacher_is_refused_and_one_of_a_moved_teacher_is_not(cached, tiny_teacher_dir, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_teacher_dir, moved)
+    train_student(config_of(cached, moved))
+    model = AutoModelForCausalLM.from_pretrained(moved)
+    model.lm_head.weight.data += 0.01
+    model.save_pretrained(moved)
+    with pytest.raises(CacheMismatchError, match=r"made with teacher.model=.*, not .*moved \(as it is now\)"):
+        train_student(config_of(cached, moved))
