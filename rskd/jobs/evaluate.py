@@ -72,7 +72,7 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
     if config.evaluate.tasks:
         find_tasks(config.evaluate.tasks, config.evaluate.task_path)
     with inputs_first(config):
-        corpus = _open_corpus(config)
+        corpus = _open_corpus(config, teacher_dir)
         parts = _parts(config, corpus, teacher_dir)
     pending = [part for part in parts if not _is_done(store, part)]
     failures: list[ConfigError] = []
@@ -155,10 +155,10 @@ def evaluation_run(
     )
 
 
-def _open_corpus(config: DistillConfig) -> PackedCorpus:
+def _open_corpus(config: DistillConfig, teacher_dir: str) -> PackedCorpus:
     """The held-out windows, made with the settings of `config`."""
     corpus = PackedCorpus.open(config.corpus_uri("eval"))
-    head, _ = corpus_head(config)
+    head, _ = corpus_head(config, teacher_dir)
     for setting in ("seq_len", "seed", "isolate_documents", "bos"):
         found, wanted = getattr(corpus.manifest, setting), head[setting]
         if found != wanted:

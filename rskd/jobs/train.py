@@ -93,7 +93,7 @@ def _prepare(config: DistillConfig, student: str) -> tuple[TrainingRun, LogitCac
     spec = config.student_specs[student]
     Store(config.storage.root).check_writable()
     teacher_dir = resolve_teacher(config)
-    head, _ = corpus_head(config)
+    head, _ = corpus_head(config, teacher_dir)
     if spec.student.model is not None:
         model = _absolute(spec.student.model)
         if spec.student.init == "checkpoint" and Path(model).is_dir():
@@ -119,7 +119,7 @@ def _prepare(config: DistillConfig, student: str) -> tuple[TrainingRun, LogitCac
 
 
 def _open_source(config: DistillConfig, spec: StudentSpec, head: dict[str, Any]) -> LogitCache | PackedCorpus:
-    """The cache (sparse_kd) or the packed corpus, checked against `corpus_head(config)`.
+    """The cache (sparse_kd) or the packed corpus, checked against `corpus_head`.
 
     Both give the same windows in the same order, so students that differ in their objective alone are paired.
     """

@@ -94,6 +94,11 @@ def isolates_by_positions(model: PreTrainedModel) -> bool:
     return _isolates_by_positions[model]
 
 
+def attention_without_flash(config: PreTrainedConfig) -> str:
+    """sdpa, or eager for an attention soft-cap (Gemma 2), which torch's sdpa kernels do not know."""
+    return "sdpa" if getattr(config.get_text_config(), "attn_logit_softcapping", None) is None else "eager"
+
+
 def can_isolate(model: PreTrainedModel) -> bool:
     """Whether `hidden_states` isolates the documents of a window: measured on random tokens."""
     return isolates_by_positions(model) or _isolates(model, by_positions=False)

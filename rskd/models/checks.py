@@ -14,7 +14,15 @@ import torch
 from transformers import PreTrainedModel
 
 from rskd.errors import ConfigError, first_line
-from rskd.models.causal_lm import FLASH_ATTENTION, can_isolate, close, hidden_states, output_head, probe_ids
+from rskd.models.causal_lm import (
+    FLASH_ATTENTION,
+    attention_without_flash,
+    can_isolate,
+    close,
+    hidden_states,
+    output_head,
+    probe_ids,
+)
 
 _PROBED_TOKENS = 16
 
@@ -49,12 +57,12 @@ def check_computation(model: PreTrainedModel, named: str, *, isolated: bool = Fa
 
 @contextmanager
 def runnable(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, sdpa where FlashAttention cannot run: a student has its GPU and half precision in training alone."""
+    """Another attention where FlashAttention cannot run: a student has its GPU and half precision in training alone."""
     flash = model.config._attn_implementation == FLASH_ATTENTION
     if not flash or (model.device.type == "cuda" and model.dtype != torch.float32):
         yield
         return
-    model.config._attn_implementation = "sdpa"
+    model.config._attn_implementation = attention_without_flash(model.config)
     try:
         yield
     finally:
