@@ -214,12 +214,12 @@ def _with_gap_covered(config: DistillConfig, models: Findings) -> Findings:
 
 
 def summary(model: dict[str, Any]) -> dict[str, Any]:
-    """What is told of a model: METRICS, and the values without their errors of what else was found."""
-    told = {metric: model[metric] for metric in (*METRICS, GAP_COVERED, "speculative") if metric in model}
+    """What is reported of a model: METRICS, and the values without their errors of what else was found."""
+    reported = {metric: model[metric] for metric in (*METRICS, GAP_COVERED, "speculative") if metric in model}
     if "tasks" in model:
-        told["tasks"] = {task: _values(metrics) for task, metrics in model["tasks"].items()}
-        told["zero_shot_score"] = mean_score(model["tasks"])
-    return told
+        reported["tasks"] = {task: _values(metrics) for task, metrics in model["tasks"].items()}
+        reported["zero_shot_score"] = mean_score(model["tasks"])
+    return reported
 
 
 def _logged(part: Part, found: dict[str, Any]) -> dict[str, float]:

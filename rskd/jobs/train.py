@@ -4,7 +4,7 @@
                               └── metrics of every step ─► progress bar and tracking
 
 A run is named by the digest of all that its result depends on. So the newest whole checkpoint of the same run is found
-after a lost worker as after a lost driver, and a changed configuration starts anew.
+after a lost worker as after a lost driver, and a changed configuration starts from the beginning.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def _is_whole(student: Store, record: dict[str, Any]) -> bool:
     try:
         check_sizes(student, record)
     except (MissingOutputError, CorruptPartError) as error:
-        _logger.warning("student is made again from its last checkpoint: %s", error)
+        _logger.warning("student is written again from its last checkpoint: %s", error)
         return False
     return True
 
