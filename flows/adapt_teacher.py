@@ -6,7 +6,7 @@
                                                                            └─► teacher.model of the next configuration
 
 The teacher may have been trained on other data than the student will see. A short while of training on the corpus
-mends that. The result is a Hugging Face directory that either engine loads. `--compare` distils the configuration
+fixes that. The result is a Hugging Face directory that either engine loads. `--compare` distils the configuration
 twice, from the teacher as it was and from the adapted one, and shows the students of both.
 """
 

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from rskd import environment
 from rskd.config import load_config
-from rskd.errors import OutputError, explained_by
+from rskd.errors import OutputError, explained_by, first_line
 
 if TYPE_CHECKING:
     from rskd.cache.histogram import Histogram
@@ -108,8 +108,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return f"{error.format_message()} (see rskd --help)", error.exit_code
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return "stopped; what was finished is kept, run again to go on", INTERRUPTED
-    first_line = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {first_line} (--debug shows where)", 1
+    return f"{type(error).__name__}: {first_line(error, 1000)} (--debug shows where)", 1
 
 
 @contextmanager
@@ -257,7 +256,7 @@ def inspect(
 @app.command()
 def verify(
     uri: UriArgument,
-    repair: Annotated[bool, typer.Option(help="Remove what is corrupt, so that a rerun makes it anew.")] = False,
+    repair: Annotated[bool, typer.Option(help="Remove what is corrupt, so that a rerun recomputes it.")] = False,
 ) -> Outcome:
     """Check every file of a cache."""
     from rskd.cache.verify import verify as verify_cache

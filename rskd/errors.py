@@ -2,7 +2,7 @@
 
 
 class RskdError(Exception):
-    """Something that rskd can explain in one line: the rule, the value, the mend."""
+    """Something that rskd can explain in one line: the rule, the value, the fix."""
 
     exit_code = 1
 
@@ -65,7 +65,7 @@ def explained_by(error: BaseException) -> RskdError | None:
 def first_line(error: BaseException | str, length: int = 160) -> str:
     """What an error of another library says, as one line; its type where it says nothing."""
     lines = [line.strip() for line in str(error).splitlines()]
-    told = next((line for line in lines if line), type(error).__name__)
-    if told.endswith(":") and len(lines) > 1:  # a heading
-        told = " ".join(filter(None, lines[:3]))
-    return told if len(told) <= length else told[: length - 2] + " …"
+    said = next((line for line in lines if line), type(error).__name__)
+    if said.endswith(":") and len(lines) > 1:  # a heading
+        said = " ".join(filter(None, lines[:3]))
+    return said if len(said) <= length else said[: length - 2] + " …"

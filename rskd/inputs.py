@@ -13,7 +13,7 @@ from rskd.models.files import check_model
 
 @contextmanager
 def inputs_first(config: DistillConfig) -> Iterator[None]:
-    """Where an output turns out to be missing, a corpus source or teacher that is missing too is told: ConfigError.
+    """Where an output turns out to be missing, report a corpus source or teacher that is missing too: ConfigError.
 
     Neither is needed where the output is there: a student is trained from a cache far from the text.
     """

@@ -1,9 +1,9 @@
 """S3 whose outages are waited for, where the store is known to be there.
 
     request ─► no connection, 5xx, 429 ─► the store has answered before? ─► wait, ask again ─► … ─► answer, or give up
-                                          else: botocore's own few retries, so that a wrong endpoint is told in seconds
+                                          else: botocore's own few retries, so a wrong endpoint is reported in seconds
 
-What refuses (403 and the like) is an answer, and no retry mends it.
+What refuses (403 and the like) is an answer, which a retry does not change.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Store:
 
     @property
     def fs(self) -> Any:
-        """The fsspec filesystem, made anew in a forked process: connections to S3 stay behind."""
+        """The fsspec filesystem, another one in a forked process: connections to S3 stay behind."""
         if self._pid != os.getpid():
             _inherited.append(self._fs)
             self._fs, self._pid = _filesystem("file" if self.is_local else "s3"), os.getpid()

@@ -1,4 +1,6 @@
-"""What rskd supports of each architecture, measured on tiny models; written as a table into rskd/models/README.md.
+"""What rskd supports of each architecture, measured on tiny models.
+
+Written as a table into rskd/models/README.md, and in short into README.md.
 
     make architectures
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,9 +30,11 @@ from rskd.models.causal_lm import close, hidden_states, isolates_by_positions, o
 from rskd.models.load import load_model
 from rskd.student.architecture import build_student
 
-README = Path(__file__).parent.parent / "rskd" / "models" / "README.md"
+ROOT = Path(__file__).parent.parent
+TABLE, SHORT = ROOT / "rskd" / "models" / "README.md", ROOT / "README.md"
 HEAD = ("architecture", "class", "loaded", "documents", "attention", "layers of the teacher")
 _BEGIN, _END = "<!-- architectures: made by `make architectures` -->", "<!-- end of architectures -->"
+OUTCOMES = ("yes", "refused", "not tried")  # how `Support.loaded` begins
 _END_OF_TEXT, _SEQ_LEN = 1, 24
 
 
@@ -109,32 +114,51 @@ def _reason(error: ConfigError, class_name: str) -> str:
     return re.sub(rf"^model:? (?:{class_name} )?|: (?:choose another|name a).*$", "", str(error))
 
 
-def table(rows: list[Support]) -> str:
-    """The table and what it sums up to, as Markdown."""
-    supported = [row for row in rows if row.loaded == "yes"]
-    refused = [row for row in rows if row.loaded.startswith("refused")]
-    summary = (
-        f"Of the {len(rows)} architectures of Transformers {transformers.__version__} that have a causal LM, "
-        f"{len(supported)} are supported, {len(refused)} refused by name, and "
-        f"{len(rows) - len(supported) - len(refused)} could not be built small enough to try."
+def summary(rows: Iterable[Support]) -> str:
+    """How many are supported, and which are not, as Markdown."""
+    names = {outcome: [f"`{row.model_type}`" for row in rows if row.loaded.startswith(outcome)] for outcome in OUTCOMES}
+    supported, refused, not_tried = names.values()
+    total = sum(map(len, names.values()))
+    return "\n".join(
+        [
+            f"Of the {total} architectures of Transformers {transformers.__version__} that have a causal LM, "
+            f"{len(supported)} are supported, {len(refused)} refused by name, and {len(not_tried)} could not be built small "
+            "enough to try.",
+            "",
+            f"- Refused: {', '.join(refused)}.",
+            f"- Not tried: {', '.join(not_tried)}.",
+        ]
     )
+
+
+def table(rows: Iterable[Support]) -> str:
+    """A row for each architecture, as Markdown."""
     lines = [" | ".join(cells) for cells in (HEAD, ["---"] * len(HEAD), *([f"`{row[0]}`", *row[1:]] for row in rows))]
-    return "\n".join([summary, "", *(f"| {line} |" for line in lines)])
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def section(file: Path) -> str:
+    """What was written into a README."""
+    return file.read_text().partition(_BEGIN)[2].partition(_END)[0].strip()
 
 
 def committed() -> dict[str, Support]:
-    """The rows of the table in the README, by model type."""
-    written = README.read_text().partition(_BEGIN)[2].partition(_END)[0]
-    rows = re.findall(r"^\| `(.*)` \| (.*) \|$", written, re.MULTILINE)
+    """The rows of the table, by model type."""
+    rows = re.findall(r"^\| `(.*)` \| (.*) \|$", section(TABLE), re.MULTILINE)
     return {name: Support(name, *cells.split(" | ")) for name, cells in rows}
 
 
+def write(rows: Collection[Support]) -> None:
+    """Write both sections."""
+    for file, text in ((TABLE, f"{summary(rows)}\n\n{table(rows)}"), (SHORT, summary(rows))):
+        before, _, rest = file.read_text().partition(_BEGIN)
+        file.write_text(f"{before}{_BEGIN}\n\n{text}\n\n{_END}{rest.partition(_END)[2]}")
+
+
 def main() -> None:
-    """Measure all architectures and write the table."""
+    """Measure all architectures and write what was found."""
     transformers.logging.set_verbosity_error()
-    rows = [measure(model_type) for model_type in sorted(MODEL_TYPES)]
-    before, _, rest = README.read_text().partition(_BEGIN)
-    README.write_text(f"{before}{_BEGIN}\n\n{table(rows)}\n\n{_END}{rest.partition(_END)[2]}")
+    write([measure(model_type) for model_type in sorted(MODEL_TYPES)])
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def manifest_name(generation: int) -> str:
 
 
 def corrupt_part(uri: str, index: int, problem: str) -> CorruptPartError:
-    """The error that names a part, what is wrong with it, and the mend."""
+    """The error that names a part, what is wrong with it, and the fix."""
     return CorruptPartError(
         f"{part_name(index)} of cache {uri} {problem}: run rskd verify --repair on it, then rskd cache"
     )

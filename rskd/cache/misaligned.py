@@ -1,6 +1,6 @@
 """A cache whose students read other contexts than its teacher did, to measure what that costs (paper, D.3, Table 13).
 
-    part ─► its documents in another order, cut into windows anew; each token keeps its targets ─► part of the copy
+    part ─► its documents in another order, cut into windows again; each token keeps its targets ─► part of the copy
 
 A token then stands behind other documents, and at another place in its window, than when the teacher gave its targets:
 the paper's different shuffle seeds of teacher and student. Everything that reads a cache refuses the copy, since its

@@ -40,7 +40,7 @@ from rskd.cache.manifest import (
     read_manifest,
 )
 from rskd.cache.rows import CacheRows, RowGroup
-from rskd.errors import ConfigError, MissingOutputError
+from rskd.errors import ConfigError, MissingOutputError, first_line
 from rskd.storage import Store
 
 _OPEN_PARTS = 1024  # whose footers are kept
@@ -158,8 +158,7 @@ class LogitCache:
         except MissingOutputError:
             raise corrupt_part(self.uri, record.index, f"is missing ({record.file})") from None
         except (OSError, pa.ArrowException) as error:
-            problem = str(error).splitlines()[0]
-            raise corrupt_part(self.uri, record.index, f"cannot be read ({problem})") from None
+            raise corrupt_part(self.uri, record.index, f"cannot be read ({first_line(error)})") from None
         self._check_rows(table, group, record)
         return RowGroup.of_table(table, self._layout)
 

@@ -1,6 +1,6 @@
 """Checks of a whole cache.
 
-    manifests, commit records, part files ─► problems by part ─► (repair) removed, so that a rerun makes them anew
+    manifests, commit records, part files ─► problems by part ─► (repair) removed, so that a rerun recomputes them
 
 A repair that removes anything a reader needs removes the manifests first: the cache is unfinished until `rskd cache`
 has recomputed what is missing, and readers refuse it.
@@ -69,7 +69,7 @@ class VerifyReport:
 def verify(uri: str, *, repair: bool = False) -> VerifyReport:
     """Check every file of a cache: digests and hashes, and that rows and entries are what they must be.
 
-    `repair` removes what is bad, so that a rerun makes it anew, orphans and unfinished uploads; not while a job writes
+    `repair` removes what is bad, so that a rerun recomputes it, orphans and unfinished uploads; not while a job writes
     the cache.
     Raises MissingOutputError if there is no cache.
     """

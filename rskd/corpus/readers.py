@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from rskd.corpus.columns import column_path, texts_of
 from rskd.corpus.compressed import codec, decompressed
 from rskd.corpus.decoding import decoded
-from rskd.errors import ConfigError, printable
+from rskd.errors import ConfigError, first_line, printable
 from rskd.storage import Store
 
 TOPICS_FILE = "pydoc_data/topics.py"
@@ -129,9 +129,8 @@ def parquet(store: Store, file: FileRange, field: str) -> Iterator[str | None]:
             for batch in rows.iter_batches(row_groups=groups, columns=[".".join(path)]):
                 yield from texts_of(batch, path, name)
         except (pa.ArrowException, OSError) as error:
-            reason = str(error).partition("\n")[0]
             raise ConfigError(
-                f"{name} of the corpus source is not a Parquet file that can be read ({reason}): replace it"
+                f"{name} of the corpus source is not a Parquet file that can be read ({first_line(error)}): replace it"
             ) from None
 
 

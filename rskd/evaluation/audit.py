@@ -28,7 +28,7 @@ from torch import Tensor
 from rskd.cache.reader import LogitCache
 from rskd.config import StorageConfig, TeacherConfig
 from rskd.errors import CacheMismatchError
-from rskd.models.files import check_model, has_fingerprint, resolve_model
+from rskd.models.files import check_model, model_fingerprints, resolve_model
 from rskd.models.output_head import OutputHead
 from rskd.progress import progress_bar
 from rskd.rng import permutation, position_keys, uniforms
@@ -130,7 +130,7 @@ def audit_cache(
             "name the teacher that it was made with"
         )
     wider = teacher.to_dtype(getattr(torch, WIDER[dtype]))
-    fingerprint_matches = has_fingerprint(directory, cache.manifest.teacher["fingerprint"])
+    fingerprint_matches = cache.manifest.teacher["fingerprint"] in model_fingerprints(directory)
     with _run_by(engine, teacher, cache, directory, trust_remote_code=trust_remote_code) as audited:
         values = measure(cache, audited, wider, rows=rows, seed=seed)
     return judge(values, fingerprint_matches=fingerprint_matches, ignore_fingerprint=ignore_fingerprint)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from rskd.errors import ConfigError
+from rskd.errors import ConfigError, first_line
 from rskd.models.causal_lm import cut_vocabulary
 
 if TYPE_CHECKING:
@@ -76,10 +76,9 @@ def score(
     try:
         index.load([task])
     except Exception as error:  # datasets, huggingface_hub, requests and OS errors, by what is missing
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(
-            f"evaluate.tasks: the data of {task} cannot be had ({reason}): download it where there is a network, or "
-            "remove the task"
+            f"evaluate.tasks: the data of {task} cannot be had ({first_line(error)}): download it where there is a "
+            "network, or remove the task"
         ) from None
     cut_vocabulary(model, vocab_size)
     os.environ["DISABLE_MULTIPROC"] = "1"  # the harness would fork a process that has threads: it may hang

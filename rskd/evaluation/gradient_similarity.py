@@ -176,7 +176,7 @@ def _kd_loss(
 
 
 def _take_gradient(student: PreTrainedModel, out: Tensor) -> None:
-    """Move the accumulated gradient to `out`, float32 [P] in main memory; it starts anew."""
+    """Move the accumulated gradient to `out`, float32 [P] in main memory; it then starts from zero."""
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     for part, parameter in zip(out.split([parameter.numel() for parameter in parameters]), parameters):
         part.copy_(parameter.grad.flatten() if parameter.grad is not None else torch.zeros(()))

@@ -29,7 +29,7 @@ from rskd.jobs.corpus_head import check_packed_with, corpus_head
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.ray_session import ensure_ray
 from rskd.jobs.vllm_environment import VllmEnvironment
-from rskd.models.files import has_fingerprint, model_fingerprint, resolve_teacher, tensor_files
+from rskd.models.files import model_fingerprints, resolve_teacher, tensor_files
 from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.teacher.transformers_teacher import describe_teacher
@@ -86,13 +86,12 @@ def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
     """Check the config and the paths it names, then the corpus."""
     list_files(located(config.corpus.source))
     Store(config.storage.root).check_writable()
-    head, _ = corpus_head(config)
     teacher_dir = resolve_teacher(config)
+    head, _ = corpus_head(config, teacher_dir)
     tensor_files(teacher_dir, f"teacher {config.teacher.model}")  # whole, before any worker starts
     environment = VllmEnvironment.find(config.teacher.python) if config.teacher.engine == "vllm" else None
-    teacher = describe_teacher(
-        config.teacher, model_fingerprint(teacher_dir), environment.vllm_version if environment else None
-    )
+    fingerprint, older_fingerprint = model_fingerprints(teacher_dir)
+    teacher = describe_teacher(config.teacher, fingerprint, environment.vllm_version if environment else None)
     corpus = PackedCorpus.open(config.corpus_uri("train"))
     manifest = corpus.manifest
     check_packed_with(head, manifest, corpus.uri)
@@ -117,7 +116,7 @@ def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
         samplings=config.cache_samplings,
         cache_uris={name: Store(config.cache_uri(name)).absolute_uri for name in config.cache_samplings},
         heads={
-            name: _with_older_fingerprint(_head(sampling, shared, corpus), config.cache_uri(name), teacher_dir)
+            name: _with_older_fingerprint(_head(sampling, shared, corpus), config.cache_uri(name), older_fingerprint)
             for name, sampling in config.cache_samplings.items()
         },
         runtime_env=environment.runtime_env(config.teacher.threads_per_worker) if environment else {},
@@ -133,15 +132,12 @@ def _head(sampling: SamplingConfig, shared: dict[str, Any], corpus: PackedCorpus
     return head | {"tokenizer": shared["tokenizer"] | {"most_frequent": most_frequent(corpus.read_part(0).input_ids)}}
 
 
-def _with_older_fingerprint(head: dict[str, Any], uri: str, teacher_dir: str) -> dict[str, Any]:
-    """The head with the fingerprint of the cache that is there, if that is this teacher's as older versions took it."""
+def _with_older_fingerprint(head: dict[str, Any], uri: str, older: str) -> dict[str, Any]:
+    """The head with the fingerprint `older` of this teacher, where the cache that is there has that."""
     store = Store(uri)
-    if not store.exists(HEAD_FILE):
+    if not store.exists(HEAD_FILE) or read_head(store)["teacher"]["fingerprint"] != older:
         return head
-    stored = read_head(store)["teacher"]["fingerprint"]
-    if not has_fingerprint(teacher_dir, stored):
-        return head
-    return head | {"teacher": head["teacher"] | {"fingerprint": stored}}
+    return head | {"teacher": head["teacher"] | {"fingerprint": older}}
 
 
 def _follow(config: DistillConfig, run: CacheRun, tasks: list[dict[str, Any]], *, rows: int) -> list[dict[str, Any]]:

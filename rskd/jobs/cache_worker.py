@@ -82,7 +82,7 @@ class TeacherWorker:
         """Loaded for the first part: of an error in an actor's `__init__` Ray hands on the text alone."""
         config = self._run.teacher
         model_dir = self._run.teacher_dir
-        if not Path(model_dir).is_dir():  # another machine of a cluster finds the teacher anew
+        if not Path(model_dir).is_dir():  # another machine of a cluster finds its own copy
             model_dir = resolve_model(config.model, revision=config.revision, teachers=self._run.teachers_uri)
         teacher = _load(config, model_dir, self._corpus)
         vocab_size = self._corpus.manifest.tokenizer["vocab_size"]

@@ -9,7 +9,6 @@ from tokenizers import Tokenizer
 from rskd.config import DistillConfig, SourceConfig
 from rskd.corpus.packed_corpus import FORMAT_VERSION, CorpusManifest, rows_per_group
 from rskd.errors import CacheMismatchError, ConfigError
-from rskd.models.files import resolve_teacher
 from rskd.models.tokenizer import (
     beginning_of_text,
     end_of_text_id,
@@ -19,13 +18,13 @@ from rskd.models.tokenizer import (
 )
 
 
-def corpus_head(config: DistillConfig) -> tuple[dict[str, Any], Tokenizer]:
+def corpus_head(config: DistillConfig, teacher_dir: str) -> tuple[dict[str, Any], Tokenizer]:
     """What a manifest says before anything is packed, and the tokenizer, which must be the teacher's.
 
-    `vocab_size` is the teacher's number of output rows where its tokenizer has more ids.
+    `teacher_dir` is `resolve_teacher(config)`. `vocab_size` is the teacher's number of output rows where its tokenizer
+    has more ids.
     """
     corpus, teacher = config.corpus, config.teacher
-    teacher_dir = resolve_teacher(config)
     tokenizer = load_tokenizer(teacher_dir, trust_remote_code=teacher.trust_remote_code)
     fingerprint = tokenizer_fingerprint(tokenizer)
     if corpus.tokenizer and tokenizer_fingerprint(load_tokenizer(corpus.tokenizer)) != fingerprint:

@@ -72,7 +72,7 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
     if config.evaluate.tasks:
         find_tasks(config.evaluate.tasks, config.evaluate.task_path)
     with inputs_first(config):
-        corpus = _open_corpus(config)
+        corpus = _open_corpus(config, teacher_dir)
         parts = _parts(config, corpus, teacher_dir)
     pending = [part for part in parts if not _is_done(store, part)]
     failures: list[ConfigError] = []
@@ -155,10 +155,10 @@ def evaluation_run(
     )
 
 
-def _open_corpus(config: DistillConfig) -> PackedCorpus:
+def _open_corpus(config: DistillConfig, teacher_dir: str) -> PackedCorpus:
     """The held-out windows, made with the settings of `config`."""
     corpus = PackedCorpus.open(config.corpus_uri("eval"))
-    head, _ = corpus_head(config)
+    head, _ = corpus_head(config, teacher_dir)
     for setting in ("seq_len", "seed", "isolate_documents", "bos"):
         found, wanted = getattr(corpus.manifest, setting), head[setting]
         if found != wanted:
@@ -214,12 +214,12 @@ def _with_gap_covered(config: DistillConfig, models: Findings) -> Findings:
 
 
 def summary(model: dict[str, Any]) -> dict[str, Any]:
-    """What is told of a model: METRICS, and the values without their errors of what else was found."""
-    told = {metric: model[metric] for metric in (*METRICS, GAP_COVERED, "speculative") if metric in model}
+    """What is reported of a model: METRICS, and the values without their errors of what else was found."""
+    reported = {metric: model[metric] for metric in (*METRICS, GAP_COVERED, "speculative") if metric in model}
     if "tasks" in model:
-        told["tasks"] = {task: _values(metrics) for task, metrics in model["tasks"].items()}
-        told["zero_shot_score"] = mean_score(model["tasks"])
-    return told
+        reported["tasks"] = {task: _values(metrics) for task, metrics in model["tasks"].items()}
+        reported["zero_shot_score"] = mean_score(model["tasks"])
+    return reported
 
 
 def _logged(part: Part, found: dict[str, Any]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from rskd.errors import RskdError
 
 
 class GiveUpOnExplainedErrors(UserCallback):
-    """A restart mends a lost worker, not a corrupt part or a loss that diverged: those end the run at once."""
+    """A restart fixes a lost worker, not a corrupt part or a loss that diverged: those end the run at once."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raised here, in the controller, an error is not retried."""

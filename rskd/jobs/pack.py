@@ -33,12 +33,7 @@ from rskd.corpus.packed_corpus import (
     read_manifest,
     write_manifest,
 )
-from rskd.corpus.packing import (
-    DocumentCounts,
-    Share,
-    limited,
-    repeated,
-)
+from rskd.corpus.packing import DocumentCounts, Share, limited, repeated
 from rskd.corpus.sources import Group, list_files, located, new_groups
 from rskd.corpus.vocabulary import cut_ids
 from rskd.errors import CacheMismatchError
@@ -46,6 +41,7 @@ from rskd.jobs.corpus_head import check_packed_with, corpus_head
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.pack_worker import Recipe, count_group, task_of, write_group
 from rskd.jobs.ray_session import ensure_ray
+from rskd.models.files import resolve_teacher
 from rskd.progress import progress_bar
 from rskd.storage import Store
 
@@ -71,7 +67,7 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     source = located(config.corpus.source)
     files = list_files(source)
     Store(config.storage.root).check_writable()
-    head, tokenizer = corpus_head(config)
+    head, tokenizer = corpus_head(config, resolve_teacher(config))
     packed = _packed(config, head)
     recorded = [Group.from_dict(group) for group in packed["train"].groups] if packed else []
     added = new_groups(recorded, files, source=source)

@@ -9,7 +9,7 @@ from typing import Any
 from rskd.config import RayConfig
 from rskd.cores import usable_cores
 from rskd.environment import ray_temporary_folder
-from rskd.errors import ConfigError
+from rskd.errors import ConfigError, first_line
 
 
 def ensure_ray(config: RayConfig) -> None:
@@ -38,9 +38,8 @@ def ensure_ray(config: RayConfig) -> None:
                 **local,
             )
         except ConnectionError as error:
-            reason = str(error).splitlines()[0]
             raise ConfigError(
-                f"ray.address={config.address} does not answer ({reason}): start it, or remove the key"
+                f"ray.address={config.address} does not answer ({first_line(error)}): start it, or remove the key"
             ) from None
     context = DataContext.get_current()
     context.enable_progress_bars = False

@@ -4,7 +4,7 @@
                               └── metrics of every step ─► progress bar and tracking
 
 A run is named by the digest of all that its result depends on. So the newest whole checkpoint of the same run is found
-after a lost worker as after a lost driver, and a changed configuration starts anew.
+after a lost worker as after a lost driver, and a changed configuration starts from the beginning.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.training.in_process import train_in_process
 from rskd.jobs.training.run import TrainingRun
 from rskd.models.digests import RESULT_FILE, Files, check_files, check_sizes, whole_copy
-from rskd.models.files import has_fingerprint, model_fingerprint, resolve_teacher
+from rskd.models.files import model_fingerprint, model_fingerprints, resolve_teacher
 from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.student.architecture import student_architecture
@@ -93,7 +93,7 @@ def _prepare(config: DistillConfig, student: str) -> tuple[TrainingRun, LogitCac
     spec = config.student_specs[student]
     Store(config.storage.root).check_writable()
     teacher_dir = resolve_teacher(config)
-    head, _ = corpus_head(config)
+    head, _ = corpus_head(config, teacher_dir)
     if spec.student.model is not None:
         model = _absolute(spec.student.model)
         if spec.student.init == "checkpoint" and Path(model).is_dir():
@@ -157,7 +157,7 @@ def _open_source(
 def _check_made_with(cache: LogitCache, config: DistillConfig, sampling: str, teacher_dir: str) -> None:
     """CacheMismatchError, naming the key, unless the cache has the sampling and the teacher of the configuration."""
     made_by, teacher = cache.manifest.teacher, config.teacher
-    same_model = has_fingerprint(teacher_dir, made_by["fingerprint"])
+    same_model = made_by["fingerprint"] in model_fingerprints(teacher_dir)
     found_and_wanted = {
         **{
             f"sampling.{key}": (cache.manifest.sampling.get(key), value)
@@ -222,7 +222,7 @@ def _is_whole(student: Store, record: dict[str, Any]) -> bool:
     try:
         check_sizes(student, record)
     except (MissingOutputError, CorruptPartError) as error:
-        _logger.warning("student is made again from its last checkpoint: %s", error)
+        _logger.warning("student is written again from its last checkpoint: %s", error)
         return False
     return True
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from rskd.models.output_head import OutputHead
 
+FLASH_ATTENTION = "flash_attention_2"
 _PROBED_TOKENS = 64  # of the two documents by which isolation is measured
 # How far two computations of the same thing may be apart, relative to its size: rounding, and no more.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -86,43 +87,58 @@ def decoder(model: PreTrainedModel) -> nn.Module:
 
 def isolates_by_positions(model: PreTrainedModel) -> bool:
     """Whether position ids that restart keep documents apart, as measured on random tokens; once for each model."""
+    if model.config._attn_implementation == FLASH_ATTENTION:  # heeds them in a batch of one row alone
+        return False
     if model not in _isolates_by_positions:
-        ids = probe_ids(model, _PROBED_TOKENS)
-        half = ids.shape[1] // 2 - 3  # no multiple of a power of two, at which some architectures begin a block
-        positions = torch.cat([torch.arange(half), torch.arange(ids.shape[1] - half)]).to(ids.device)[None]
-        _isolates_by_positions[model] = isolated_like_alone(model, ids, half, positions)
+        _isolates_by_positions[model] = _isolates(model, by_positions=True)
     return _isolates_by_positions[model]
 
 
-@torch.no_grad()
-def isolated_like_alone(model: PreTrainedModel, ids: Tensor, start: int, positions: Tensor | None) -> bool:
-    """Whether the document that begins at `start` of `ids` [1, T] has the hidden states that it has alone.
+def attention_without_flash(config: PreTrainedConfig) -> str:
+    """sdpa, or eager for an attention soft-cap (Gemma 2), which torch's sdpa kernels do not know."""
+    return "sdpa" if getattr(config.get_text_config(), "attn_logit_softcapping", None) is None else "eager"
 
-    By `positions` [1, T] that restart there, or (None) as a row of its own.
+
+def can_isolate(model: PreTrainedModel) -> bool:
+    """Whether `hidden_states` isolates the documents of a window: measured on random tokens."""
+    return isolates_by_positions(model) or _isolates(model, by_positions=False)
+
+
+@torch.no_grad()
+def _isolates(model: PreTrainedModel, *, by_positions: bool) -> bool:
+    """Whether a document has the hidden states that it has alone, after either of two others in a batch of two rows.
+
+    Isolated by position ids that restart, or as a row of its own.
     """
+    ids = probe_ids(model, _PROBED_TOKENS)
+    start = ids.shape[1] // 2 - 3  # no multiple of a power of two, at which some architectures begin a block
+    first, second = ids[:, :start], ids[:, start:]
+    rows = torch.cat([torch.cat([other, second], dim=1) for other in (first, first.flip(1))])
+    positions = torch.cat([torch.arange(start), torch.arange(second.shape[1])]).to(ids.device).expand_as(rows)
     with torch.autocast(ids.device.type, enabled=False):
-        alone = _last_hidden_state(model, ids[:, start:])
-        for first in (ids[:, :start], ids[:, :start].flip(1)):
-            row = torch.cat([first, ids[:, start:]], dim=1)
-            try:
-                if positions is None:
-                    restarts = torch.cat([torch.arange(start), torch.arange(row.shape[1] - start)]).to(ids.device)[None]
-                    together = _document_by_document(model, row, restarts)
-                else:
-                    together = _last_hidden_state(model, row, position_ids=positions)
-            except (TypeError, ValueError, RuntimeError):  # takes no position ids, or none that restart
-                return False
-            if not close(together[:, start:], alone):
-                return False
-    return True
+        alone = _last_hidden_state(model, second)
+        try:
+            if by_positions:
+                together = _last_hidden_state(model, rows, position_ids=positions)
+            else:
+                together = _document_by_document(model, rows, positions)
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, RuntimeError):  # takes no position ids, or none that restart
+            return False
+    return close(together[:, start:], alone.expand(2, -1, -1))
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest value that is expected; 0 where there is none."""
+    found, expected = found.double(), expected.double()
+    difference = (found - expected).abs().max().item()
+    return difference and difference / expected.abs().max().item()
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
-    """Whether two results of one computation differ by rounding alone: TOLERANCE, relative to the largest value."""
-    if found.shape != expected.shape:
-        return False
-    error = (found.double() - expected.double()).abs().max()
-    return bool(error <= TOLERANCE[expected.dtype] * expected.double().abs().max())
+    """Whether two results of one computation differ by rounding alone: by TOLERANCE at most."""
+    return found.shape == expected.shape and relative_error(found, expected) <= TOLERANCE[expected.dtype]
 
 
 def probe_ids(model: PreTrainedModel, num_tokens: int) -> Tensor:

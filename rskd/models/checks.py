@@ -7,15 +7,19 @@ Each is a property of the architecture as this Transformers computes it, so noth
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from transformers import PreTrainedModel
 
-from rskd.errors import ConfigError
+from rskd.errors import ConfigError, first_line
 from rskd.models.causal_lm import (
+    FLASH_ATTENTION,
+    attention_without_flash,
+    can_isolate,
     close,
     hidden_states,
-    isolated_like_alone,
-    isolates_by_positions,
     output_head,
     probe_ids,
 )
@@ -28,32 +32,42 @@ def check_computation(model: PreTrainedModel, named: str, *, isolated: bool = Fa
     """ConfigError, naming `named` and its architecture, if rskd would compute something else than the model does.
 
     Checked: `output_head(hidden_states)` gives the logits of the model's own forward pass; changing the last token
-    changes nothing before it; where documents are to be `isolated`, that each gets what it gets alone. Costs four
-    passes over 16 tokens, and up to five over 64 more for isolation.
+    changes nothing before it; where documents are to be `isolated`, that each gets what it gets alone. Costs three
+    passes over 16 tokens, and up to four over 64 or 128 more for isolation.
     """
     ids = probe_ids(model, _PROBED_TOKENS)
-    with torch.autocast(ids.device.type, enabled=False):
+    with torch.autocast(ids.device.type, enabled=False), runnable(model):
         try:
             expected = model(input_ids=ids, use_cache=False).logits
             hidden = hidden_states(model, ids)
             found = output_head(model).logits(hidden).to(expected.dtype)
             found = found[..., : expected.shape[-1]]  # some leave out their padding
             other = hidden_states(model, torch.cat([ids[:, :-1], ids[:, :1]], dim=1))
-        except (AttributeError, IndexError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-            raise _refused(model, named, f"cannot be run as a causal LM ({reason})") from None
+            apart = not isolated or can_isolate(model)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise _refused(model, named, f"cannot be run as a causal LM ({first_line(error)})") from None
     if not close(found, expected):
         raise _refused(model, named, "computes its logits in another way than from its last hidden states and its head")
     if not close(other[:, :-1], hidden[:, :-1]):
         raise _refused(model, named, "lets a token see the tokens after it: it is no causal LM")
-    if isolated and not can_isolate(model):
+    if not apart:
         raise _refused(model, named, "cannot keep documents of a window apart", "set corpus.isolate_documents=false")
 
 
-def can_isolate(model: PreTrainedModel) -> bool:
-    """Whether `hidden_states` isolates the documents of a window."""
-    ids = probe_ids(model, 64)
-    return isolates_by_positions(model) or isolated_like_alone(model, ids, ids.shape[1] // 2 - 3, None)
+@contextmanager
+def runnable(model: PreTrainedModel) -> Iterator[None]:
+    """Another attention where FlashAttention cannot run: a student has its GPU and half precision in training alone."""
+    flash = model.config._attn_implementation == FLASH_ATTENTION
+    if not flash or (model.device.type == "cuda" and model.dtype != torch.float32):
+        yield
+        return
+    model.config._attn_implementation = attention_without_flash(model.config)
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = FLASH_ATTENTION
 
 
 def _refused(model: PreTrainedModel, named: str, problem: str, fix: str = "choose another model") -> ConfigError:

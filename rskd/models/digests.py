@@ -19,7 +19,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from rskd import records
-from rskd.errors import ConfigError, CorruptPartError, MissingOutputError
+from rskd.errors import ConfigError, CorruptPartError, MissingOutputError, first_line
 from rskd.storage import Store
 
 RESULT_FILE = "rskd.json"  # what a finished student was made from
@@ -33,7 +33,7 @@ Files = dict[str, dict[str, Any]]  # {"bytes": …, "sha256": …} by name
 def describe_files(directory: str | Path) -> Files:
     """Bytes and sha256 of each file of a folder and its subfolders, but for the records. Reads them once."""
     return {
-        name: {"bytes": size, "sha256": _sha256(Path(directory, name))}
+        name: {"bytes": size, "sha256": sha256_of(Path(directory, name))}
         for name, size in Store(str(directory)).sizes(recursive=True).items()
         if name not in _RECORDS
     }
@@ -88,20 +88,28 @@ def check_files(directory: str | Path, origin: str | None = None) -> Files:
     for name, written in record.get("files", {}).items():
         if files[name] != written:
             raise CorruptPartError(f"{origin}/{name} is damaged (its sha256 is not that of what was written): {_FIX}")
-    if "files" not in record and (broken := broken_weights(directory)):
-        raise CorruptPartError(f"{origin}/{broken} is damaged (no whole safetensors file): {_FIX}")
+    if "files" not in record and (broken := _broken_weights(directory)):
+        raise CorruptPartError(f"{origin}/{broken}: {_FIX}")
     return files
 
 
-def broken_weights(directory: str | Path) -> str | None:
-    """Name of a safetensors file that is cut off, or none at all."""
+def _broken_weights(directory: str | Path) -> str | None:
+    """Name of a safetensors file that is not whole, and why not."""
     for file in sorted(Path(directory).glob("*.safetensors")):
         try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError):
-            return file.name
+            tensors_in(file)
+        except ValueError as error:
+            return f"{file.name} {error}"
     return None
+
+
+def tensors_in(file: Path) -> list[str]:
+    """Names of the tensors of a safetensors file, from its header alone. ValueError, saying why, if it is not whole."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return list(tensors.keys())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"is not a whole safetensors file ({first_line(error)})") from None
 
 
 @contextmanager
@@ -112,11 +120,12 @@ def whole_copy(folder: Store) -> Iterator[tuple[Path, Files]]:
     """
     with folder.local_copy() as directory:
         files = check_files(directory, folder.uri)
-        if not files and (broken := broken_weights(directory)):
-            raise ConfigError(f"{folder.uri}/{broken} is no whole safetensors file: download it again")
+        if not files and (broken := _broken_weights(directory)):
+            raise ConfigError(f"{folder.uri}/{broken}: download it again")
         yield Path(directory), files
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
+    """sha256 of a file, in hex; holds little of it in memory."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

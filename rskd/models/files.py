@@ -18,11 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from rskd import records
 from rskd.config import DistillConfig
 from rskd.errors import ConfigError, first_line
+from rskd.models.digests import sha256_of, tensors_in
 from rskd.storage import Store
 
 _SOURCE = "rskd_source.json"  # in a converted directory: the file that it was made from
@@ -88,12 +87,9 @@ def tensor_files(directory: str, named: str) -> dict[str, str]:
             if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
                 raise ConfigError(f"{named}: {file.name} is a Git LFS pointer, not weights: run git lfs pull")
         try:
-            with safe_open(file, framework="pt") as tensors:
-                found.update(dict.fromkeys(tensors.keys(), file.name))
-        except (SafetensorError, OSError) as error:
-            raise ConfigError(
-                f"{named}: {file.name} is not a whole safetensors file ({first_line(error)}): download the model again"
-            ) from None
+            found.update(dict.fromkeys(tensors_in(file), file.name))
+        except ValueError as error:
+            raise ConfigError(f"{named}: {file.name} {error}: download the model again") from None
     return found
 
 
@@ -116,21 +112,22 @@ def model_fingerprint(directory: str) -> str:
     That is all safetensors files, config.json but for what the forward pass does not read, and code of its own. The
     tokenizer has a fingerprint of its own (`rskd.models.tokenizer`).
     """
+    return model_fingerprints(directory)[0]
+
+
+def model_fingerprints(directory: str) -> tuple[str, str]:
+    """`model_fingerprint`, and the one that older caches have, of the weights alone; reads the weights once."""
+    weights = weights_fingerprint(directory)
     config = _deciding(json.loads(Path(directory, "config.json").read_text()))
-    code = {file.name: _sha256(file) for file in sorted(Path(directory).glob("*.py"))}
-    return records.digest({"weights": weights_fingerprint(directory), "config": config, "code": code})
-
-
-def has_fingerprint(directory: str, fingerprint: str) -> bool:
-    """Whether `fingerprint` is that of the model in `directory`; those of older caches cover its weights alone."""
-    return fingerprint in (model_fingerprint(directory), weights_fingerprint(directory))
+    code = {file.name: sha256_of(file) for file in sorted(Path(directory).glob("*.py"))}
+    return records.digest({"weights": weights, "config": config, "code": code}), weights
 
 
 def weights_fingerprint(directory: str) -> str:
     """sha256 over the names and contents of a model directory's safetensors files, wherever it lies."""
     digest = hashlib.sha256()
     for file in weights_files(directory, f"model {directory}"):
-        digest.update(f"{file.name} {_sha256(file)}\n".encode())
+        digest.update(f"{file.name} {sha256_of(file)}\n".encode())
     return digest.hexdigest()
 
 
@@ -172,7 +169,7 @@ def hub_snapshot(model: str, revision: str | None) -> str:
 
 def _converted(gguf: Path, revision: str | None, teachers: Store) -> Path:
     """Directory <teachers>/<stem>/ made from `gguf`, or <stem>-<sha> where another file of that name came first."""
-    sha256 = _sha256(gguf)
+    sha256 = sha256_of(gguf)
     if revision not in (None, f"sha256:{sha256}"):
         raise ConfigError(f"model {gguf} has revision sha256:{sha256}, not {revision}: correct teacher.revision")
     source = {"file": gguf.name, "sha256": sha256}
@@ -275,8 +272,3 @@ def _new_directory(directory: Path) -> Iterator[Path]:
 def _source_of(directory: Path) -> dict[str, str] | None:
     marker = directory / _SOURCE
     return json.loads(marker.read_text()) if marker.is_file() else None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import is_flash_attn_2_available, logging
 
 from rskd.errors import ConfigError, RskdError, first_line
+from rskd.models.causal_lm import FLASH_ATTENTION, attention_without_flash
 from rskd.models.checks import check_computation
 from rskd.models.files import hub_snapshot, tensor_files
 
@@ -97,7 +98,7 @@ def load_config(directory: str, *, named: str = "", trust_remote_code: bool = Fa
 
 def check_attention(wanted: str, named: str) -> None:
     """ConfigError, beginning with `named`, for an attention implementation that this environment lacks."""
-    if wanted == "flash_attention_2" and not is_flash_attn_2_available():
+    if wanted == FLASH_ATTENTION and not is_flash_attn_2_available():
         raise ConfigError(f"{named}: attention=flash_attention_2 needs flash-attn on a GPU: pip install 'rskd[gpu]'")
 
 
@@ -118,15 +119,14 @@ def _attentions(
 ) -> list[str | None]:
     """Attention implementations to try in turn; None is Transformers' own choice, sdpa where the architecture has it.
 
-    Torch's sdpa kernels do not know the attention soft-cap of Gemma 2: there sdpa means eager. FlashAttention is for
-    half precision on a GPU.
+    Where sdpa is not exact it means eager. FlashAttention is for half precision on a GPU.
     """
     check_attention(wanted, named)
-    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    exact = attention_without_flash(config)
     if wanted != "auto":
-        return ["eager" if capped and wanted == "sdpa" else wanted]
+        return [exact if wanted == "sdpa" else wanted]
     fast = torch.device(device).type == "cuda" and dtype in _HALF and is_flash_attn_2_available()
-    return [*(["flash_attention_2"] if fast else []), "eager" if capped else None]
+    return [*([FLASH_ATTENTION] if fast else []), None if exact == "sdpa" else exact]
 
 
 def _with_attention(make: Callable[[str | None], Made], implementations: list[str | None], named: str) -> Made:

@@ -3,7 +3,7 @@
     cell ─► train_student ─► held-out windows, beside the teacher ─► cells/<cell>.json
 
 A cell whose record is there, made with the same settings from the same corpus, teacher and cache, is skipped: a matrix
-can be stopped at any time, and records can be carried to where everything is made again bit for bit.
+can be stopped at any time, and records can be carried to where everything is recomputed bit for bit.
 """
 
 from __future__ import annotations

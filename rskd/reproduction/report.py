@@ -104,7 +104,7 @@ def _claim_cells(claim: Claim) -> list[str]:
 _CLAIMS_HEAD = ("claim", "measured", "bound, stated beforehand", "holds")
 _NOTE = (
     "Mean ± standard error over seeds of initial weights and order of windows, from one teacher pass; one seed has no "
-    "error. ∞: the loss diverged. % CE to full KD is taken seed by seed. The command of a table makes it again, with "
+    "error. ∞: the loss diverged. % CE to full KD is taken seed by seed. The command of a table recomputes it, with "
     "--text FOLDER (rskd/reproduction/README.md)."
 )
 

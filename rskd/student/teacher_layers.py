@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from rskd.errors import ConfigError
+from rskd.models.causal_lm import close, relative_error
+from rskd.models.checks import runnable
 from rskd.models.load import model_without_weights
 
 _DEPTH = ("num_hidden_layers", "decoder_layers", "num_decoder_layers", "num_blocks")
@@ -32,7 +34,6 @@ _PER_ROOT_OF_DEPTH = ("scale_depth",)  # a factor that the architecture divides 
 _LINKED = ("beam", "zaya")  # each layer reads what the one before it left beside the hidden states
 _OWN_PLACE = ("idx", "index", "layer_id", "layer_number")  # ends of the names of what a layer knows of its place
 _TOKENS = 24  # of the comparison of what both compute
-_TOLERANCE = 1e-4
 
 
 class _CannotThinError(Exception):
@@ -257,12 +258,12 @@ def _check_same_function(
     text = teacher.config.get_text_config()
     length = min(_TOKENS, getattr(text, "max_position_embeddings", None) or _TOKENS)
     ids = torch.randint(text.vocab_size, (1, length), generator=torch.Generator().manual_seed(0)).to(teacher.device)
-    with _skipped(layer for index, layer in enumerate(layers) if index not in kept):
+    with runnable(teacher), runnable(student), _skipped(old for index, old in enumerate(layers) if index not in kept):
         wanted, found = (model.eval()(input_ids=ids, use_cache=False).logits.float() for model in (teacher, student))
-    error = ((found - wanted).abs().max() / wanted.abs().max()).item()
-    if not error <= _TOLERANCE:
+    if not close(found, wanted):
         raise _CannotThinError(
-            f"with {len(kept)} of its {len(layers)} layers it is another function: logits differ by {error:.1%}"
+            f"with {len(kept)} of its {len(layers)} layers it is another function: logits differ by "
+            f"{relative_error(found, wanted):.1%}"
         )
 
 

@@ -57,7 +57,7 @@ def to_gradients(logits: Tensor, target: Target, softcap: float | None) -> Tenso
 
 
 def why_not(device: torch.device) -> str | None:
-    """What keeps the kernel from running on a device, with the mend; None where it runs."""
+    """What keeps the kernel from running on a device, with the fix; None where it runs."""
     if triton is None:
         return "triton is not installed: pip install triton, or use impl='chunked'"
     if device.type != "cuda" and not triton.knobs.runtime.interpret:  # pyright: ignore[reportAttributeAccessIssue]

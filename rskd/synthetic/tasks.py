@@ -27,7 +27,7 @@ class Task(Protocol):
     def num_classes(self) -> int: ...
 
     def examples(self, n: int, split: Split, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Inputs [n, ...] and labels int64 [n], drawn anew; the test split shares no source with the train split."""
+        """Inputs [n, ...] and labels int64 [n], drawn afresh; the test split shares no source with the train split."""
         ...
 
     def network(self, role: Literal["teacher", "student"]) -> nn.Sequential:
@@ -73,7 +73,7 @@ class GaussianClasses:
 
 @dataclass(frozen=True)
 class Images:
-    """Images with noise on their pixels, made anew for each example."""
+    """Images with noise on their pixels, drawn afresh for each example."""
 
     images: dict[Split, Tensor]  # [n, channels, height, width], within 0..1
     labels: dict[Split, Tensor]  # int64 [n]

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rskd.config import TeacherConfig
-from rskd.models.causal_lm import hidden_states, output_head
+from rskd.models.causal_lm import FLASH_ATTENTION, attention_without_flash, hidden_states, output_head
 from rskd.models.load import load_model
 from rskd.models.output_head import OutputHead
 from rskd.teacher.hidden_to_targets import Order, SampledRows, sample_rows
@@ -47,8 +47,10 @@ class TransformersTeacher:
         return cls(model.requires_grad_(False))
 
     def to_dtype(self, dtype: torch.dtype) -> Self:
-        """A copy that computes in `dtype`, from the same weights."""
+        """A copy that computes in `dtype`, from the same weights; without FlashAttention, which has no wide types."""
         model = copy.deepcopy(self.model)
+        if model.config._attn_implementation == FLASH_ATTENTION:
+            model.config._attn_implementation = attention_without_flash(model.config)
         torch.nn.Module.to(model, dtype)
         return type(self)(model)
 

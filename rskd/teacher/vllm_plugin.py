@@ -184,7 +184,7 @@ class SamplingPooler(Pooler):
         ):
             pieces = state.hidden_states_cache
             if piece.start == 0:
-                pieces.clear()  # a request that was pushed out of memory begins anew
+                pieces.clear()  # a request that was pushed out of memory starts over
             pieces.append(rows)
             outputs.append(torch.cat(pieces) if is_last else None)
         return outputs

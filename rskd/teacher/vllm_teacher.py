@@ -28,7 +28,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from rskd.config import TeacherConfig
-from rskd.errors import ConfigError, RskdError
+from rskd.errors import ConfigError, RskdError, first_line
 from rskd.models.causal_lm import document_positions
 from rskd.teacher.hidden_to_targets import Order, SampledRows
 from rskd.teacher.vllm_plugin import HIDDEN_STATES, NOT_FINITE, PREFIX, Request
@@ -117,9 +117,9 @@ class VllmTeacher:
         try:
             return LLM(**self._engine_args)
         except (ValueError, OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise ConfigError(
-                f"vLLM cannot load {self._engine_args['model']} ({reason}): correct teacher.model or engine_args"
+                f"vLLM cannot load {self._engine_args['model']} ({first_line(error)}): correct teacher.model or "
+                "engine_args"
             ) from error
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from rskd.config import DistillConfig
-from rskd.errors import ConfigError
+from rskd.errors import ConfigError, first_line
 from rskd.file_lock import file_lock
 from rskd.storage import Store
 
@@ -94,7 +94,7 @@ def explained(tracking_uri: str, *, writing: bool = True) -> Iterator[None]:
             _try_sqlite(path, writing=writing)
         yield
     except (MlflowException, SQLAlchemyError, CommandError, sqlite3.Error, OSError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise ConfigError(
             f"tracking.uri {tracking_uri} cannot be used ({reason}): {_advice(tracking_uri, reason)}"
         ) from None

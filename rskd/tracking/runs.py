@@ -18,6 +18,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from rskd.config import DistillConfig
+from rskd.errors import first_line
 from rskd.storage import Store
 from rskd.tracking.connection import (
     client_of,
@@ -179,8 +180,7 @@ class Run:
 
     def _warn(self, what: str, error: Exception) -> None:
         if not self._warned:
-            reason = next(iter(str(error).splitlines()), "")
-            logger.warning(f"MLflow does not take the {what} of run {self.run_id} ({reason}): going on without")
+            logger.warning(f"MLflow refuses the {what} of run {self.run_id} ({first_line(error)}): going on without")
         self._warned = True
 
 

@@ -116,9 +116,7 @@ with file_lock(Path({str(path)!r})):
     assert holder.stdout.readline() == "held\n"
     assert not pack_corpus(config)["skipped"]
     assert holder.wait() == 0
-    assert [record.message for record in caplog.records] == [
-        f"another process is running pack_corpus of {config.home}: waiting for it to end"
-    ]
+    assert caplog.messages[0] == f"another process is running pack_corpus of {config.home}: waiting for it to end"
 
 
 def test_packs_that_no_lock_keeps_apart_end_as_one(tmp_path: Path, tiny_teacher_dir: Path) -> None:

@@ -26,7 +26,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
 from rskd.config import RayConfig
-from rskd.errors import RskdError
+from rskd.errors import RskdError, first_line
 from rskd.jobs.failures import GiveUpOnExplainedErrors
 from rskd.jobs.on_ray import worker_resources
 from rskd.jobs.ray_session import ensure_ray
@@ -79,7 +79,7 @@ def _fit(run: TrainingRun, updates: Queue, checkpoints: Store, *, name: str, con
 
 
 def _explained(error: TrainingFailedError) -> RskdError:
-    """What ended the run: the error that no restart mends, or the last of more failures than `max_failures`."""
+    """What ended the run: the error that no restart fixes, or the last of more failures than `max_failures`."""
     if isinstance(error, ControllerError):
         causes = [error.controller_failure]
     else:
@@ -87,9 +87,8 @@ def _explained(error: TrainingFailedError) -> RskdError:
     known = next((cause for cause in causes if isinstance(cause, RskdError)), None)
     if known is not None:
         return known
-    reason = next(iter(str(causes[0]).splitlines()), "")
     return RskdError(
-        f"training failed after its restarts, at last with {type(causes[0]).__name__} ({reason}): "
+        f"training failed after its restarts, at last with {type(causes[0]).__name__} ({first_line(causes[0])}): "
         "run it again to go on from the newest checkpoint, or raise train.max_failures"
     )
 

@@ -61,7 +61,7 @@ def train_run(
     config = run.spec.train
     torch.set_num_threads(config.threads_per_worker)
     tokenizer = load_tokenizer(run.tokenizer, trust_remote_code=run.teacher.trust_remote_code)
-    student = _build_student(run) if restored is None else load_model(str(restored), run.spec.student.attention)
+    student = _build_student(run) if restored is None else _restored_student(run, restored)
     loss = distribute(_student_loss(student, run, device), device)
     optimizer = make_optimizer(student, config)
     progress, log = Progress(0, {}), []
@@ -112,6 +112,11 @@ def _build_student(run: TrainingRun):
         seed=run.spec.train.seed,
         isolated=run.isolate_documents,
     )
+
+
+def _restored_student(run: TrainingRun, checkpoint: Path):
+    """The student of a checkpoint, measured before the loss watches its passes: a resumed run repeats bit for bit."""
+    return load_model(str(checkpoint), run.spec.student.attention, isolated=run.isolate_documents)
 
 
 def _student_loss(student, run: TrainingRun, device: torch.device) -> StudentLoss:

@@ -6,7 +6,8 @@ from made_architectures import tiny_config, tiny_model
 
 from rskd.errors import ConfigError
 from rskd.models import causal_lm
-from rskd.models.checks import can_isolate, check_computation
+from rskd.models.causal_lm import FLASH_ATTENTION, can_isolate, isolates_by_positions
+from rskd.models.checks import check_computation
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,23 @@ def test_a_leak_between_documents_is_seen(monkeypatch):
     model = tiny_model(tiny_config("llama"))
     monkeypatch.setattr(causal_lm, "_last_hidden_state", leaking(causal_lm._last_hidden_state))
     assert not can_isolate(model)
+
+
+def test_positions_that_count_in_a_single_row_alone_isolate_nothing(monkeypatch):
+    def heeds_one_row(model, input_ids, **options):  # as FlashAttention does
+        return original(model, input_ids, **(options if len(input_ids) == 1 else {}))
+
+    original = causal_lm._last_hidden_state
+    monkeypatch.setattr(causal_lm, "_last_hidden_state", heeds_one_row)
+    assert not isolates_by_positions(tiny_model(tiny_config("llama")))
+
+
+def test_flash_attention_is_checked_by_sdpa_where_it_cannot_run_and_isolates_one_by_one():
+    model = tiny_model(tiny_config("llama"))
+    model.config._attn_implementation = FLASH_ATTENTION
+    check_computation(model, "student", isolated=True)
+    assert model.config._attn_implementation == FLASH_ATTENTION
+    assert not isolates_by_positions(model)
 
 
 def leaking(hidden_states):

@@ -16,8 +16,8 @@ from rskd.errors import ConfigError
 from rskd.models import files
 from rskd.models.files import (
     check_model,
-    has_fingerprint,
     model_fingerprint,
+    model_fingerprints,
     resolve_model,
     weights_fingerprint,
 )
@@ -207,9 +207,7 @@ def test_the_fingerprint_covers_what_the_forward_pass_reads_and_no_more(tiny_tea
 
 def test_a_fingerprint_of_weights_alone_is_that_of_an_older_cache(tiny_teacher_dir: Path):
     directory = str(tiny_teacher_dir)
-    assert has_fingerprint(directory, weights_fingerprint(directory))
-    assert has_fingerprint(directory, model_fingerprint(directory))
-    assert not has_fingerprint(directory, "0" * 64)
+    assert model_fingerprints(directory) == (model_fingerprint(directory), weights_fingerprint(directory))
 
 
 def test_an_adapter_is_no_model(tiny_teacher_dir: Path, tmp_path: Path):

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from rskd.cache.loader import CacheBatch
 from rskd.config import ObjectiveConfig, StudentConfig, TrainConfig
 from rskd.errors import ConfigError
+from rskd.models.load import load_model
 from rskd.student.architecture import student_architecture
 from rskd.student.router_loss import router_loss
 from rskd.student.trainer import StudentLoss, distribute, make_optimizer, train_step
@@ -156,3 +157,16 @@ def _worker(rank: int, folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     _worker(int(sys.argv[1]), Path(sys.argv[2]))
+
+
+def test_the_first_step_of_a_resumed_student_does_not_count_the_passes_that_measured_it(tmp_path):
+    _student().save_pretrained(tmp_path)
+    student = load_model(str(tmp_path), isolated=True)
+    loss = StudentLoss(student, ObjectiveConfig(kind="ce"), vocab_size=VOCAB, end_of_text_id=3)
+    ids = _ids()
+    auxiliary = []
+    for _ in range(2):
+        loss(ids[:, :-1], ids[:, 1:], None, None)
+        assert loss.last_router_loss is not None
+        auxiliary.append(loss.last_router_loss.item())
+    assert auxiliary[0] == auxiliary[1]
