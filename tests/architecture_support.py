@@ -122,8 +122,8 @@ def summary(rows: Iterable[Support]) -> str:
     return "\n".join(
         [
             f"Of the {total} architectures of Transformers {transformers.__version__} that have a causal LM, "
-            f"{len(supported)} are supported, {len(refused)} refused by name, and {len(not_tried)} could not be built small "
-            "enough to try.",
+            f"{len(supported)} are supported, {len(refused)} refused by name, and {len(not_tried)} could not be built "
+            "small enough to try.",
             "",
             f"- Refused: {', '.join(refused)}.",
             f"- Not tried: {', '.join(not_tried)}.",
