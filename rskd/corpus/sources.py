@@ -86,7 +86,7 @@ def located(source: SourceConfig) -> SourceConfig:
 def list_files(source: SourceConfig, outputs: Sequence[str] = ()) -> list[SourceFile]:
     """The files of a source in name order, without empty ones and those below the folders `outputs`.
 
-    Raises ConfigError if it does not exist or has none, or has files that cannot be documents.
+    Raises ConfigError if it does not exist or has none.
     """
     if source.kind == "hf":
         return [SourceFile(str(source.uri), hf_size(source))]
@@ -164,16 +164,12 @@ def _without(sizes: dict[str, int], source: SourceConfig, outputs: Sequence[str]
     return {name: size for name, size in sizes.items() if not name.startswith(below)}
 
 
-def _check_readable(source: SourceConfig, sizes: Mapping[str, int]) -> None:
-    """ConfigError for the first file that is a link to nothing, may not be read, or is cut off at its beginning."""
+def _check_readable(source: SourceConfig, names: Iterable[str]) -> None:
+    """ConfigError for the first file that is a link to nothing, or may not be read; an object store has neither."""
     store = Store(_folder_and_pattern(source)[0])
-    for name, size in sizes.items():
-        if store.is_local and not os.access(store.full_path(name), os.R_OK):
-            why = "may not be read" if store.exists(name) else "is a symbolic link whose target is missing"
-        elif source.kind == "parquet" and not size:
-            why = "is empty, which no Parquet file is"
-        else:
-            continue
+    unreadable = (name for name in names if store.is_local and not os.access(store.full_path(name), os.R_OK))
+    for name in unreadable:
+        why = "may not be read" if store.exists(name) else "is a symbolic link whose target is missing"
         raise ConfigError(f"{printable(name)} of corpus source {printable(str(source.uri))} {why}: fix or remove it")
 
 
