@@ -297,7 +297,7 @@ def audit(
 @app.command()
 def export(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A training checkpoint or a student.")],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="New Hugging Face directory.")],
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="New Hugging Face directory, local or s3://.")],
 ) -> Outcome:
     """Write a checkpoint as an ordinary Hugging Face directory."""
     from rskd.student.checkpoint import export_checkpoint

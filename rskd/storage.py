@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
-from rskd.errors import ConfigError, MissingOutputError, RskdError, StoreAccessError
+from rskd.errors import ConfigError, MissingOutputError, RskdError, StoreAccessError, printable
 from rskd.file_lock import file_lock
 
 _TEMPORARY_PREFIX = ".tmp-"
@@ -50,6 +50,8 @@ class Store:
             raise ConfigError(f"storage {uri}: protocol {protocol} is not supported: use a local path or s3://bucket")
         self._fs, self._pid = _filesystem(protocol), os.getpid()
         self.path: str = self.fs._strip_protocol(self.uri)
+        if protocol == "s3" and not uri.removeprefix("s3://").strip("/"):
+            raise ConfigError(f"storage {uri} names no bucket: write s3://bucket")
 
     @property
     def fs(self) -> Any:
@@ -203,6 +205,10 @@ class Store:
 
         StoreAccessError if an object store refuses it.
         """
+        if not _is_text(self.path):
+            raise ConfigError(
+                f"{named}: {printable(self.path)} is not UTF-8, as the readers of models need it: rename it"
+            )
         probe = f".probe-{uuid.uuid4().hex}"
         try:
             won = [self.create(probe, b""), self.create(probe, b"")]
@@ -251,6 +257,14 @@ class Store:
             f"object store {endpoint} refuses or does not answer for bucket {bucket} ({type(error).__name__}): "
             "check AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _filesystem(protocol: str) -> Any:

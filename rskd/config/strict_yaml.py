@@ -30,6 +30,8 @@ def parse_yaml(text: str, origin: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise _explained(error, origin) from None
+    except RecursionError:
+        raise ConfigError(f"{origin} nests its values too deeply: flatten it") from None
 
 
 def parse_value(text: str, origin: str) -> Any:
@@ -41,7 +43,7 @@ def parse_value(text: str, origin: str) -> Any:
         node = yaml.compose(text, _Loader)
     except _DuplicateKeyError as error:
         raise _explained(error, origin) from None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         node = None
     if node is None or (isinstance(node, yaml.ScalarNode) and node.style is None):
         return _plain(text.strip())

@@ -122,7 +122,7 @@ def parquet(store: Store, file: FileRange, field: str) -> Iterator[str | None]:
     name = printable(file.name)
     with store.open(file.name) as stream:
         try:
-            rows = pq.ParquetFile(stream, pre_buffer=True)
+            rows = pq.ParquetFile(stream, pre_buffer=True, page_checksum_verification=True)
             path = column_path(rows.schema_arrow, field, name)
             starts = [_first_byte(rows.metadata.row_group(index)) for index in range(rows.num_row_groups)]
             groups = [index for index, start in enumerate(starts) if file.start <= start < file.end]

@@ -13,7 +13,8 @@ What is read, by kind (`uri` is a file, a folder or a glob; a folder is searched
     hf           a row is a document, in the column `field` of `split`: a dataset of the hub, or a local folder of one
 Text and jsonl may be compressed (.gz, .bz2, .xz, .zst). `field` reaches into nested objects (a.b). A path, or a folder
 before a glob, that exists is taken as it is, whatever its characters; `~` is the home directory. Symbolic links are
-followed; one that would search a folder within itself is not. Documents without a visible character are left out.
+followed; one that would search a folder within itself is not. Documents without a visible character are left out, and
+so are the outputs of rskd, where they lie in the folder.
 """
 
 from __future__ import annotations
@@ -82,12 +83,15 @@ def located(source: SourceConfig) -> SourceConfig:
     return source.model_copy(update={"uri": store.path})
 
 
-def list_files(source: SourceConfig) -> list[SourceFile]:
-    """The files of a source in name order. Raises ConfigError if it does not exist or has none."""
+def list_files(source: SourceConfig, outputs: Sequence[str] = ()) -> list[SourceFile]:
+    """The files of a source in name order, without empty ones and those below the folders `outputs`.
+
+    Raises ConfigError if it does not exist or has none.
+    """
     if source.kind == "hf":
         return [SourceFile(str(source.uri), hf_size(source))]
     try:
-        sizes = _sizes(source)
+        sizes = _without(_sizes(source), source, outputs)
     except MissingOutputError:
         sizes = {}
     except StoreAccessError as error:
@@ -99,7 +103,7 @@ def list_files(source: SourceConfig) -> list[SourceFile]:
             "with documents"
         )
     _check_readable(source, sizes)
-    return [SourceFile(name, sizes[name]) for name in sorted(sizes)]
+    return [SourceFile(name, sizes[name]) for name in sorted(sizes) if sizes[name]]
 
 
 def group_files(files: Sequence[SourceFile], *, kind: str) -> list[Group]:
@@ -125,7 +129,7 @@ def new_groups(recorded: Iterable[Group], files: Sequence[SourceFile], *, source
     Raises CacheMismatchError if a recorded file is gone or has another size: what was packed is no longer the source.
     """
     sizes = {file.name: file.size for file in files}
-    packed = {file.name: file.size for group in recorded for file in group.files}
+    packed = {file.name: file.size for group in recorded for file in group.files if file.size}
     for name, size in packed.items():
         if sizes.get(name) != size:
             unit = "rows" if source.kind == "hf" else "bytes"
@@ -147,10 +151,17 @@ def read_documents(source: SourceConfig, group: Group) -> Iterator[str]:
     folder, _ = _folder_and_pattern(source)
     try:
         for file in group.files:
-            if file.size:
-                yield from _visible(READERS[source.kind](Store(folder), file, source.field))
+            yield from _visible(READERS[source.kind](Store(folder), file, source.field))
     except (MissingOutputError, StoreAccessError) as error:
         raise _unreadable(source, error) from None
+
+
+def _without(sizes: dict[str, int], source: SourceConfig, outputs: Sequence[str]) -> dict[str, int]:
+    """The files that are not below one of the folders `outputs`, unless the source is within that folder itself."""
+    folder = Store(_folder_and_pattern(source)[0]).absolute_uri.rstrip("/") + "/"
+    uris = [Store(output).absolute_uri for output in outputs]
+    below = tuple(f"{uri.removeprefix(folder)}/" for uri in uris if uri.startswith(folder))
+    return {name: size for name, size in sizes.items() if not name.startswith(below)}
 
 
 def _check_readable(source: SourceConfig, names: Iterable[str]) -> None:

@@ -53,5 +53,5 @@ def _lock_path(config: DistillConfig, what: str) -> Path:
     root = Store(config.storage.root)
     folder = Path(root.path if root.is_local else tempfile.gettempdir())
     folder.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(f"{Store(config.home).absolute_uri} {what}".encode()).hexdigest()[:16]
+    name = hashlib.sha256(f"{Store(config.home).absolute_uri} {what}".encode(errors="surrogateescape")).hexdigest()[:16]
     return folder / f".lock-{name}"

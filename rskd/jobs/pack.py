@@ -65,7 +65,7 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     source = located(config.corpus.source)
-    files = list_files(source)
+    files = list_files(source, outputs=[config.storage.root, config.home])
     Store(config.storage.root).check_writable()
     head, tokenizer = corpus_head(config, resolve_teacher(config))
     packed = _packed(config, head)

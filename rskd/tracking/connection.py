@@ -34,10 +34,15 @@ def tracking_uri_of(config: DistillConfig) -> str:
 
 
 def sqlite_path(tracking_uri: str) -> Path | None:
-    """The file of a sqlite database; None for anything else."""
+    """The file of a sqlite database; None for anything else. Raises ConfigError for one in memory."""
     from sqlalchemy.engine import make_url
 
-    return Path(make_url(tracking_uri).database or "") if tracking_uri.startswith(_SQLITE) else None
+    if not tracking_uri.startswith("sqlite:"):
+        return None
+    database = make_url(tracking_uri).database
+    if database in (None, "", ":memory:"):
+        raise ConfigError(f"tracking.uri {tracking_uri} would lose its runs with the process: name sqlite:///FILE")
+    return Path(database)
 
 
 def _sqlite_uri(path: Path) -> str:
@@ -93,7 +98,7 @@ def explained(tracking_uri: str, *, writing: bool = True) -> Iterator[None]:
         if path := sqlite_path(tracking_uri):
             _try_sqlite(path, writing=writing)
         yield
-    except (MlflowException, SQLAlchemyError, CommandError, sqlite3.Error, OSError) as error:
+    except (MlflowException, SQLAlchemyError, CommandError, sqlite3.Error, OSError, ImportError) as error:
         reason = first_line(error)
         raise ConfigError(
             f"tracking.uri {tracking_uri} cannot be used ({reason}): {_advice(tracking_uri, reason)}"
@@ -103,6 +108,8 @@ def explained(tracking_uri: str, *, writing: bool = True) -> Iterator[None]:
 def _advice(tracking_uri: str, reason: str) -> str:
     if "database schema" in reason:
         return f"back it up and run mlflow db upgrade {tracking_uri}, or name another database"
+    if reason.startswith("No module named"):
+        return "install that module, or correct tracking.uri"
     if sqlite_path(tracking_uri):
         return "permit it, move that file away, or correct tracking.uri"
     return "start that server, or correct tracking.uri"

@@ -20,6 +20,7 @@ from rskd import tracking
 from rskd.config import DistillConfig, validate_config
 from rskd.errors import ConfigError
 from rskd.storage import Store
+from rskd.tracking.connection import explained
 
 
 def make_config(root: Path, **sections) -> DistillConfig:
@@ -246,6 +247,27 @@ def test_a_database_that_cannot_be_used_is_reported_at_once(root: Path, tmp_path
         tracking.distillation(make_config(tmp_path))
     assert time.monotonic() - started < 10
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("sqlite://", "tracking.uri sqlite:// would lose its runs with the process: name sqlite:///FILE"),
+        ("sqlite:///:memory:", "would lose its runs"),
+    ],
+)
+def test_a_uri_that_keeps_no_runs(tmp_path: Path, uri: str, message: str):
+    config = make_config(tmp_path, tracking={"uri": uri})
+    with pytest.raises(ConfigError, match=message):
+        tracking.distillation(config)
+
+
+def test_a_database_without_its_driver():
+    with (
+        pytest.raises(ConfigError, match=r"cannot be used \(No module named 'absent'\): install that module, or"),
+        explained("postgresql+absent://host/runs"),
+    ):
+        raise ModuleNotFoundError("No module named 'absent'")
 
 
 def test_a_database_that_may_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

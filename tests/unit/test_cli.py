@@ -58,6 +58,15 @@ run_app(app)
     }
 
 
+def test_a_student_is_exported_to_an_object_store_as_named(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    done = rskd("export", ".", "s3://", cwd=tmp_path)  # no bucket: as far as it goes without a store
+    assert done.returncode == 2
+    assert done.stderr == "rskd: storage s3:// names no bucket: write s3://bucket\n"
+    assert not (tmp_path / "s3:").exists()
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in rskd("--debug", "pack", "absent.yaml", cwd=tmp_path).stderr
 

@@ -1,4 +1,5 @@
 import errno
+import os
 import subprocess
 import sys
 import time
@@ -156,6 +157,18 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(StoreAccessError, match="No space left on device"):
         Store(str(tmp_path)).create("a", b"data")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///"])
+def test_an_object_store_without_a_bucket(uri: str):
+    with pytest.raises(ConfigError, match=f"storage {uri} names no bucket: write s3://bucket"):
+        Store(uri)
+
+
+def test_a_root_of_other_bytes_than_utf8(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"storage\.root: .*/caf\\udce9 is not UTF-8"):
+        Store(f"{tmp_path}/{os.fsdecode(bytes([99, 97, 102, 233]))}").check_writable()
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_protocol():

@@ -26,6 +26,13 @@ def test_a_key_given_twice_is_refused_at_any_depth(text: str, message: str) -> N
         parse_value(text, "--set")
 
 
+def test_values_nested_too_deeply_are_refused() -> None:
+    text = "[" * 3000 + "]" * 3000
+    with pytest.raises(ConfigError, match=r"^config c\.yaml nests its values too deeply"):
+        parse_yaml(f"a: {text}", "config c.yaml")
+    assert parse_value(text, "--set") == text
+
+
 def test_merge_keys_and_anchors_work() -> None:
     text = "a: &a {k: 1, j: 2}\nb: {<<: *a, k: 3}\nc: {<<: [*a, {z: 4}]}\nd: *a\n"
     found = parse_yaml(text, "config")

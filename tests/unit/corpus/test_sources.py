@@ -11,6 +11,7 @@ import pytest
 
 from rskd.config import SourceConfig
 from rskd.corpus import sources
+from rskd.corpus.readers import FileRange
 from rskd.corpus.sources import Group, SourceFile, group_files, list_files, new_groups, read_documents
 from rskd.errors import CacheMismatchError, ConfigError
 
@@ -205,6 +206,18 @@ class TestParquet:
         with pytest.raises(ConfigError, match="not a Parquet file"):
             documents(source("parquet", tmp_path))
 
+    def test_a_page_that_is_not_what_was_written_is_found_by_its_checksum(self, tmp_path: Path):
+        file = tmp_path / "a.parquet"
+        table = pa.table({"text": ["a page of text"]})
+        options: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        pq.write_table(table, file, write_page_checksum=True, **options)
+        assert documents(source("parquet", file)) == ["a page of text"]
+        file.write_bytes(file.read_bytes().replace(b"a page", b"a cage", 1))
+        with pytest.raises(
+            ConfigError, match=r"a\.parquet of the corpus source is not a Parquet file that can be read"
+        ):
+            documents(source("parquet", file))
+
 
 def test_hf_reads_a_local_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("datasets")
@@ -245,6 +258,36 @@ def test_a_missing_or_empty_source_is_a_config_error(tmp_path: Path, kind: str):
             list_files(source(kind, tmp_path / uri))
 
 
+class TestOutputs:
+    """A source whose folder rskd writes into, too."""
+
+    @pytest.fixture
+    def work(self, tmp_path: Path) -> Path:
+        for name in (
+            "a.jsonl",
+            "out/t/corpus/manifest.json",
+            "out/u/corpus/manifest.json",
+            "t/manifest.json",
+            "t.json",
+        ):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("{}")
+        return tmp_path
+
+    def test_outputs_are_no_documents(self, work: Path):
+        (work / "link").symlink_to(work)
+        for folder in (work, work / "link"):
+            found = list_files(source("jsonl", folder / "**" / "*.json*"), [f"{work}/out", f"{work}/out/t"])
+            assert {file.name for file in found} == {"a.jsonl", "t/manifest.json", "t.json"}
+            found = list_files(source("jsonl", folder), [f"{work}", f"{work}/t"])
+            assert "t.json" in {file.name for file in found}
+            assert "t/manifest.json" not in {file.name for file in found}
+
+    def test_a_source_within_the_outputs_is_one(self, work: Path):
+        found = list_files(source("jsonl", work / "out" / "u"), [f"{work}/out", f"{work}/out/t"])
+        assert [file.name for file in found] == ["corpus/manifest.json"]
+
+
 class TestGroups:
     FILES = (SourceFile("a", 3), SourceFile("b", 4), SourceFile("c", 25), SourceFile("d", 1), SourceFile("e", 10))
 
@@ -282,6 +325,17 @@ class TestGroups:
             new_groups(recorded, self.FILES[1:], source=config)
         with pytest.raises(CacheMismatchError, match="a of corpus source folder has 4 bytes, not 3"):
             new_groups(recorded, [SourceFile("a", 4), *self.FILES[1:]], source=config)
+
+    def test_a_file_that_was_empty_when_it_was_packed_is_added(self, tmp_path: Path):
+        config = source("text", tmp_path)
+        (tmp_path / "a.txt").write_text("one")
+        (tmp_path / "b.txt").touch()
+        recorded = group_files(list_files(config), kind="text")
+        before = [*recorded, Group((FileRange("b.txt", 0, 0, 0),))]  # as corpora had them until now
+        assert new_groups(before, list_files(config), source=config) == []
+        (tmp_path / "b.txt").write_text("two")
+        for groups in (recorded, before):
+            assert self.ranges(new_groups(groups, list_files(config), source=config)) == [[("b.txt", 0, 3)]]
 
     def test_dict_round_trip(self):
         for group in group_files(self.FILES, kind="jsonl"):
