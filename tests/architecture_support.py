@@ -124,7 +124,8 @@ def table(rows: list[Support]) -> str:
 
 def committed() -> dict[str, Support]:
     """The rows of the table in the README, by model type."""
-    rows = re.findall(r"^\| `(.*)` \| (.*) \|$", README.read_text(), re.MULTILINE)
+    architectures = README.read_text().partition(_BEGIN)[2]
+    rows = re.findall(r"^\| `(.*)` \| (.*) \|$", architectures, re.MULTILINE)
     return {name: Support(name, *cells.split(" | ")) for name, cells in rows}
 
 

@@ -20,7 +20,7 @@ from rskd.models.causal_lm import (
     probe_ids,
 )
 
-_PROBED_TOKENS = 16
+_PROBED_TOKENS = 72  # more than a chunk of 64, from which on some architectures compute in another way
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def check_computation(model: PreTrainedModel, named: str, *, isolated: bool = Fa
 
     Checked: `output_head(hidden_states)` gives the logits of the model's own forward pass; changing the last token
     changes nothing before it; where documents are to be `isolated`, that each gets what it gets alone. Costs four
-    passes over 16 tokens, and up to five over 64 more for isolation.
+    passes over 72 tokens, and up to five over 64 more for isolation.
     """
     ids = probe_ids(model, _PROBED_TOKENS)
     with torch.autocast(ids.device.type, enabled=False):
@@ -40,7 +40,9 @@ def check_computation(model: PreTrainedModel, named: str, *, isolated: bool = Fa
             other = hidden_states(model, torch.cat([ids[:, :-1], ids[:, :1]], dim=1))
         except (AttributeError, IndexError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-            raise _refused(model, named, f"cannot be run as a causal LM ({reason})") from None
+            dtype = str(model.dtype).removeprefix("torch.")
+            problem = f"cannot be run as a causal LM in {dtype} ({reason})"
+            raise _refused(model, named, problem, "choose another model or dtype") from None
     if not close(found, expected):
         raise _refused(model, named, "computes its logits in another way than from its last hidden states and its head")
     if not close(other[:, :-1], hidden[:, :-1]):
