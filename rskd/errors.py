@@ -17,6 +17,16 @@ class ConfigError(RskdError):
     exit_code = 2
 
 
+class NonFiniteLogitsError(ConfigError, ValueError):
+    """A teacher's logits are NaN or infinite: its dtype is too narrow for it, or its weights are damaged."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "logits must be finite or -inf, with one finite in each row: set teacher.dtype to bfloat16 or float32, or "
+            "download the teacher again"
+        )
+
+
 class OutputError(RskdError):
     """Something that rskd wrote, or its store, is not as it must be."""
 

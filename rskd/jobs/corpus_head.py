@@ -68,6 +68,24 @@ def check_packed_with(head: dict[str, Any], manifest: CorpusManifest, uri: str) 
             )
 
 
+def check_made_with(head: dict[str, Any], corpus: dict[str, Any], tokenizer: dict[str, Any], uri: str) -> None:
+    """CacheMismatchError, naming the setting, unless the windows and ids at `uri` are those that `corpus_head` says.
+
+    `corpus` and `tokenizer` are of the manifest of a corpus or a cache.
+    """
+    found_and_wanted = {
+        **{f"corpus.{name}": (corpus[name], head[name]) for name in ("seq_len", "seed", "isolate_documents")},
+        "corpus.bos": (corpus.get("bos", "none"), head["bos"]),  # older ones have none
+        **{f"tokenizer {name}": (tokenizer[name], head["tokenizer"][name]) for name in ("fingerprint", "vocab_size")},
+    }
+    for name, (found, wanted) in found_and_wanted.items():
+        if found != wanted:
+            undo = f"set {name}={found}" if name.startswith("corpus.") else "undo the change"
+            raise CacheMismatchError(
+                f"{uri} was made with {name}={found}, not {wanted}: {undo}, or choose another name"
+            )
+
+
 def _settings(head: dict[str, Any]) -> dict[str, Any]:
     """What the windows depend on, by the name in the config."""
     names = ("seq_len", "seed", "isolate_documents", "windows_per_part", "max_windows")

@@ -17,12 +17,12 @@ from typing import Any
 from rskd import records, tracking
 from rskd.config import DistillConfig, RayConfig
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.errors import CacheMismatchError, ConfigError, explained_by
+from rskd.errors import ConfigError, explained_by
 from rskd.evaluation import results
 from rskd.evaluation.downstream import find_tasks, mean_score
 from rskd.evaluation.language_modeling import METRICS, pct_ce_to_fullkd
 from rskd.inputs import inputs_first
-from rskd.jobs.corpus_head import corpus_head
+from rskd.jobs.corpus_head import check_made_with, corpus_head
 from rskd.jobs.evaluate_worker import (
     EvaluationRun,
     Findings,
@@ -159,13 +159,7 @@ def _open_corpus(config: DistillConfig, teacher_dir: str) -> PackedCorpus:
     """The held-out windows, made with the settings of `config`."""
     corpus = PackedCorpus.open(config.corpus_uri("eval"))
     head, _ = corpus_head(config, teacher_dir)
-    for setting in ("seq_len", "seed", "isolate_documents", "bos"):
-        found, wanted = getattr(corpus.manifest, setting), head[setting]
-        if found != wanted:
-            raise CacheMismatchError(
-                f"{corpus.uri} was packed with corpus.{setting}={found}, not {wanted}: set "
-                f"corpus.{setting}={found}, or choose another name"
-            )
+    check_made_with(head, corpus.manifest.to_dict(), corpus.manifest.tokenizer, corpus.uri)
     if corpus.num_rows == 0:
         raise ConfigError(f"{corpus.uri} has no windows: set corpus.eval_windows and choose another name")
     return corpus

@@ -25,7 +25,7 @@ from rskd.cores import warn_of_threads
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.errors import CacheMismatchError, ConfigError, CorruptPartError, MissingOutputError
 from rskd.inputs import inputs_first
-from rskd.jobs.corpus_head import corpus_head
+from rskd.jobs.corpus_head import check_made_with, corpus_head
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.training.in_process import train_in_process
 from rskd.jobs.training.run import TrainingRun
@@ -135,19 +135,7 @@ def _open_source(
     else:
         source = PackedCorpus.open(packed.uri)
         corpus = source.manifest.to_dict()
-    tokenizer = source.manifest.tokenizer
-    found_and_wanted = {
-        **{f"corpus.{name}": (corpus[name], head[name]) for name in ("seq_len", "seed", "isolate_documents")},
-        "corpus.bos": (corpus.get("bos", "none"), head["bos"]),  # older caches have none
-        "tokenizer fingerprint": (tokenizer["fingerprint"], head["tokenizer"]["fingerprint"]),
-        "vocab_size": (tokenizer["vocab_size"], head["tokenizer"]["vocab_size"]),
-    }
-    for name, (found, value) in found_and_wanted.items():
-        if found != value:
-            undo = f"set {name}={found}" if name.startswith("corpus.") else "undo the change"
-            raise CacheMismatchError(
-                f"{source.uri} was made with {name} {found}, not {value}: {undo}, or choose another name"
-            )
+    check_made_with(head, corpus, source.manifest.tokenizer, source.uri)
     batch = spec.train.global_batch
     if source.num_rows < batch:
         raise ConfigError(f"train.global_batch={batch} exceeds the {source.num_rows} windows of {source.uri}: lower it")

@@ -24,7 +24,7 @@ from rskd.models.causal_lm import (
     probe_ids,
 )
 
-_PROBED_TOKENS = 16
+_PROBED_TOKENS = 72  # more than a chunk of 64, from which on some architectures compute in another way
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def check_computation(model: PreTrainedModel, named: str, *, isolated: bool = Fa
 
     Checked: `output_head(hidden_states)` gives the logits of the model's own forward pass; changing the last token
     changes nothing before it; where documents are to be `isolated`, that each gets what it gets alone. Costs three
-    passes over 16 tokens, and up to four over 64 or 128 more for isolation.
+    passes over 72 tokens, and up to four over 64 or 128 more for isolation.
     """
     ids = probe_ids(model, _PROBED_TOKENS)
     with torch.autocast(ids.device.type, enabled=False), runnable(model):
@@ -47,7 +47,9 @@ def check_computation(model: PreTrainedModel, named: str, *, isolated: bool = Fa
         except torch.OutOfMemoryError:
             raise
         except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise _refused(model, named, f"cannot be run as a causal LM ({first_line(error)})") from None
+            dtype = str(model.dtype).removeprefix("torch.")
+            problem = f"cannot be run as a causal LM in {dtype} ({first_line(error)})"
+            raise _refused(model, named, problem, "choose another model or dtype") from None
     if not close(found, expected):
         raise _refused(model, named, "computes its logits in another way than from its last hidden states and its head")
     if not close(other[:, :-1], hidden[:, :-1]):

@@ -21,7 +21,7 @@ from typing import Any
 from rskd import records
 from rskd.config import DistillConfig
 from rskd.errors import ConfigError, first_line
-from rskd.models.digests import sha256_of, tensors_in
+from rskd.models.digests import check_files, sha256_of, tensors_in
 from rskd.storage import Store
 
 _SOURCE = "rskd_source.json"  # in a converted directory: the file that it was made from
@@ -48,12 +48,16 @@ def resolve_model(model: str, *, revision: str | None, teachers: str) -> str:
     Python package, which is not imported). `revision` is the hub's or, for a GGUF file, `sha256:HEX`. `teachers`
     is the URI under which converted models are kept.
 
-    Raises ConfigError for a model that does not exist or is not the one that `revision` names.
+    Raises ConfigError for a model that does not exist or is not the one that `revision` names; MissingOutputError and
+    CorruptPartError for a student or checkpoint of rskd's whose files are not those that it wrote.
     """
     path = check_model(model)
     if path is None:
         return hub_snapshot(model, revision)
-    return str(path if path.is_dir() else _converted(path, revision, Store(teachers)))
+    if path.is_dir():
+        check_files(path)
+        return str(path)
+    return _converted(path, revision, Store(teachers))
 
 
 def check_model(model: str) -> Path | None:
@@ -61,6 +65,7 @@ def check_model(model: str) -> Path | None:
     path = _package_file(model) if model.startswith("package:") else Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
+            check_files(path)  # of a student of rskd's it is missing
             raise ConfigError(f"model {model} holds no config.json: name a directory that save_pretrained wrote")
         if (path / "adapter_config.json").is_file():
             raise ConfigError(f"model {model} holds a PEFT adapter: merge it into its model, and name what that gives")
@@ -81,29 +86,42 @@ def tensor_files(directory: str, named: str) -> dict[str, str]:
     """
     found = {}
     for file in weights_files(directory, named):
-        if not file.exists():
-            raise ConfigError(f"{named}: {file.name}, which {_INDEX} lists, is missing: download the model again")
         with file.open("rb") as stream:
             if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
                 raise ConfigError(f"{named}: {file.name} is a Git LFS pointer, not weights: run git lfs pull")
         try:
-            found.update(dict.fromkeys(tensors_in(file), file.name))
+            names = tensors_in(file)
         except ValueError as error:
             raise ConfigError(f"{named}: {file.name} {error}: download the model again") from None
+        if twice := sorted(found.keys() & set(names)):
+            raise ConfigError(
+                f"{named}: tensor {twice[0]} is in both {found[twice[0]]} and {file.name}: download the model again"
+            )
+        found.update(dict.fromkeys(names, file.name))
     return found
 
 
 def weights_files(directory: str, named: str) -> list[Path]:
-    """The safetensors files that `from_pretrained` reads from a model directory. Raises ConfigError if it has none."""
+    """The safetensors files that `from_pretrained` reads from a model directory.
+
+    Raises ConfigError if it has none, or lacks one of its index.
+    """
     folder = Path(directory)
-    if (folder / _WEIGHTS).exists():
+    if (folder / _WEIGHTS).is_file():
         return [folder / _WEIGHTS]
     if not (folder / _INDEX).is_file():
         raise ConfigError(f"{named} holds no {_WEIGHTS} and no {_INDEX}: save it with save_pretrained")
     try:
-        return [folder / name for name in sorted(set(json.loads((folder / _INDEX).read_text())["weight_map"].values()))]
+        index = json.loads((folder / _INDEX).read_text())
+        _ = index["metadata"]  # Transformers needs it, too
+        files = [folder / name for name in sorted(set(index["weight_map"].values()))]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{named}: {_INDEX} is not the index of its weights: download the model again") from None
+        files = []
+    if not files:
+        raise ConfigError(f"{named}: {_INDEX} is not the index of its weights: download the model again")
+    if missing := next((file.name for file in files if not file.is_file()), None):
+        raise ConfigError(f"{named}: {missing}, which {_INDEX} lists, is missing: download the model again")
+    return files
 
 
 def model_fingerprint(directory: str) -> str:
@@ -167,7 +185,7 @@ def hub_snapshot(model: str, revision: str | None) -> str:
         ) from None
 
 
-def _converted(gguf: Path, revision: str | None, teachers: Store) -> Path:
+def _converted(gguf: Path, revision: str | None, teachers: Store) -> str:
     """Directory <teachers>/<stem>/ made from `gguf`, or <stem>-<sha> where another file of that name came first."""
     sha256 = sha256_of(gguf)
     if revision not in (None, f"sha256:{sha256}"):
@@ -175,13 +193,13 @@ def _converted(gguf: Path, revision: str | None, teachers: Store) -> Path:
     source = {"file": gguf.name, "sha256": sha256}
     names = (gguf.stem, f"{gguf.stem}-{sha256[:12]}")
     if not teachers.is_local:
-        return _converted_on_s3(gguf, source, names[1], teachers)
+        return str(_converted_on_s3(gguf, source, names[1], teachers))
     for name in names:
         directory = Path(teachers.full_path(name))
         if not directory.exists():
             _convert(gguf, source, directory)
         if _source_of(directory) == source:
-            return directory
+            return str(directory)
     raise ConfigError(f"{directory} was not converted from {gguf}: remove it")
 
 

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import is_flash_attn_2_available, logging
 
 from rskd.errors import ConfigError, RskdError, first_line
-from rskd.models.causal_lm import FLASH_ATTENTION, attention_without_flash
+from rskd.models.causal_lm import FLASH_ATTENTION, TOLERANCE, attention_without_flash
 from rskd.models.checks import check_computation
 from rskd.models.files import hub_snapshot, tensor_files
 
@@ -63,6 +63,7 @@ def load_model(
 
     model, info = _with_attention(load, _attentions(config, attention, dtype, device, named), named)
     _check_weights(info, files, config, named)
+    _check_finite(model, files, named)
     check_computation(model, named, isolated=isolated)
     return model
 
@@ -154,6 +155,18 @@ def _check_weights(info: Mapping[str, Any], files: Mapping[str, str], config: Pr
         raise _misfit(named, unexpected, f"of {where} has no place in the model of config.json")
     if errors := info.get("error_msgs"):
         raise ConfigError(f"{named} cannot be loaded ({first_line(errors[0])}): download the model again")
+
+
+def _check_finite(model: PreTrainedModel, files: Mapping[str, str], named: str) -> None:
+    """ConfigError for weights that are NaN or infinite: damaged, or too large for the dtype that they are cast to."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in TOLERANCE and not parameter.isfinite().all():
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            where = f" of {files[name]}" if name in files else ""
+            raise ConfigError(
+                f"{named}: tensor {name}{where} has values that are not finite in {dtype}: download the model again, "
+                "or choose a wider dtype"
+            )
 
 
 def _without_other_modalities(unused: set[str], files: Mapping[str, str], config: PreTrainedConfig) -> set[str]:

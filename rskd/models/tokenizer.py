@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from rskd import records
-from rskd.errors import ConfigError
+from rskd.errors import ConfigError, first_line
 
 BosMode = Literal["none", "document", "window"]
 
@@ -34,7 +34,7 @@ def load_tokenizer(
     except Exception as error:  # transformers raises nearly anything for files that are not a tokenizer's
         kind = "directory" if Path(name_or_dir).is_dir() else "hub id or directory"
         raise ConfigError(
-            f"tokenizer {name_or_dir} cannot be loaded ({type(error).__name__}): name a {kind} that holds a "
+            f"tokenizer {name_or_dir} cannot be loaded ({first_line(error)}): name a {kind} that holds a "
             "tokenizer.json, or download it first"
         ) from None
     if not tokenizer.is_fast:

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rskd.errors import ConfigError
+from rskd.errors import ConfigError, NonFiniteLogitsError
 from rskd.rng import uniforms
 from rskd.sparse_targets import SparseTargets
 
@@ -260,9 +260,9 @@ class RowResults:
 
 
 def require_distributions(total: Tensor) -> None:
-    """Raise ValueError if a row of `Distribution.total` is not finite. Once for many slices: a GPU waits for it."""
+    """NonFiniteLogitsError if a row of `Distribution.total` is not finite. Once for many slices: a GPU waits for it."""
     if not total.isfinite().all():
-        raise ValueError("logits must be finite or -inf, with one finite in each row: check the teacher's dtype")
+        raise NonFiniteLogitsError
 
 
 def draw(distribution: Distribution, sampling: Sampling, keys: Tensor) -> Drawn:

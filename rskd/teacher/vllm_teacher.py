@@ -28,7 +28,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from rskd.config import TeacherConfig
-from rskd.errors import ConfigError, RskdError, first_line
+from rskd.errors import ConfigError, NonFiniteLogitsError, RskdError, first_line
 from rskd.models.causal_lm import document_positions
 from rskd.teacher.hidden_to_targets import Order, SampledRows
 from rskd.teacher.vllm_plugin import HIDDEN_STATES, NOT_FINITE, PREFIX, Request
@@ -84,7 +84,7 @@ class VllmTeacher:
         ]
         packed = self._encode(requests)
         if (packed[:, 0] == NOT_FINITE).any():
-            raise ValueError("logits must be finite or -inf, with one finite in each row: check the teacher's dtype")
+            raise NonFiniteLogitsError
         return unpack(packed, order)
 
     def hidden(self, input_ids: Tensor, end_of_text_id: int | None = None) -> Tensor:

@@ -16,6 +16,7 @@ from rskd.corpus.packed_corpus import CorpusManifest, write_manifest, write_part
 from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError
 from rskd.evaluation.language_modeling import METRICS
 from rskd.jobs.evaluate import evaluate_students
+from rskd.models.tokenizer import load_tokenizer, tokenizer_fingerprint
 from rskd.pages.report import write_report
 from rskd.storage import Store
 
@@ -42,10 +43,11 @@ def pack_held_out(config: DistillConfig, num_windows: int = 7) -> np.ndarray:
     windows = rng.integers(1, VOCAB_SIZE, (num_windows, SEQ_LEN + 1), dtype=np.int32)
     windows[:, 5] = END
     store = Store(config.corpus_uri("eval"))
+    fingerprint = tokenizer_fingerprint(load_tokenizer(config.teacher.model))
     head = {
         "format_version": 1,
         "source": config.corpus.source.model_dump(),
-        "tokenizer": {"name": "t", "fingerprint": "f", "vocab_size": VOCAB_SIZE, "end_of_text_id": END},
+        "tokenizer": {"name": "t", "fingerprint": fingerprint, "vocab_size": VOCAB_SIZE, "end_of_text_id": END},
         "seq_len": SEQ_LEN,
         "seed": 0,
         "isolate_documents": config.corpus.isolate_documents,

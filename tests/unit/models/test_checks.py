@@ -16,12 +16,19 @@ from rskd.models.checks import check_computation
         ("bert", "BertLMHeadModel computes its logits in another way than from its last hidden states and its head"),
         ("modernbert-decoder", "ModernBertDecoderForCausalLM computes its logits in another way"),
         ("xlnet", "XLNetLMHeadModel lets a token see the tokens after it: it is no causal LM"),
-        ("xmod", "XmodForCausalLM cannot be run as a causal LM"),
+        ("xmod", "XmodForCausalLM cannot be run as a causal LM in float32"),
     ],
 )
 def test_refused_by_name(model_type, problem):
-    with pytest.raises(ConfigError, match=f"^teacher t: {problem}.*: choose another model$"):
+    with pytest.raises(ConfigError, match=f"^teacher t: {problem}.*: choose another model( or dtype)?$"):
         check_computation(tiny_model(tiny_config(model_type)), "teacher t")
+
+
+def test_an_architecture_that_cannot_compute_a_long_text_in_a_dtype():
+    model = tiny_model(tiny_config("xlstm"))  # Transformers computes chunks of 64 tokens in two dtypes at once
+    check_computation(model, "teacher t")
+    with pytest.raises(ConfigError, match=r"xLSTMForCausalLM cannot be run as a causal LM in bfloat16 \(.*dtype"):
+        check_computation(model.bfloat16(), "teacher t")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -12,8 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rskd.errors import ConfigError
+from rskd import records
+from rskd.errors import ConfigError, CorruptPartError, MissingOutputError
 from rskd.models import files
+from rskd.models.digests import RESULT_FILE, describe_files
 from rskd.models.files import (
     check_model,
     model_fingerprint,
@@ -175,6 +177,29 @@ def test_a_directory_without_a_model_is_a_config_error(tmp_path: Path):
         resolve(tmp_path, tmp_path)
     with pytest.raises(ConfigError, match="safetensors"):
         weights_fingerprint(str(tmp_path))
+
+
+def test_a_damaged_student_as_model_is_what_rskd_wrote(tiny_teacher_dir: Path, tmp_path: Path):
+    student = Path(shutil.copytree(tiny_teacher_dir, tmp_path / "student"))
+    (student / RESULT_FILE).write_bytes(records.seal({"files": describe_files(student)}))
+    assert resolve_model(str(student), revision=None, teachers=str(tmp_path)) == str(student)
+    for name in ("model.safetensors", "config.json"):
+        data = (student / name).read_bytes()
+        (student / name).write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+        with pytest.raises(CorruptPartError, match=rf"{name} is damaged"):
+            resolve_model(str(student), revision=None, teachers=str(tmp_path))
+        (student / name).write_bytes(data)
+    (student / "config.json").unlink()
+    with pytest.raises(MissingOutputError, match=r"config.json is missing: run rskd train"):
+        resolve_model(str(student), revision=None, teachers=str(tmp_path))
+
+
+def test_the_fingerprint_of_a_model_that_lacks_a_shard(tmp_path: Path):
+    index = {"metadata": {}, "weight_map": {"a": "model-1.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"model-1.safetensors, which model.safetensors.index.json lists, is missing"):
+        model_fingerprint(str(tmp_path))
 
 
 def test_the_fingerprint_is_of_the_weights_alone(tiny_teacher_dir: Path, tmp_path: Path):

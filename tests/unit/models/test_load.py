@@ -100,6 +100,31 @@ def test_shards_that_are_missing_or_have_no_index(whole, tmp_path):
         load_model(str(tmp_path))
 
 
+def test_a_tensor_in_two_shards_and_an_index_of_nothing(whole, tmp_path):
+    AutoModelForCausalLM.from_pretrained(whole).save_pretrained(tmp_path, max_shard_size="50KB")
+    first, second = sorted(tmp_path.glob("model-*.safetensors"))[:2]
+    name, tensor = next(iter(load_file(first).items()))
+    save_file({**load_file(second), name: tensor * 0}, second, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=rf"tensor {name} is in both {first.name} and {second.name}"):
+        load_model(str(tmp_path))
+    for index in ('{"metadata": {}, "weight_map": {}}', '{"weight_map": {"a": "b.safetensors"}}', '{"weight_map": 1}'):
+        (tmp_path / "model.safetensors.index.json").write_text(index)
+        with pytest.raises(ConfigError, match=r"index.json is not the index of its weights"):
+            load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(torch.nan, torch.float32), (torch.inf, torch.bfloat16), (1e6, torch.float16)]
+)
+def test_weights_that_are_not_finite(model_dir, value, dtype):
+    tensors = load_file(model_dir / WEIGHTS)
+    tensors["model.embed_tokens.weight"][60, 0] = value  # of an id that no probe uses
+    save_file(tensors, model_dir / WEIGHTS, metadata={"format": "pt"})
+    problem = rf"tensor model.embed_tokens.weight of model.safetensors .*not finite in {str(dtype)[6:]}"
+    with pytest.raises(ConfigError, match=problem):
+        load_model(str(model_dir), dtype=dtype)
+
+
 def test_the_text_model_of_a_larger_one_leaves_its_vision_alone(tmp_path):
     config = tiny_config("llama4")
     Llama4ForConditionalGeneration(config).save_pretrained(tmp_path)
