@@ -66,7 +66,7 @@ def measure(model_type: str) -> Support:
         check_isolated(loaded)
         how = "one pass" if isolates_by_positions(loaded) else "one by one"
         return Support(
-            model_type, name, "yes", how, loaded.config._attn_implementation, _teacher_layers(directory, loaded)
+            model_type, name, "yes", how, str(loaded.config._attn_implementation), _teacher_layers(directory, loaded)
         )
 
 
