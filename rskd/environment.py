@@ -51,6 +51,8 @@ def _find_a_home() -> None:
     if not (home and Path(home).is_dir()):
         os.environ["HOME"] = str(folder)  # else it is read from, as for ~/.aws
     names = {"HF_HOME": "huggingface", "PREFECT_HOME": "prefect", "MPLCONFIGDIR": "matplotlib"}
+    if home and Path(home, ".cache", "huggingface").is_dir():
+        del names["HF_HOME"]  # models that were downloaded there are found
     for variable, name in names.items():
         os.environ.setdefault(variable, str(folder / name))
 
@@ -75,9 +77,9 @@ def ray_temporary_folder() -> str | None:
 
 
 def _own_folder(purpose: str, parent: str | None = None) -> Path | None:
-    """A folder of this user under the temporary one; None where none can be made."""
+    """A folder of this user under the temporary one; None where none can be made, or somebody else made it."""
     folder = Path(parent or tempfile.gettempdir(), f"rskd-{purpose}-{os.getuid()}")
-    return folder if _is_writable(folder) else None
+    return folder if _is_writable(folder) and folder.stat().st_uid == os.getuid() else None
 
 
 def _is_writable(folder: Path) -> bool:

@@ -17,6 +17,18 @@ from s3fs import S3FileSystem
 PATIENCE_SECONDS = 300.0  # for each request
 _LONGEST_DELAY_SECONDS = 4.0
 _OUTAGE_STATUSES = {429, 500, 502, 503, 504}
+S3_OPTIONS: dict[str, Any] = {
+    # Listings are never cached, since another writer may have changed them; nor is what was read of a file.
+    "use_listings_cache": False,
+    "default_fill_cache": False,
+    "default_cache_type": "none",
+    # A store that never answered is reported within seconds; one that is slow is waited for.
+    "config_kwargs": {
+        "connect_timeout": 3,
+        "read_timeout": 60,
+        "retries": {"mode": "standard", "total_max_attempts": 3},
+    },
+}
 
 _logger = logging.getLogger(__name__)
 

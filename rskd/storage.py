@@ -25,18 +25,6 @@ from rskd.file_lock import file_lock
 
 _TEMPORARY_PREFIX = ".tmp-"
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}  # what link answers then
-_S3_OPTIONS = {
-    # Listings are never cached, since another writer may have changed them; nor is what was read of a file.
-    "use_listings_cache": False,
-    "default_fill_cache": False,
-    "default_cache_type": "none",
-    # A store that never answered is reported within seconds; one that is slow is waited for.
-    "config_kwargs": {
-        "connect_timeout": 3,
-        "read_timeout": 60,
-        "retries": {"mode": "standard", "total_max_attempts": 3},
-    },
-}
 _inherited: list[Any] = []  # kept from collection: closing one would unhook the parent's sockets, whose epoll is shared
 
 
@@ -270,9 +258,9 @@ def _is_text(path: str) -> bool:
 def _filesystem(protocol: str) -> Any:
     if protocol == "file":
         return LocalFileSystem()
-    from rskd.object_store import PatientS3FileSystem
+    from rskd.object_store import S3_OPTIONS, PatientS3FileSystem
 
-    return PatientS3FileSystem(**_S3_OPTIONS)
+    return PatientS3FileSystem(**S3_OPTIONS)
 
 
 def _local_sizes(

@@ -66,7 +66,7 @@ def measure(model_type: str) -> Support:
         check_isolated(loaded)
         how = "one pass" if isolates_by_positions(loaded) else "one by one"
         return Support(
-            model_type, name, "yes", how, loaded.config._attn_implementation, _teacher_layers(directory, loaded)
+            model_type, name, "yes", how, str(loaded.config._attn_implementation), _teacher_layers(directory, loaded)
         )
 
 
@@ -118,17 +118,12 @@ def summary(rows: Iterable[Support]) -> str:
     """How many are supported, and which are not, as Markdown."""
     names = {outcome: [f"`{row.model_type}`" for row in rows if row.loaded.startswith(outcome)] for outcome in OUTCOMES}
     supported, refused, not_tried = names.values()
-    total = sum(map(len, names.values()))
-    return "\n".join(
-        [
-            f"Of the {total} architectures of Transformers {transformers.__version__} that have a causal LM, "
-            f"{len(supported)} are supported, {len(refused)} refused by name, and {len(not_tried)} could not be built "
-            "small enough to try.",
-            "",
-            f"- Refused: {', '.join(refused)}.",
-            f"- Not tried: {', '.join(not_tried)}.",
-        ]
+    counts = (
+        f"Of the {sum(map(len, names.values()))} architectures of Transformers {transformers.__version__} that have a "
+        f"causal LM, {len(supported)} are supported, {len(refused)} refused by name, and {len(not_tried)} could not be "
+        "built small enough to try."
     )
+    return f"{counts}\n\n- Refused: {', '.join(refused)}.\n- Not tried: {', '.join(not_tried)}."
 
 
 def table(rows: Iterable[Support]) -> str:

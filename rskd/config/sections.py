@@ -33,7 +33,10 @@ def _without_password(uri: str) -> str:
 Uri = Annotated[str, AfterValidator(_without_password)]  # a configuration is logged, and shown in forms and reports
 
 
-Attention = Literal["auto", "sdpa", "flash_attention_2", "eager"]
+Attention = Annotated[
+    Literal["auto", "sdpa", "flash_attention_2", "eager"],
+    Field(description="Attention implementation; auto: the fastest that the architecture has and that is exact."),
+]
 
 
 def _scalar(value: Any) -> Any:
@@ -160,10 +163,7 @@ class TeacherConfig(Section):
     threads_per_worker: int = Field(
         default=2, ge=1, description="CPU threads of an actor; fixed, so that logits repeat."
     )
-    attention: Attention = Field(
-        default="auto",
-        description="Attention implementation; auto: the fastest that the architecture has and that is exact.",
-    )
+    attention: Attention = "auto"
     trust_remote_code: bool = Field(
         default=False, description="Run code that comes with the model. Only if you trust it."
     )
@@ -246,10 +246,7 @@ class StudentConfig(Section):
         "checkpoint: the weights of `model`.",
     )
     num_layers: int | None = Field(default=None, ge=1, description="Layers of the student (teacher_layers).")
-    attention: Attention = Field(
-        default="auto",
-        description="Attention implementation; auto: the fastest that the architecture has and that is exact.",
-    )
+    attention: Attention = "auto"
 
     @model_validator(mode="after")
     def _check(self) -> Self:

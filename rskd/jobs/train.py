@@ -129,7 +129,7 @@ def _open_source(
     if spec.objective.kind == "sparse_kd":
         source = LogitCache.open(config.cache_uri(spec.sampling))
         corpus = source.manifest.corpus
-        _check_made_with(source, config, spec.sampling, teacher_dir)
+        _check_targets(source, config, spec.sampling, teacher_dir)
         if packed.exists("manifest.json"):  # a cache alone is enough to train from
             _check_covers(source, PackedCorpus.open(packed.uri))
     else:
@@ -142,7 +142,7 @@ def _open_source(
     return source
 
 
-def _check_made_with(cache: LogitCache, config: DistillConfig, sampling: str, teacher_dir: str) -> None:
+def _check_targets(cache: LogitCache, config: DistillConfig, sampling: str, teacher_dir: str) -> None:
     """CacheMismatchError, naming the key, unless the cache has the sampling and the teacher of the configuration."""
     made_by, teacher = cache.manifest.teacher, config.teacher
     same_model = made_by["fingerprint"] in model_fingerprints(teacher_dir)

@@ -70,7 +70,7 @@ def build_student(
 ) -> PreTrainedModel:
     """A causal LM on the CPU with fp32 master weights.
 
-    A preset has exactly `vocab_size` ids (the length of the tokenizer). Any other architecture keeps its own
+    A preset has exactly `vocab_size` ids. Any other architecture keeps its own
     vocabulary, which may be padded but not smaller; ids from `vocab_size` on are masked in the loss.
 
     Raises ConfigError for a model that does not exist or does not fit, and for an attention that is not installed.
