@@ -16,8 +16,8 @@ from rskd.corpus.packed_corpus import CorpusManifest, write_manifest, write_part
 from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError
 from rskd.evaluation.language_modeling import METRICS
 from rskd.jobs.evaluate import evaluate_students
-from rskd.pages.report import write_report
 from rskd.models.tokenizer import load_tokenizer, tokenizer_fingerprint
+from rskd.pages.report import write_report
 from rskd.storage import Store
 
 SEQ_LEN, VOCAB_SIZE, END = 16, 384, 0
