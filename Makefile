@@ -49,7 +49,7 @@ serve: $(INSTALLED) ## Prefect server and UI on http://127.0.0.1:4200 with every
 ui: $(INSTALLED) ## MLflow UI on http://127.0.0.1:5000 over the runs in .rskd
 	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///.rskd/mlflow.db
 
-test: $(INSTALLED) ## the default tests (under 20 minutes on 2 cores)
+test: $(INSTALLED) ## the default tests (about 15 minutes on 2 cores)
 	$(BIN)/python -m pytest
 
 test-slow: $(INSTALLED) ## tests that take minutes each

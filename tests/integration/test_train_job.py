@@ -219,7 +219,7 @@ def test_what_is_wrong_is_said_before_training(make_config, tmp_path: Path):
     with pytest.raises(MissingOutputError, match="run rskd cache"):
         train_student(elsewhere)
     shorter = config.model_copy(update={"corpus": config.corpus.model_copy(update={"seq_len": 8})})
-    with pytest.raises(CacheMismatchError, match=r"corpus\.seq_len 16, not 8"):
+    with pytest.raises(CacheMismatchError, match=r"corpus\.seq_len=16, not 8"):
         train_student(shorter)
     with pytest.raises(ConfigError, match="global_batch=100000 exceeds"):
         train_student(make_config(default={"train": {"global_batch": 100000}}))
