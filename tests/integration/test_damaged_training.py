@@ -174,7 +174,7 @@ def test_a_student_without_weights_is_not_skipped(trained: DistillConfig, copy: 
 
 
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("of_ray", ["empty snapshot", pytest.param("no newest folder", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("of_ray", ["empty snapshot", pytest.param("no newest folder", marks=pytest.mark.e2e)])
 def test_with_ray_train_it_goes_on_alike(trained, copy, tiny_teacher_dir: Path, caplog, of_ray: str):
     """Also from the checkpoints that training in process left: how a run is executed is no part of it."""
     _forget_student(copy)

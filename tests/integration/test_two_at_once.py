@@ -90,7 +90,7 @@ def run_together(*configs: Path) -> list[str]:
     return said
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_two_runs_of_one_config_end_as_one(tmp_path: Path, tiny_teacher_dir: Path) -> None:
     shared, alone = (write_config(tmp_path, tiny_teacher_dir, root) for root in ("shared", "alone"))
     together = run_together(shared, shared)
