@@ -20,11 +20,12 @@ class ConfigError(RskdError):
 class NonFiniteLogitsError(ConfigError, ValueError):
     """A teacher's logits are NaN or infinite: its dtype is too narrow for it, or its weights are damaged."""
 
-    def __init__(self) -> None:
-        super().__init__(
+    def __init__(self, *args: object) -> None:  # the arguments are those of a pickled one
+        message = (
             "logits must be finite or -inf, with one finite in each row: set teacher.dtype to bfloat16 or float32, or "
             "download the teacher again"
         )
+        super().__init__(*(args or (message,)))
 
 
 class OutputError(RskdError):

@@ -1,6 +1,8 @@
 """The RskdError behind what a framework wrapped around it."""
 
-from rskd.errors import ConfigError, CorruptPartError, explained_by
+import pickle
+
+from rskd.errors import ConfigError, CorruptPartError, NonFiniteLogitsError, explained_by
 
 
 def test_finds_the_innermost() -> None:
@@ -33,3 +35,9 @@ def test_a_message_is_one_line_whatever_was_appended_on_the_way() -> None:
     error = ConfigError("no such field")
     error.args = (f"{error.args[0]}\nFailed to apply UDF transform",)
     assert str(error) == "no such field"
+
+
+def test_errors_survive_the_way_from_a_worker():
+    for error in (NonFiniteLogitsError(), ConfigError("a: b"), CorruptPartError("c")):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again)) == (type(error), str(error))
