@@ -8,7 +8,6 @@ behind when it dies is a file that no record names.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Protocol
@@ -65,7 +64,8 @@ class CacheWriter:
     """Writes the cache at `uri`; may be made in any number of processes at once.
 
     `manifest_head` has `sampling`, `teacher`, `tokenizer` and `corpus` of the manifest. The first writer stores it.
-    Raises CacheMismatchError if the cache was begun with another one, naming the field.
+    Raises CacheMismatchError if the cache has parts that were made with another one, naming the field; a cache without
+    parts, as a teacher that was refused leaves it, begins again.
     """
 
     def __init__(self, uri: str, *, manifest_head: Mapping[str, Any]):
@@ -74,8 +74,14 @@ class CacheWriter:
         self._head = manifest_head
         self._identity = head_identity(manifest_head)
         self._layout = Layout.of(manifest_head)
-        if not self._store.create(HEAD_FILE, records.seal({**manifest_head, "format_version": FORMAT_VERSION})):
-            check_same_head(read_head(self._store), manifest_head, uri)
+        sealed = records.seal({**manifest_head, "format_version": FORMAT_VERSION})
+        if not self._store.create(HEAD_FILE, sealed):
+            try:
+                check_same_head(read_head(self._store), manifest_head, uri)
+            except CacheMismatchError:
+                if committed_indices(self._store.list(PARTS_FOLDER)):
+                    raise
+                self._store.write(HEAD_FILE, sealed)
 
     def committed_parts(self, corpus_parts: Sequence[CorpusPart]) -> set[int]:
         """Those of `corpus_parts` that need no teacher any more.
@@ -186,5 +192,5 @@ class CacheWriter:
 
 
 def teacher_loss(label_logprob: np.ndarray) -> float:
-    """Sum of -log p(label), nats; rounded once, so it does not depend on the order of summation."""
-    return -math.fsum(np.maximum(label_logprob, _LEAST_LOGPROB).ravel().tolist())
+    """Sum of -log p(label), nats, in float64."""
+    return -float(np.maximum(label_logprob, _LEAST_LOGPROB).sum(dtype=np.float64))

@@ -105,6 +105,13 @@ def test_a_cache_of_something_else_is_not_continued(cache, change, value, messag
         CacheWriter(cache.uri, manifest_head=make_head(**{change: value}))
 
 
+def test_a_cache_without_parts_begins_again_with_another_teacher(tmp_path):
+    uri = str(tmp_path / "cache")
+    CacheWriter(uri, manifest_head=make_head(teacher__fingerprint="0" * 64))
+    CacheWriter(uri, manifest_head=make_head())
+    assert inspect(uri)["teacher"]["fingerprint"] == make_head()["teacher"]["fingerprint"]
+
+
 def test_where_the_same_weights_lie_does_not_matter(cache):
     head = make_head(teacher__model="/elsewhere/tiny", teacher__engine_version="6")
     assert CacheWriter(cache.uri, manifest_head=head).committed_parts(make_corpus()) == set(range(5))
