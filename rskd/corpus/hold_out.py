@@ -75,9 +75,10 @@ def choose_hold_out(groups: Sequence[DocumentCounts], *, seq_len: int, eval_wind
     _check_enough(hashes, total, seq_len=seq_len, eval_windows=eval_windows)
     if eval_windows == 0:
         return HoldOut(0)
-    tried = [_smallest(hashes, multiplier, windows_of, eval_windows) for multiplier in _MULTIPLIERS[:1]]
-    if not _is_smaller_part(tried[0]):
-        tried += [_smallest(hashes, multiplier, windows_of, eval_windows) for multiplier in _MULTIPLIERS[1:]]
+    usual = _smallest(hashes, 1, windows_of, eval_windows)
+    if _is_smaller_part(usual):
+        return usual.rule
+    tried = [_smallest(hashes, multiplier, windows_of, eval_windows) for multiplier in _MULTIPLIERS]
     fitting = [one for one in tried if _is_smaller_part(one)] or [
         one for one in tried if one.left and one.held_out <= 2 * eval_windows
     ]

@@ -57,7 +57,8 @@ def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
     parts = corpus.manifest.parts
     committed = {name: writer.committed_parts(parts) for name, writer in writers.items()}
     lacking = {part.index: [name for name in writers if part.index not in committed[name]] for part in parts}
-    tasks = [{"part": index, "caches": names} for index, names in lacking.items() if names]
+    tasks: list[dict[str, Any]] = [{"part": index, "caches": names} for index, names in lacking.items() if names]
+    tasks = [task | {"is_first": task is tasks[0]} for task in tasks]
     if not tasks:
         return {
             name: _summary(config.cache_uri(name), writer.finish(parts)) | {"skipped": True}
@@ -146,7 +147,7 @@ def _follow(config: DistillConfig, run: CacheRun, tasks: list[dict[str, Any]], *
     seq_len = config.corpus.seq_len
     with progress_bar("cache windows", rows) as advance:
         for row in _run(config, run, tasks):
-            if not done and row["doubt"]:
+            if row["doubt"]:
                 _logger.warning(row["doubt"])
             done.append(row)
             advance(row["tokens"] // seq_len, f"{_timing(done, row['started'])['tokens_per_s']:.0f} tokens/s")

@@ -62,10 +62,10 @@ class Teacher(Protocol):
 
 
 class TeacherWorker:
-    """A Ray Data actor: `worker({"part": index, "caches": names})` writes that part of those caches.
+    """A Ray Data actor: `worker({"part": index, "caches": names, "is_first": bool})` writes that part of those caches.
 
-    Returns who did it, the number of tokens, the clock (s) when inference started and ended, and the `doubt` that the
-    teacher is a model of this text.
+    Returns who did it, the number of tokens, the clock (s) when inference started and ended, and of the first part the
+    `doubt` that the teacher is a model of this text.
     """
 
     def __init__(self, run: CacheRun):
@@ -103,11 +103,13 @@ class TeacherWorker:
             ended = time.time()
         for name, part_data in data.items():
             self._writers[name].commit_part(part.index, part_data, corpus_sha256=part.sha256)
-        doubt = doubt_teacher(
-            data[task["caches"][0]].statistics["label_logprob"],
-            windows.input_ids[:, 1:],
-            vocab_size=self._corpus.manifest.tokenizer["vocab_size"],
-        )
+        doubt = None
+        if task["is_first"]:
+            doubt = doubt_teacher(
+                data[task["caches"][0]].statistics["label_logprob"],
+                windows.input_ids[:, 1:],
+                vocab_size=self._corpus.manifest.tokenizer["vocab_size"],
+            )
         tokens = part.rows * self._corpus.seq_len
         return {"worker": self._name, "tokens": tokens, "started": started, "ended": ended, "doubt": doubt}
 

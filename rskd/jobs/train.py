@@ -20,7 +20,7 @@ from typing import Any
 from rskd import records, tracking
 from rskd.cache.histogram import percentile
 from rskd.cache.reader import LogitCache
-from rskd.config import DistillConfig, StudentSpec
+from rskd.config import DistillConfig, SamplingConfig, StudentSpec
 from rskd.cores import warn_of_threads
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.errors import CacheMismatchError, ConfigError, CorruptPartError, MissingOutputError
@@ -55,8 +55,7 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
     Raises ConfigError for a wrong config or path, MissingOutputError and CacheMismatchError for the corpus or cache,
     NonFiniteError for a loss that diverged. None of them is retried; a lost worker is, from the newest checkpoint.
     """
-    run, source = _prepare(config, student)
-    recipe = _recipe(config.student_specs[student], run, source)
+    run, source, recipe = _prepare(config, student)
     target = Store(config.student_uri(student))
     done = records.read(target, RESULT_FILE)
     if done is not None and done.get("recipe") == recipe and _is_whole(target, done):
@@ -86,8 +85,8 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
     return summary | {"skipped": False}
 
 
-def _prepare(config: DistillConfig, student: str) -> tuple[TrainingRun, LogitCache | PackedCorpus]:
-    """Check the config and the paths it names, then the outputs of earlier stages."""
+def _prepare(config: DistillConfig, student: str) -> tuple[TrainingRun, LogitCache | PackedCorpus, dict[str, Any]]:
+    """Check the config and the paths it names, then the outputs of earlier stages. The run, its source and recipe."""
     if student not in config.student_specs:
         raise ConfigError(f"student {student} is not in students ({', '.join(config.student_specs)}): name one of them")
     spec = config.student_specs[student]
@@ -102,8 +101,10 @@ def _prepare(config: DistillConfig, student: str) -> tuple[TrainingRun, LogitCac
         spec = spec.model_copy(update={"student": located})
     fit = {key: head["tokenizer"][key] for key in ("vocab_size", "end_of_text_id")} | {"seq_len": head["seq_len"]}
     architecture = student_architecture(spec.student, teacher_dir=teacher_dir, **fit)
+    reads_teacher = spec.objective.kind != "ce" or spec.student.init == "teacher_layers"
+    fingerprints = model_fingerprints(teacher_dir) if reads_teacher else ()
     with inputs_first(config):
-        source = _open_source(config, spec, head, teacher_dir)
+        source = _open_source(config, spec, head, fingerprints)
     run = TrainingRun(
         spec=spec,
         teacher=config.teacher,
@@ -115,11 +116,11 @@ def _prepare(config: DistillConfig, student: str) -> tuple[TrainingRun, LogitCac
         balances_router=balances_router(architecture),
         **fit,
     )
-    return run, source
+    return run, source, _recipe(config.student_specs[student], run, source, fingerprints)
 
 
 def _open_source(
-    config: DistillConfig, spec: StudentSpec, head: dict[str, Any], teacher_dir: str
+    config: DistillConfig, spec: StudentSpec, head: dict[str, Any], fingerprints: tuple[str, ...]
 ) -> LogitCache | PackedCorpus:
     """The cache (sparse_kd) or the packed corpus, checked against `corpus_head(config)`.
 
@@ -129,7 +130,7 @@ def _open_source(
     if spec.objective.kind == "sparse_kd":
         source = LogitCache.open(config.cache_uri(spec.sampling))
         corpus = source.manifest.corpus
-        _check_targets(source, config, spec.sampling, teacher_dir)
+        _check_targets(source, config, spec.sampling, fingerprints)
         if packed.exists("manifest.json"):  # a cache alone is enough to train from
             _check_covers(source, PackedCorpus.open(packed.uri))
     else:
@@ -142,23 +143,24 @@ def _open_source(
     return source
 
 
-def _check_targets(cache: LogitCache, config: DistillConfig, sampling: str, teacher_dir: str) -> None:
+def _check_targets(cache: LogitCache, config: DistillConfig, sampling: str, fingerprints: tuple[str, ...]) -> None:
     """CacheMismatchError, naming the key, unless the cache has the sampling and the teacher of the configuration."""
     made_by, teacher = cache.manifest.teacher, config.teacher
-    same_model = made_by["fingerprint"] in model_fingerprints(teacher_dir)
+    same_model = made_by["fingerprint"] in fingerprints
+    stored, wanted = (
+        settings.model_dump(mode="json")  # an older cache lacks options that were the default then
+        for settings in (SamplingConfig.model_validate(cache.manifest.sampling), config.cache_samplings[sampling])
+    )
     found_and_wanted = {
-        **{
-            f"sampling.{key}": (cache.manifest.sampling.get(key), value)
-            for key, value in config.cache_samplings[sampling].model_dump(mode="json").items()
-        },
+        **{f"sampling.{key}": (stored[key], wanted[key]) for key in wanted},
         **{f"teacher.{key}": (made_by[key], getattr(teacher, key)) for key in ("dtype", "engine")},
         "teacher.quantization": (made_by.get("quantization"), teacher.quantization),
         "teacher.model": (made_by["model"], made_by["model"] if same_model else f"{teacher.model} (as it is now)"),
     }
-    for name, (found, wanted) in found_and_wanted.items():
-        if found != wanted:
+    for name, (found, configured) in found_and_wanted.items():
+        if found != configured:
             raise CacheMismatchError(
-                f"cache {cache.uri} was made with {name}={found}, not {wanted}: undo the change, or choose another "
+                f"cache {cache.uri} was made with {name}={found}, not {configured}: undo the change, or choose another "
                 "name for the run or the sampling and run rskd cache"
             )
 
@@ -235,11 +237,13 @@ def _publish(checkpoint: Store, target: Store) -> tuple[dict[str, Any], Files]:
     return summary, files_of_student(files)
 
 
-def _recipe(spec: StudentSpec, run: TrainingRun, source: LogitCache | PackedCorpus) -> dict[str, Any]:
+def _recipe(
+    spec: StudentSpec, run: TrainingRun, source: LogitCache | PackedCorpus, fingerprints: tuple[str, ...]
+) -> dict[str, Any]:
     """All that the result depends on: what the config says, and digests of what it reads."""
     inputs = {"source": source.manifest.digest}
     if spec.student.init == "teacher_layers" or spec.objective.kind == "full_kd":
-        inputs["teacher"] = model_fingerprint(run.teacher_dir)
+        inputs["teacher"] = fingerprints[0]
     model = run.spec.student.model
     if spec.student.init == "checkpoint" and model is not None and Path(model).is_dir():
         inputs["checkpoint"] = model_fingerprint(model)

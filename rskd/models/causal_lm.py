@@ -86,7 +86,7 @@ def decoder(model: PreTrainedModel) -> nn.Module:
 
 
 def isolates_by_positions(model: PreTrainedModel) -> bool:
-    """Whether position ids that restart keep documents apart, as measured on random tokens; once for each model."""
+    """Whether position ids that restart keep documents apart, as measured on a few tokens; once for each model."""
     if model.config._attn_implementation == FLASH_ATTENTION:  # heeds them in a batch of one row alone
         return False
     if model not in _isolates_by_positions:
@@ -100,7 +100,7 @@ def attention_without_flash(config: PreTrainedConfig) -> str:
 
 
 def can_isolate(model: PreTrainedModel) -> bool:
-    """Whether `hidden_states` isolates the documents of a window: measured on random tokens."""
+    """Whether `hidden_states` isolates the documents of a window, as measured on a few tokens."""
     return isolates_by_positions(model) or _isolates(model, by_positions=False)
 
 

@@ -218,7 +218,7 @@ def _converted_on_s3(gguf: Path, source: dict[str, str], name: str, teachers: St
     if not remote.exists(_SOURCE):
         for file in directory.iterdir():
             if file.name != _SOURCE:
-                remote.fs.put_file(str(file), remote.full_path(file.name))
+                remote.put(file, file.name)
         remote.write(_SOURCE, marker)  # last: it says that the others are whole
     return directory
 

@@ -35,10 +35,10 @@ def tracking_uri_of(config: DistillConfig) -> str:
 
 def sqlite_path(tracking_uri: str) -> Path | None:
     """The file of a sqlite database; None for anything else. Raises ConfigError for one in memory."""
-    from sqlalchemy.engine import make_url
-
     if not tracking_uri.startswith("sqlite:"):
         return None
+    from sqlalchemy.engine import make_url
+
     database = make_url(tracking_uri).database
     if database in (None, "", ":memory:"):
         raise ConfigError(f"tracking.uri {tracking_uri} would lose its runs with the process: name sqlite:///FILE")
@@ -127,7 +127,7 @@ def _try_sqlite(path: Path, *, writing: bool) -> None:
         database.rollback()
 
 
-def one_at_a_time(tracking_uri: str):
+def created_once(tracking_uri: str):
     """Keep processes apart that would create the same sqlite tables, experiment and parent run."""
     path = sqlite_path(tracking_uri)
     return nullcontext() if path is None else file_lock(path.with_name(f"{path.name}.lock"))

@@ -22,9 +22,9 @@ from rskd.errors import first_line
 from rskd.storage import Store
 from rskd.tracking.connection import (
     client_of,
+    created_once,
     experiment_of,
     explained,
-    one_at_a_time,
     sqlite_path,
     tracking_uri_of,
 )
@@ -202,7 +202,7 @@ def distillation(config: DistillConfig) -> Run:
     Raises ConfigError if MLflow cannot be reached.
     """
     tracking_uri = tracking_uri_of(config)
-    with explained(tracking_uri), one_at_a_time(tracking_uri):
+    with explained(tracking_uri), created_once(tracking_uri):
         client = client_of(tracking_uri)
         experiment_id = experiment_of(client, config)
         run_id = _find_distillation(client, config, experiment_id)
