@@ -7,13 +7,13 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from rskd.config.section import Section
 from rskd.config.sections import (
     CorpusConfig,
     EvaluateConfig,
     ObjectiveConfig,
     RayConfig,
     SamplingConfig,
-    Section,
     StorageConfig,
     StudentConfig,
     TeacherConfig,

@@ -4,79 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
+from rskd.config.section import Beta, Scalar, Section, Uri
 from rskd.teacher_statistics import StatisticName
-
-
-def _without_password(uri: str) -> str:
-    if re.match(r"[^/]*://[^/@]*:[^/@]*@", uri):
-        raise ValueError(
-            "is a URI with a password: leave it out, and give it by the environment, as "
-            "MLFLOW_TRACKING_PASSWORD or PGPASSWORD"
-        )
-    return uri
-
-
-Uri = Annotated[str, AfterValidator(_without_password)]  # a configuration is logged, and shown in forms and reports
-
 
 Attention = Annotated[
     Literal["auto", "sdpa", "flash_attention_2", "eager"],
     Field(description="Attention implementation; auto: the fastest that the architecture has and that is exact."),
 ]
-
-
-def _scalar(value: Any) -> Any:
-    if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"{value!r} is no finite number, text, true or false: give it one of these")
-    return value
-
-
-Scalar = Annotated[bool | int | float | str, BeforeValidator(_scalar)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A section: frozen, without unknown keys; numbers are finite, and `true` is none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _refuse_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        values = value if isinstance(value, list | tuple) else (value,)
-        if any(isinstance(item, bool) for item in values) and info.field_name is not None:
-            kinds = _leaves(cls.model_fields[info.field_name].annotation)
-            if bool not in kinds and kinds & {int, float}:
-                raise ValueError(f"{str(value).lower()} is not a number: write one")
-        return value
-
-    def _refuse_unused(self, method: str, used: set[str], options: Sequence[str]) -> None:
-        """Raise for an option that differs from its default though `method` does not use it."""
-        for option in options:
-            field = type(self).model_fields[option]
-            value = getattr(self, option)
-            if option not in used and value != field.get_default():
-                raise ValueError(f"{option}={value!r} is not used by {method}: remove it")
-
-
-def _leaves(annotation: Any) -> set[Any]:
-    """The types that a type is made of: int and None of `int | None`."""
-    parts = get_args(annotation)
-    return set().union(*map(_leaves, parts)) if parts else {annotation}
 
 
 class StorageConfig(Section):
