@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from rskd.config import DistillConfig, SamplingConfig, load_config, validate_config
 from rskd.config.distillation import merge
-from rskd.config.sections import _leaves
+from rskd.config.section import _leaves
 from rskd.errors import ConfigError
 
 MINIMAL = {"name": "n", "corpus": {"source": {"kind": "python_docs"}}, "teacher": {"model": "m"}}
