@@ -28,7 +28,7 @@ from rskd.config import DistillConfig, load_config
 @flow(name="distill", flow_run_name="distill-{config.name}")
 def distill(config: DistillConfig) -> dict[str, Any]:
     """Distil the teacher into every student of the configuration, evaluate them, and write the report."""
-    from rskd.pages.report import write_report
+    from rskd.jobs.report import write_report
     from rskd.tracking import distillation
 
     students = list(config.student_specs)

@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -209,10 +209,21 @@ def evaluate(config: ConfigArgument, overrides: SetOption = None) -> Outcome:
 @app.command()
 def report(config: ConfigArgument, overrides: SetOption = None) -> Outcome:
     """Write one self-contained HTML page about the distillation."""
-    from rskd.pages.report import write_report
+    from rskd.jobs.report import write_report
 
     settings = load_config(config, overrides or ())
     return Outcome({"report": write_report(settings)}, "report")
+
+
+@app.command()
+def status(config: ConfigArgument, overrides: SetOption = None) -> Outcome:
+    """Say of each stage whether its output is done, stale, unfinished or missing, and what a run would do."""
+    from rskd.lineage.status import status as status_of
+
+    settings = load_config(config, overrides or ())
+    stages = status_of(settings)
+    rows = {one.output: " · ".join(filter(None, (one.state, one.then, one.reason))) for one in stages}
+    return Outcome({"stages": [asdict(one) for one in stages]}, f"status of {settings.home}", rows)
 
 
 @app.command()

@@ -20,8 +20,8 @@ from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig, SamplingConfig, TeacherConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.evaluation.unique_tokens import PowerLaw, UniqueTokens, rounds_against_unique_tokens
-from rskd.inputs import inputs_first
-from rskd.models.files import resolve_teacher
+from rskd.lineage.corpus import open_corpus
+from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.models.load import num_parameters
 from rskd.pages.figures import unique_tokens_by_rounds
 from rskd.pages.parts import definitions, figure_html, html_page, section
@@ -55,15 +55,15 @@ def estimate(config: DistillConfig, *, tokens: int | None = None) -> dict[str, A
 
     Raises ConfigError for a teacher that does not exist, MissingOutputError without `tokens` and a packed corpus.
     """
-    teacher_dir = resolve_teacher(config)
+    inputs = Inputs(config)
     seq_len = config.corpus.seq_len
     if tokens is None:
         with inputs_first(config):
-            tokens = PackedCorpus.open(config.corpus_uri("train")).num_rows * seq_len
+            tokens = open_corpus(inputs, "train").num_rows * seq_len
     windows = math.ceil(tokens / seq_len)
     measured = tracking.measured_speed(config, "cache", None, {"teacher": config.teacher.model_dump(mode="json")})
     speed = measured or teacher_tokens_per_s(
-        config.teacher, num_parameters(teacher_dir, trust_remote_code=config.teacher.trust_remote_code)
+        config.teacher, num_parameters(inputs.teacher_dir, trust_remote_code=config.teacher.trust_remote_code)
     )
     laws = _probed_laws(config)
     caches = {name: _cache(config, name, sampling, laws) for name, sampling in config.cache_samplings.items()}
@@ -82,11 +82,11 @@ def probe(config: DistillConfig, *, windows: int) -> dict[str, UniqueTokens]:
 
     Raises ConfigError for a teacher that does not exist, MissingOutputError without a packed corpus.
     """
-    teacher_dir = resolve_teacher(config)
+    inputs = Inputs(config)
     with inputs_first(config):
-        corpus = PackedCorpus.open(config.corpus_uri("train"))
+        corpus = open_corpus(inputs, "train")
     teacher = TransformersTeacher.load(
-        config.teacher, model_dir=teacher_dir, device="cuda" if torch.cuda.is_available() else "cpu"
+        config.teacher, model_dir=inputs.teacher_dir, device="cuda" if torch.cuda.is_available() else "cpu"
     )
     num_windows = min(windows, corpus.num_rows)
     found = rounds_against_unique_tokens(_window_logits(teacher, corpus, num_windows))
@@ -157,7 +157,8 @@ def _cache(
 ) -> dict[str, Any]:
     uri = config.cache_uri(name)
     found = inspect(uri) if Store(uri).exists("manifest.json") else None
-    if found and found["sampling"] == sampling.model_dump(mode="json"):
+    wanted = sampling.model_dump(mode="json")
+    if found and (found["sampling"], found["teacher"]["model"]) == (wanted, config.teacher.model):
         return {key: found[key] for key in ("unique_per_token", "bytes_per_token")} | {"source": "measured"}
     unique, num_bytes = predicted_costs(sampling, laws or UNIQUE_TOKENS)
     fitted = laws is not None and sampling.method in laws and sampling.temperature == 1

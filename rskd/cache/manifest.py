@@ -15,11 +15,11 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from hashlib import sha256
 from itertools import count, pairwise
-from textwrap import shorten
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from rskd import records
 from rskd.cache.histogram import Histogram, add_up
+from rskd.difference import Difference, first_difference
 from rskd.errors import CacheMismatchError, CorruptPartError, MissingOutputError
 from rskd.storage import Store
 
@@ -28,7 +28,7 @@ HEAD_FILE = "head.json"
 PARTS_FOLDER = "parts"
 _HEAD_SECTIONS = ("sampling", "teacher", "tokenizer", "corpus")
 # A corpus grows (its parts are compared one by one), and a fingerprint tells a teacher's weights wherever they lie.
-_FREE_FIELDS = {
+FREE_FIELDS = {
     "corpus": {"fingerprint", "parts"},
     "teacher": {"model", "revision", "engine_version"},
 }
@@ -36,7 +36,22 @@ _FREE_FIELDS = {
 _ADDED_FIELDS: dict[str, dict[str, Any]] = {"corpus": {"bos": "none", "bos_ids": []}}
 _READERS = 16  # small files read at once: an object store answers each in milliseconds
 
+_ANOTHER_NAME = "choose another name for the run, or remove the cache, and run rskd cache"
+
 Head = Mapping[str, Any]  # sampling, teacher, tokenizer, corpus
+
+
+class CorpusPart(Protocol):
+    """What the writer has to know of a part of the packed corpus."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def first_row(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
 
 
 class PartRecord(NamedTuple):
@@ -239,24 +254,55 @@ def read_commits(store: Store, indices: Iterable[int]) -> list[Commit]:
 
 def head_identity(head: Head) -> str:
     """What all parts of a cache must share, as a hash: two heads with one identity may write one cache."""
-    return records.digest(_fixed_fields(head))
+    recipe = cache_recipe(head)
+    for section, added in _ADDED_FIELDS.items():
+        fields = recipe[section].items()
+        recipe[section] = {key: value for key, value in fields if key not in added or value != added[key]}
+    return records.digest(recipe)
+
+
+def cache_recipe(head: Head) -> dict[str, dict[str, Any]]:
+    """What the parts of a cache depend on."""
+    return {
+        section: {
+            key: value
+            for key, value in {**_ADDED_FIELDS.get(section, {}), **head[section]}.items()
+            if key not in FREE_FIELDS.get(section, ())
+        }
+        for section in _HEAD_SECTIONS
+    }
 
 
 def check_same_head(stored: Head, wanted: Head, uri: str) -> None:
     """CacheMismatchError, naming the first field that differs, if `wanted` cannot go on with a cache of `stored`."""
-    if head_identity(stored) == head_identity(wanted):
+    changed = first_difference(cache_recipe(stored), cache_recipe(wanted))
+    if changed is None:
         return
-    for section in _HEAD_SECTIONS:
-        for key in sorted({*stored[section], *wanted[section]}, key=lambda key: (key != "model", key)):
-            absent = _ADDED_FIELDS.get(section, {}).get(key)
-            old, new = stored[section].get(key, absent), wanted[section].get(key, absent)
-            fixed = key not in _FREE_FIELDS.get(section, ()) or (section, key) == ("teacher", "model")
-            if fixed and old != new:
-                was, wants = (shorten(repr(value), 200, placeholder=" …") for value in (old, new))
-                raise CacheMismatchError(
-                    f"cache {uri} was made with {section}.{key}={was}, not {wants}: undo the change, or choose "
-                    "another name for the run or the sampling"
-                )
+    if changed.key == "teacher.fingerprint":
+        now = f"{wanted['teacher']['model']} (as it is now)"
+        changed = Difference("teacher.model", stored["teacher"]["model"], now)
+    raise CacheMismatchError(
+        f"cache {uri} was made with {changed}: undo the change, or choose another name for the run or the sampling and "
+        "run rskd cache"
+    )
+
+
+def check_same_windows(cached: PartRecord, corpus: CorpusPart, uri: str) -> None:
+    """CacheMismatchError if a part of the cache at `uri` was made from other windows than the corpus has there."""
+    made_from = (cached.first_row, cached.rows, cached.corpus_sha256)
+    if made_from != (corpus.first_row, corpus.rows, corpus.sha256):
+        raise CacheMismatchError(
+            f"{part_name(cached.index)} of cache {uri} was made from other windows than the corpus has "
+            f"({cached.rows} rows from {cached.first_row}, not {corpus.rows} from {corpus.first_row}; sha256 "
+            f"{cached.corpus_sha256[:12]}, not {corpus.sha256[:12]}): {_ANOTHER_NAME}"
+        )
+
+
+def check_no_surplus(cached: Iterable[int], corpus_parts: Iterable[CorpusPart], uri: str) -> None:
+    """CacheMismatchError if the cache at `uri` has a part that its corpus has not."""
+    surplus = sorted({*cached} - {part.index for part in corpus_parts})
+    if surplus:
+        raise CacheMismatchError(f"cache {uri} has {part_name(surplus[0])}, which its corpus has not: {_ANOTHER_NAME}")
 
 
 def _parse_part(value: Any) -> Any:
@@ -266,15 +312,6 @@ def _parse_part(value: Any) -> Any:
 
 def _to_dict(instance: Any) -> dict[str, Any]:
     return {field.name: getattr(instance, field.name) for field in fields(instance)}
-
-
-def _fixed_fields(head: Head) -> dict[str, Any]:
-    def fixed(section: str) -> dict[str, Any]:
-        free, added = _FREE_FIELDS.get(section, ()), _ADDED_FIELDS.get(section, {})
-        fields = {key: value for key, value in head[section].items() if key not in free}
-        return {key: value for key, value in fields.items() if key not in added or value != added[key]}
-
-    return {section: fixed(section) for section in _HEAD_SECTIONS}
 
 
 def _checked_version(content: dict[str, Any], origin: str) -> dict[str, Any]:

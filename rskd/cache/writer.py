@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +25,11 @@ from rskd.cache.manifest import (
     PARTS_FOLDER,
     CacheManifest,
     Commit,
+    CorpusPart,
     PartRecord,
+    check_no_surplus,
     check_same_head,
+    check_same_windows,
     committed_indices,
     corrupt_part,
     fold,
@@ -45,19 +48,6 @@ from rskd.errors import CacheMismatchError, MissingOutputError
 from rskd.storage import Store
 
 _LEAST_LOGPROB = -1e4  # of a label that the teacher rules out (-inf): the sum stays a number, which JSON has no other
-
-
-class CorpusPart(Protocol):
-    """What the writer has to know of a part of the packed corpus."""
-
-    @property
-    def index(self) -> int: ...
-    @property
-    def first_row(self) -> int: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def sha256(self) -> str: ...
 
 
 class CacheWriter:
@@ -91,7 +81,7 @@ class CacheWriter:
         committed, _ = self._committed()
         for part in corpus_parts:
             if part.index in committed:
-                self._check_same_windows(committed[part.index], part)
+                check_same_windows(committed[part.index], part, self.uri)
         return {part.index for part in corpus_parts if part.index in committed}
 
     def commit_part(self, index: int, data: PartData, *, corpus_sha256: str) -> PartRecord:
@@ -145,13 +135,9 @@ class CacheWriter:
                 f"cache {self.uri} is unfinished: {len(missing)} of {len(corpus_parts)} parts are missing, "
                 f"{part_name(missing[0])} first: run rskd cache"
             )
-        surplus = sorted(committed.keys() - {part.index for part in corpus_parts})
-        if surplus:
-            raise CacheMismatchError(
-                f"cache {self.uri} has {part_name(surplus[0])}, which its corpus has not: choose another name"
-            )
+        check_no_surplus(committed, corpus_parts, self.uri)
         for part in corpus_parts:
-            self._check_same_windows(committed[part.index], part)
+            check_same_windows(committed[part.index], part, self.uri)
         newest = newest_manifest(self._store)
         if newest is not None and newest.parts == tuple(committed[index] for index in sorted(committed)):
             return newest
@@ -180,15 +166,6 @@ class CacheWriter:
         if commit.head != self._identity:
             raise corrupt_part(self.uri, commit.part.index, "belongs to another cache")
         return commit
-
-    def _check_same_windows(self, cached: PartRecord, corpus: CorpusPart) -> None:
-        made_from = (cached.first_row, cached.rows, cached.corpus_sha256)
-        if made_from != (corpus.first_row, corpus.rows, corpus.sha256):
-            raise CacheMismatchError(
-                f"{part_name(cached.index)} of cache {self.uri} was made from other windows than the corpus has "
-                f"({cached.rows} rows from {cached.first_row}, not {corpus.rows} from {corpus.first_row}; sha256 "
-                f"{cached.corpus_sha256[:12]}, not {corpus.sha256[:12]}): choose another name for the run"
-            )
 
 
 def teacher_loss(label_logprob: np.ndarray) -> float:

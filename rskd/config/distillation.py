@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -150,11 +151,17 @@ class DistillConfig(Section):
     @property
     def home(self) -> str:
         """The folder of this distillation."""
-        return f"{self.storage.root.rstrip('/')}/{self.name}"
+        return f"{self._root}/{self.name}"
 
     @property
     def teachers_uri(self) -> str:
-        return f"{self.storage.root.rstrip('/')}/teachers"
+        return f"{self._root}/teachers"
+
+    @property
+    def _root(self) -> str:
+        """Absolute, so that a message which names an output can be followed from any directory."""
+        root = self.storage.root.rstrip("/")
+        return root if "://" in root else str(Path(root).expanduser().absolute())
 
     def corpus_uri(self, split: Literal["train", "eval"]) -> str:
         return f"{self.home}/corpus/{split}"

@@ -16,23 +16,23 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rskd import tracking
-from rskd.cache.layout import most_frequent
-from rskd.cache.manifest import HEAD_FILE, CacheManifest, read_head
+from rskd.cache.manifest import CacheManifest
 from rskd.cache.writer import CacheWriter
-from rskd.config import DistillConfig, SamplingConfig
+from rskd.config import DistillConfig
 from rskd.cores import warn_of_threads
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.corpus.sources import list_files, located
 from rskd.errors import ConfigError
 from rskd.jobs.cache_worker import CacheRun, TeacherWorker
-from rskd.jobs.corpus_head import check_packed_with, corpus_head
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.ray_session import ensure_ray
 from rskd.jobs.vllm_environment import VllmEnvironment
-from rskd.models.files import model_fingerprints, resolve_teacher, tensor_files
+from rskd.lineage.cache import cache_head
+from rskd.lineage.corpus import open_corpus
+from rskd.lineage.inputs import Inputs
+from rskd.models.files import tensor_files
 from rskd.progress import progress_bar
 from rskd.storage import Store
-from rskd.teacher.transformers_teacher import describe_teacher
 
 _logger = logging.getLogger(__name__)
 
@@ -87,58 +87,24 @@ def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
     """Check the config and the paths it names, then the corpus."""
     list_files(located(config.corpus.source))
     Store(config.storage.root).check_writable()
-    teacher_dir = resolve_teacher(config)
-    head, _ = corpus_head(config, teacher_dir)
-    tensor_files(teacher_dir, f"teacher {config.teacher.model}")  # whole, before any worker starts
+    inputs = Inputs(config)
+    tensor_files(inputs.teacher_dir, f"teacher {config.teacher.model}")  # whole, before any worker starts
     environment = VllmEnvironment.find(config.teacher.python) if config.teacher.engine == "vllm" else None
-    fingerprint, older_fingerprint = model_fingerprints(teacher_dir)
-    teacher = describe_teacher(config.teacher, fingerprint, environment.vllm_version if environment else None)
-    corpus = PackedCorpus.open(config.corpus_uri("train"))
-    manifest = corpus.manifest
-    check_packed_with(head, manifest, corpus.uri)
-    if not manifest.parts:
+    corpus = open_corpus(inputs, "train")
+    if not corpus.manifest.parts:
         raise ConfigError(f"{corpus.uri} has no windows: add documents to the source, or lower corpus.eval_windows")
-    shared = {
-        "teacher": teacher,
-        "tokenizer": {key: manifest.tokenizer[key] for key in ("fingerprint", "vocab_size")},
-        "corpus": {
-            **{key: getattr(manifest, key) for key in ("fingerprint", "seq_len", "seed", "isolate_documents", "bos")},
-            "bos_ids": manifest.tokenizer.get("bos_ids", []),
-            "end_of_text_id": manifest.tokenizer["end_of_text_id"],
-            "rows_per_group": manifest.rows_per_group,
-            "parts": len(manifest.parts),
-        },
-    }
+    vllm_version = environment.vllm_version if environment else None
     run = CacheRun(
         corpus_uri=Store(corpus.uri).absolute_uri,
         teacher=config.teacher,
-        teacher_dir=teacher_dir,
+        teacher_dir=inputs.teacher_dir,
         teachers_uri=Store(config.teachers_uri).absolute_uri,
         samplings=config.cache_samplings,
         cache_uris={name: Store(config.cache_uri(name)).absolute_uri for name in config.cache_samplings},
-        heads={
-            name: _with_older_fingerprint(_head(sampling, shared, corpus), config.cache_uri(name), older_fingerprint)
-            for name, sampling in config.cache_samplings.items()
-        },
+        heads={name: cache_head(inputs, name, corpus, vllm_version) for name in config.cache_samplings},
         runtime_env=environment.runtime_env(config.teacher.threads_per_worker) if environment else {},
     )
     return run, corpus
-
-
-def _head(sampling: SamplingConfig, shared: dict[str, Any], corpus: PackedCorpus) -> dict[str, Any]:
-    """The head of one cache; frequencies are those of the first part, which stays as it is when the corpus grows."""
-    head = {"sampling": sampling.model_dump(mode="json"), **shared}
-    if sampling.layout == "plain":
-        return head
-    return head | {"tokenizer": shared["tokenizer"] | {"most_frequent": most_frequent(corpus.read_part(0).input_ids)}}
-
-
-def _with_older_fingerprint(head: dict[str, Any], uri: str, older: str) -> dict[str, Any]:
-    """The head with the fingerprint `older` of this teacher, where the cache that is there has that."""
-    store = Store(uri)
-    if not store.exists(HEAD_FILE) or read_head(store)["teacher"]["fingerprint"] != older:
-        return head
-    return head | {"teacher": head["teacher"] | {"fingerprint": older}}
 
 
 def _follow(config: DistillConfig, run: CacheRun, tasks: list[dict[str, Any]], *, rows: int) -> list[dict[str, Any]]:

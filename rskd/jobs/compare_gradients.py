@@ -19,16 +19,16 @@ from rskd.config import DistillConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.errors import ConfigError
 from rskd.evaluation.gradient_similarity import Similarity, at_equal_unique_tokens, gradient_similarity
-from rskd.inputs import inputs_first
+from rskd.lineage.corpus import open_corpus
+from rskd.lineage.inputs import Inputs, inputs_first
+from rskd.lineage.student import check_student
 from rskd.models.digests import whole_copy
-from rskd.models.files import resolve_teacher
 from rskd.models.load import load_model
 from rskd.pages.figures import gradient_angles
 from rskd.pages.parts import definitions, figure_html, html_page, section, table
 from rskd.provenance import provenance
 from rskd.rng import permutation
 from rskd.storage import Store
-from rskd.student.checkpoint import finished_student
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
 RECORDS_FOLDER = "gradient_similarity"
@@ -52,12 +52,12 @@ def compare_gradients(config: DistillConfig, student: str, *, windows: int) -> d
     """
     if student not in config.student_specs:
         raise ConfigError(f"student {student} is not in students ({', '.join(config.student_specs)}): name one of them")
-    teacher_dir = resolve_teacher(config)
+    inputs = Inputs(config)
     uri = config.student_uri(student)
     with inputs_first(config):
-        corpus = PackedCorpus.open(config.corpus_uri("train"))
+        corpus = open_corpus(inputs, "train")
         batches = _batches(corpus, windows)
-        finished_student(uri, student)
+        check_student(inputs, student)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     manifest = corpus.manifest
     shared: dict[str, Any] = {
@@ -67,7 +67,7 @@ def compare_gradients(config: DistillConfig, student: str, *, windows: int) -> d
     with whole_copy(Store(uri)) as (directory, _):
         model = load_model(str(directory), config.student_specs[student].student.attention)
     torch.nn.Module.to(model, device)
-    teacher = TransformersTeacher.load(config.teacher, model_dir=teacher_dir, device=device)
+    teacher = TransformersTeacher.load(config.teacher, model_dir=inputs.teacher_dir, device=device)
     similarities = gradient_similarity(
         model, partial(teacher.logits, **shared), [batch.to(device) for batch in batches], **shared
     )

@@ -9,7 +9,6 @@ depends on is unchanged: data, teacher, students, settings. A downstream task th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,10 @@ from typing import Any
 from rskd import records, tracking
 from rskd.config import DistillConfig, RayConfig
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.errors import ConfigError, explained_by
+from rskd.errors import ConfigError, MissingOutputError, explained_by
 from rskd.evaluation import results
 from rskd.evaluation.downstream import find_tasks, mean_score
 from rskd.evaluation.language_modeling import METRICS, pct_ce_to_fullkd
-from rskd.inputs import inputs_first
-from rskd.jobs.corpus_head import check_made_with, corpus_head
 from rskd.jobs.evaluate_worker import (
     EvaluationRun,
     Findings,
@@ -33,25 +30,13 @@ from rskd.jobs.evaluate_worker import (
 )
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.ray_session import ensure_ray, require_gpus
-from rskd.models.files import model_fingerprint, resolve_teacher
+from rskd.lineage.evaluation import Part, check_part, evaluation_parts, num_held_out
+from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.pages.figures import reliability_diagrams
 from rskd.progress import progress_bar
 from rskd.storage import Store
-from rskd.student.checkpoint import finished_student
 
 GAP_COVERED = "pct_ce_to_fullkd"
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of an evaluation."""
-
-    file: str  # its name below the distillation's folder
-    recipe: dict[str, Any]  # all that its findings depend on
-    work: Work
-    units: int  # that the work says to have done
-    facts: dict[str, Any]  # what else its file holds
-    is_task: bool = False  # a downstream task, which may fail alone
 
 
 @one_at_a_time
@@ -68,18 +53,18 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
     """
     store = Store(config.home)
     Store(config.storage.root).check_writable()
-    teacher_dir = resolve_teacher(config)
+    inputs = Inputs(config)
+    _ = inputs.corpus_head  # the teacher and its tokenizer, before the outputs
     if config.evaluate.tasks:
         find_tasks(config.evaluate.tasks, config.evaluate.task_path)
     with inputs_first(config):
-        corpus = _open_corpus(config, teacher_dir)
-        parts = _parts(config, corpus, teacher_dir)
-    pending = [part for part in parts if not _is_done(store, part)]
+        corpus, parts = evaluation_parts(inputs)
+    pending = [part for part in parts if not _is_made(store, part)]
     failures: list[ConfigError] = []
     if pending:
         ensure_ray(config.ray)
         require_gpus(config.ray, "evaluate.gpus", config.evaluate.gpus)
-        run = evaluation_run(config, corpus, teacher_dir, config.student_specs)
+        run = evaluation_run(config, corpus, inputs.teacher_dir, config.student_specs)
         with tracking.stage(config, "evaluate") as tracked:
             manifest = {"digest": corpus.manifest.digest, "totals": corpus.manifest.totals}
             tracked.dataset(corpus.uri, manifest, name="held-out windows", context="evaluation")
@@ -102,38 +87,18 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
     return {name: summary(model) for name, model in evaluation["models"].items()} | {"skipped": not pending}
 
 
-def _parts(config: DistillConfig, corpus: PackedCorpus, teacher_dir: str) -> list[Part]:
-    """All that `config` asks for, the held-out windows first."""
-    models = {
-        "teacher": {"fingerprint": model_fingerprint(teacher_dir), "dtype": config.teacher.dtype},
-        "students": {
-            student: records.digest(finished_student(config.student_uri(student), student))
-            for student in config.student_specs
-        },
-    }
-    data, settings = {"corpus": corpus.manifest.fingerprint}, config.evaluate
-    num_windows = _num_windows(config, corpus)
-    recipe = models | data | {"num_windows": num_windows, "num_bins": settings.num_bins}
-    facts = {"windows": num_windows, "tokens": num_windows * corpus.seq_len}
-    parts = [Part(results.windows_file(config), recipe, evaluate_windows, num_windows, facts)]
-    if settings.speculative is not None:
-        recipe = models | data | {"settings": settings.speculative.model_dump()}
-        texts = min(settings.speculative.windows, corpus.num_rows) * len(config.student_specs)
-        parts.append(Part(results.SPECULATIVE, recipe, evaluate_speculation, texts, {}))
-    for task in settings.tasks:
-        recipe = models | {"task": task, "task_path": settings.task_path, "limit": settings.task_limit}
-        work = partial(evaluate_task, task)
-        parts.append(Part(results.task_file(task), recipe, work, 1 + len(config.student_specs), {}, is_task=True))
-    return parts
+def _is_made(store: Store, part: Part) -> bool:
+    try:
+        return check_part(store, part) is None
+    except MissingOutputError:
+        return False
 
 
-def _is_done(store: Store, part: Part) -> bool:
-    done = records.read(store, part.file)
-    return done is not None and done["recipe"] == part.recipe
-
-
-def _num_windows(config: DistillConfig, corpus: PackedCorpus) -> int:
-    return min(corpus.num_rows, config.evaluate.max_windows or corpus.num_rows)
+def _work(part: Part) -> Work:
+    """What makes a part."""
+    if part.kind == "task":
+        return partial(evaluate_task, part.recipe["task"])
+    return {"windows": evaluate_windows, "speculation": evaluate_speculation}[part.kind]
 
 
 def evaluation_run(
@@ -143,7 +108,7 @@ def evaluation_run(
     task_path = config.evaluate.task_path
     return EvaluationRun(
         corpus_uri=Store(corpus.uri).absolute_uri,
-        num_windows=_num_windows(config, corpus),
+        num_windows=num_held_out(config, corpus),
         tokenizer=config.corpus.tokenizer or teacher_dir,
         teacher=config.teacher,
         teacher_dir=teacher_dir,
@@ -155,21 +120,11 @@ def evaluation_run(
     )
 
 
-def _open_corpus(config: DistillConfig, teacher_dir: str) -> PackedCorpus:
-    """The held-out windows, made with the settings of `config`."""
-    corpus = PackedCorpus.open(config.corpus_uri("eval"))
-    head, _ = corpus_head(config, teacher_dir)
-    check_made_with(head, corpus.manifest.to_dict(), corpus.manifest.tokenizer, corpus.uri)
-    if corpus.num_rows == 0:
-        raise ConfigError(f"{corpus.uri} has no windows: set corpus.eval_windows and choose another name")
-    return corpus
-
-
 def _run(ray: RayConfig, part: Part, run: EvaluationRun) -> Findings:
     """Follow the work of a part to its end; the findings for each model."""
     findings: Findings = {}
     with progress_bar(f"evaluate {Path(part.file).stem}", part.units) as advance:
-        for update in _updates(ray, part.work, run):
+        for update in _updates(ray, _work(part), run):
             if isinstance(update, int):
                 advance(update)
             else:
@@ -188,7 +143,7 @@ def _updates(ray: RayConfig, work: Work, run: EvaluationRun) -> Iterator[int | F
 def _as_task_failure(part: Part, error: Exception) -> ConfigError:
     """What is wrong with a downstream task; raises `error` again where it is anything else."""
     known = explained_by(error)
-    if part.is_task and isinstance(known, ConfigError):
+    if part.kind == "task" and isinstance(known, ConfigError):
         return known
     raise error
 
@@ -218,9 +173,9 @@ def summary(model: dict[str, Any]) -> dict[str, Any]:
 
 def _logged(part: Part, found: dict[str, Any]) -> dict[str, float]:
     """The numbers of one model and part under the names that they have in MLflow."""
-    if part.is_task:
+    if part.kind == "task":
         return {f"{part.recipe['task']}/{metric}": value for metric, value in _values(found).items()}
-    if part.file == results.SPECULATIVE:
+    if part.kind == "speculation":
         return {f"speculative/{metric}": value for metric, value in found.items()}
     return summary(found)
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -30,24 +30,20 @@ from rskd.corpus.packed_corpus import (
     TOTALS,
     CorpusManifest,
     PartInfo,
-    read_manifest,
     write_manifest,
 )
 from rskd.corpus.packing import DocumentCounts, Share, limited, repeated
 from rskd.corpus.sources import Group, list_files, located, new_groups
 from rskd.corpus.vocabulary import cut_ids
-from rskd.errors import CacheMismatchError
-from rskd.jobs.corpus_head import check_packed_with, corpus_head
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.pack_worker import Recipe, count_group, task_of, write_group
 from rskd.jobs.ray_session import ensure_ray
-from rskd.models.files import resolve_teacher
+from rskd.lineage.corpus import SPLITS, packed_so_far
+from rskd.lineage.inputs import Inputs
 from rskd.progress import progress_bar
 from rskd.storage import Store
 
 _logger = logging.getLogger(__name__)
-
-SPLITS: tuple[Literal["train"], Literal["eval"]] = ("train", "eval")
 
 
 @one_at_a_time
@@ -67,10 +63,10 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     source = located(config.corpus.source)
     files = list_files(source, outputs=[config.storage.root, config.home])
     Store(config.storage.root).check_writable()
-    head, tokenizer = corpus_head(config, resolve_teacher(config))
-    packed = _packed(config, head)
-    recorded = [Group.from_dict(group) for group in packed["train"].groups] if packed else []
-    added = new_groups(recorded, files, source=source)
+    inputs = Inputs(config)
+    packed, head = packed_so_far(inputs), inputs.corpus_head
+    recorded = packed["train"].groups if packed else ()
+    added = new_groups(map(Group.from_dict, recorded), files, source=source)
     if packed and not added:
         return _summary(config, packed, started, skipped=True)
 
@@ -78,7 +74,7 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     layout = packed["train"].head if packed else head
     recipe = Recipe(
         source=source,
-        tokenizer=tokenizer,
+        tokenizer=inputs.tokenizer,
         bos=head["bos"],
         **{key: head["tokenizer"][key] for key in ("vocab_size", "end_of_text_id", "bos_ids")},
         uris={split: Store(config.corpus_uri(split)).absolute_uri for split in SPLITS},
@@ -86,7 +82,7 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     )
     groups = dict(enumerate(added, start=len(recorded)))
     counts = _count(config.ray, recipe, groups)
-    if cut := cut_ids(tokenizer, recipe.vocab_size):
+    if cut := cut_ids(inputs.tokenizer, recipe.vocab_size):
         _logger.warning("ids that the teacher has no output row for are left out; no text uses them: %s", cut)
     is_first = packed is None
     if packed is None:
@@ -107,28 +103,6 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     for split in reversed(SPLITS):  # train comes last: a corpus without a train manifest is packed again
         write_manifest(Store(config.corpus_uri(split)), manifests[split])
     return _summary(config, manifests, started, skipped=False)
-
-
-def _packed(config: DistillConfig, head: dict[str, Any]) -> dict[str, CorpusManifest] | None:
-    """The manifests of both splits, with the groups that both have; None if a first pack did not come to its end.
-
-    Raises CacheMismatchError, naming the field, if they were made with other settings than `config`'s.
-    """
-    found = {
-        split: manifest for split in SPLITS if (manifest := read_manifest(Store(config.corpus_uri(split)))) is not None
-    }
-    if len(found) < len(SPLITS):
-        return None
-    for split in SPLITS:
-        check_packed_with(head, found[split], config.corpus_uri(split))
-    held_out, wanted = found["eval"].totals["windows"], config.corpus.eval_windows
-    if held_out < wanted:
-        raise CacheMismatchError(
-            f"{config.corpus_uri('eval')} has {held_out} windows, fewer than corpus.eval_windows={wanted}: "
-            f"lower it, choose another name, or remove {config.home}/corpus"
-        )
-    num_groups = min(len(manifest.groups) for manifest in found.values())
-    return {split: manifest.up_to(num_groups) for split, manifest in found.items()}
 
 
 def _nothing_packed(

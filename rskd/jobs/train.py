@@ -20,17 +20,16 @@ from typing import Any
 from rskd import records, tracking
 from rskd.cache.histogram import percentile
 from rskd.cache.reader import LogitCache
-from rskd.config import DistillConfig, SamplingConfig, StudentSpec
+from rskd.config import DistillConfig, StudentSpec
 from rskd.cores import warn_of_threads
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.errors import CacheMismatchError, ConfigError, CorruptPartError, MissingOutputError
-from rskd.inputs import inputs_first
-from rskd.jobs.corpus_head import check_made_with, corpus_head
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.training.in_process import train_in_process
 from rskd.jobs.training.run import TrainingRun
+from rskd.lineage.inputs import Inputs, inputs_first
+from rskd.lineage.student import absolute, changed_since, open_source, student_recipe, told
 from rskd.models.digests import RESULT_FILE, Files, check_files, check_sizes, whole_copy
-from rskd.models.files import model_fingerprint, model_fingerprints, resolve_teacher
 from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.student.architecture import student_architecture
@@ -40,10 +39,6 @@ from rskd.student.router_loss import balances_router
 from rskd.student.trainer import Log
 
 _logger = logging.getLogger(__name__)
-
-# How a run is executed: its result does not depend on that, but for the order of floating-point sums.
-_EXECUTION = {"micro_batch", "workers", "gpus_per_worker", "threads_per_worker", "checkpoint_every", "max_failures"}
-_CUTS_OF_A_STEP = {"micro_batch", "workers"}  # into forwards, over each of which a router's auxiliary loss is a mean
 
 
 @one_at_a_time
@@ -55,16 +50,18 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
     Raises ConfigError for a wrong config or path, MissingOutputError and CacheMismatchError for the corpus or cache,
     NonFiniteError for a loss that diverged. None of them is retried; a lost worker is, from the newest checkpoint.
     """
-    run, source, recipe = _prepare(config, student)
+    inputs = Inputs(config)
+    run, source = _prepare(inputs, student)
     target = Store(config.student_uri(student))
     done = records.read(target, RESULT_FILE)
-    if done is not None and done.get("recipe") == recipe and _is_whole(target, done):
-        return done["summary"] | {"skipped": True}
+    if done is not None and _is_current(done, inputs, student, source) and _is_whole(target, done):
+        return done["summary"] | {"uri": target.uri, "skipped": True}
 
     if isinstance(source, LogitCache) and (reason := _bias(run.spec, source.manifest.sampling)):
         _logger.warning("student %s learns from a biased target: %s", student, reason)
     warn_of_threads("train.threads_per_worker", run.spec.train.threads_per_worker)
     started = time.monotonic()
+    recipe = student_recipe(inputs, student, source, balances_router=run.balances_router)
     with tracking.stage(config, "train", student) as tracked:
         manifest = {"digest": source.manifest.digest, "totals": source.manifest.totals}
         tracked.dataset(source.uri, manifest, name=source.uri.rsplit("/", 1)[-1])
@@ -85,91 +82,38 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
     return summary | {"skipped": False}
 
 
-def _prepare(config: DistillConfig, student: str) -> tuple[TrainingRun, LogitCache | PackedCorpus, dict[str, Any]]:
-    """Check the config and the paths it names, then the outputs of earlier stages. The run, its source and recipe."""
+def _prepare(inputs: Inputs, student: str) -> tuple[TrainingRun, LogitCache | PackedCorpus]:
+    """Check the config and the paths it names, then the outputs of earlier stages. The run and what it reads."""
+    config = inputs.config
     if student not in config.student_specs:
         raise ConfigError(f"student {student} is not in students ({', '.join(config.student_specs)}): name one of them")
     spec = config.student_specs[student]
     Store(config.storage.root).check_writable()
-    teacher_dir = resolve_teacher(config)
-    head, _ = corpus_head(config, teacher_dir)
+    teacher_dir, head = inputs.teacher_dir, inputs.corpus_head
     if spec.student.model is not None:
-        model = _absolute(spec.student.model)
+        model = absolute(spec.student.model)
         if spec.student.init == "checkpoint" and Path(model).is_dir():
             check_files(model)
-        located = spec.student.model_copy(update={"model": model})
-        spec = spec.model_copy(update={"student": located})
+        spec = spec.model_copy(update={"student": spec.student.model_copy(update={"model": model})})
     fit = {key: head["tokenizer"][key] for key in ("vocab_size", "end_of_text_id")} | {"seq_len": head["seq_len"]}
     architecture = student_architecture(spec.student, teacher_dir=teacher_dir, **fit)
-    reads_teacher = spec.objective.kind != "ce" or spec.student.init == "teacher_layers"
-    fingerprints = model_fingerprints(teacher_dir) if reads_teacher else ()
     with inputs_first(config):
-        source = _open_source(config, spec, head, fingerprints)
+        source = open_source(inputs, student)
+    batch = spec.train.global_batch
+    if source.num_rows < batch:
+        raise ConfigError(f"train.global_batch={batch} exceeds the {source.num_rows} windows of {source.uri}: lower it")
     run = TrainingRun(
         spec=spec,
         teacher=config.teacher,
         teacher_dir=teacher_dir,
-        tokenizer=_absolute(config.corpus.tokenizer or teacher_dir),
+        tokenizer=absolute(config.corpus.tokenizer or teacher_dir),
         source_uri=Store(source.uri).absolute_uri,
         isolate_documents=config.corpus.isolate_documents,
         hard_threshold=_hard_threshold(source, spec),
         balances_router=balances_router(architecture),
         **fit,
     )
-    return run, source, _recipe(config.student_specs[student], run, source, fingerprints)
-
-
-def _open_source(
-    config: DistillConfig, spec: StudentSpec, head: dict[str, Any], fingerprints: tuple[str, ...]
-) -> LogitCache | PackedCorpus:
-    """The cache (sparse_kd) or the packed corpus, checked against `corpus_head(config)`.
-
-    Both give the same windows in the same order, so students that differ in their objective alone are paired.
-    """
-    packed = Store(config.corpus_uri("train"))
-    if spec.objective.kind == "sparse_kd":
-        source = LogitCache.open(config.cache_uri(spec.sampling))
-        corpus = source.manifest.corpus
-        _check_targets(source, config, spec.sampling, fingerprints)
-        if packed.exists("manifest.json"):  # a cache alone is enough to train from
-            _check_covers(source, PackedCorpus.open(packed.uri))
-    else:
-        source = PackedCorpus.open(packed.uri)
-        corpus = source.manifest.to_dict()
-    check_made_with(head, corpus, source.manifest.tokenizer, source.uri)
-    batch = spec.train.global_batch
-    if source.num_rows < batch:
-        raise ConfigError(f"train.global_batch={batch} exceeds the {source.num_rows} windows of {source.uri}: lower it")
-    return source
-
-
-def _check_targets(cache: LogitCache, config: DistillConfig, sampling: str, fingerprints: tuple[str, ...]) -> None:
-    """CacheMismatchError, naming the key, unless the cache has the sampling and the teacher of the configuration."""
-    made_by, teacher = cache.manifest.teacher, config.teacher
-    same_model = made_by["fingerprint"] in fingerprints
-    stored, wanted = (
-        settings.model_dump(mode="json")  # an older cache lacks options that were the default then
-        for settings in (SamplingConfig.model_validate(cache.manifest.sampling), config.cache_samplings[sampling])
-    )
-    found_and_wanted = {
-        **{f"sampling.{key}": (stored[key], wanted[key]) for key in wanted},
-        **{f"teacher.{key}": (made_by[key], getattr(teacher, key)) for key in ("dtype", "engine")},
-        "teacher.quantization": (made_by.get("quantization"), teacher.quantization),
-        "teacher.model": (made_by["model"], made_by["model"] if same_model else f"{teacher.model} (as it is now)"),
-    }
-    for name, (found, configured) in found_and_wanted.items():
-        if found != configured:
-            raise CacheMismatchError(
-                f"cache {cache.uri} was made with {name}={found}, not {configured}: undo the change, or choose another "
-                "name for the run or the sampling and run rskd cache"
-            )
-
-
-def _check_covers(cache: LogitCache, corpus: PackedCorpus) -> None:
-    if cache.manifest.corpus["fingerprint"] != corpus.manifest.fingerprint:
-        raise CacheMismatchError(
-            f"cache {cache.uri} was not made from all of {corpus.uri} as it is now: run rskd cache"
-        )
+    return run, source
 
 
 def _bias(spec: StudentSpec, sampling: dict[str, Any]) -> str | None:
@@ -208,6 +152,13 @@ def _shown_once(advance: Callable[..., None], tracked: tracking.Run) -> Log:
     return show
 
 
+def _is_current(record: dict[str, Any], inputs: Inputs, student: str, source: LogitCache | PackedCorpus) -> bool:
+    changed = changed_since(record, inputs, student, source)
+    if changed is not None:
+        _logger.warning("student %s is trained again: it was %s", student, told(changed))
+    return changed is None
+
+
 def _is_whole(student: Store, record: dict[str, Any]) -> bool:
     try:
         check_sizes(student, record)
@@ -235,22 +186,3 @@ def _publish(checkpoint: Store, target: Store) -> tuple[dict[str, Any], Files]:
         "tokens_per_s": statistics.median(step["tokens_per_s"] for step in steps),
     }
     return summary, files_of_student(files)
-
-
-def _recipe(
-    spec: StudentSpec, run: TrainingRun, source: LogitCache | PackedCorpus, fingerprints: tuple[str, ...]
-) -> dict[str, Any]:
-    """All that the result depends on: what the config says, and digests of what it reads."""
-    inputs = {"source": source.manifest.digest}
-    if spec.student.init == "teacher_layers" or spec.objective.kind == "full_kd":
-        inputs["teacher"] = fingerprints[0]
-    model = run.spec.student.model
-    if spec.student.init == "checkpoint" and model is not None and Path(model).is_dir():
-        inputs["checkpoint"] = model_fingerprint(model)
-    execution = _EXECUTION - _CUTS_OF_A_STEP if run.balances_router else _EXECUTION
-    return {"spec": spec.model_dump(mode="json", exclude={"sampling": True, "train": execution}), "inputs": inputs}
-
-
-def _absolute(name: str) -> str:
-    """A local path made absolute; anything else (hub id, s3://) as it is."""
-    return str(Path(name).resolve()) if "://" not in name and Path(name).exists() else name

@@ -135,8 +135,7 @@ def model_fingerprint(directory: str) -> str:
 
 def model_fingerprints(directory: str) -> tuple[str, str]:
     """`model_fingerprint`, and the one that older caches have, of the weights alone; reads the weights once."""
-    weights = weights_fingerprint(directory)
-    config = _deciding(json.loads(Path(directory, "config.json").read_text()))
+    weights, config = weights_fingerprint(directory), _deciding_config(directory)
     code = {file.name: sha256_of(file) for file in sorted(Path(directory).glob("*.py"))}
     return records.digest({"weights": weights, "config": config, "code": code}), weights
 
@@ -147,6 +146,15 @@ def weights_fingerprint(directory: str) -> str:
     for file in weights_files(directory, f"model {directory}"):
         digest.update(f"{file.name} {sha256_of(file)}\n".encode())
     return digest.hexdigest()
+
+
+def architecture_fingerprint(directory: str) -> str:
+    """sha256 of what a model's config.json says of its architecture."""
+    return records.digest(_deciding_config(directory))
+
+
+def _deciding_config(directory: str) -> Any:
+    return _deciding(json.loads(Path(directory, "config.json").read_text()))
 
 
 def _deciding(config: Any) -> Any:

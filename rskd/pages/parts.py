@@ -9,14 +9,15 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 
-def html_page(kind: str, title: str, sections: Sequence[str]) -> str:
-    """The whole page; `title` is text, `kind` and `sections` are HTML."""
+def html_page(kind: str, title: str, sections: Sequence[str], made_from: str = "") -> str:
+    """The whole page; `title` is text, `kind` and `sections` are HTML, `made_from` a digest that is not shown."""
     title = escape(title)
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="made-from" content="{made_from}">
 <title>{title} · rskd</title>
 <style>{_STYLE}</style>
 <script>{get_plotlyjs()}</script>

@@ -1,11 +1,10 @@
 """The report of a distillation, and that of a cache: each one HTML page that needs no network.
 
-evaluation.json, caches, students' logs ─► Findings ─► page ─► <home>/report.html
+evaluation.json, caches, students' logs ─► Findings (rskd.jobs.report) ─► page ─► <home>/report.html
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,16 +13,11 @@ from typing import Any
 import yaml
 
 from rskd.cache.histogram import LABELS
-from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig, StudentSpec
-from rskd.errors import ConfigError, MissingOutputError
+from rskd.errors import ConfigError
 from rskd.evaluation.downstream import mean_score
-from rskd.evaluation.results import read_results
-from rskd.inputs import inputs_first
 from rskd.pages.figures import histograms, loss_curves, reliability_diagrams
 from rskd.pages.parts import definitions, figure_html, html_page, section, table
-from rskd.storage import Store
-from rskd.student.checkpoint import LOG_FILE
 
 
 @dataclass(frozen=True)
@@ -56,35 +50,7 @@ class Findings:
     evaluation: dict[str, Any]
     caches: dict[str, dict[str, Any]]
     logs: dict[str, list[dict[str, float]]]
-
-
-def write_report(config: DistillConfig) -> str:
-    """Write the report to `config.report_uri` and return that.
-
-    Raises MissingOutputError where the evaluation does not exist or lacks a student, and ConfigError where a path that
-    the config names does not exist either.
-    """
-    with inputs_first(config):
-        page = render(gather(config))
-    home, _, name = config.report_uri.rpartition("/")
-    Store(home).write(name, page.encode())
-    return config.report_uri
-
-
-def gather(config: DistillConfig) -> Findings:
-    """Read what earlier stages left behind."""
-    evaluation = read_results(config)
-    lacking = [student for student in config.student_specs if student not in (evaluation or {}).get("models", {})]
-    if evaluation is None or lacking:
-        of = f" of {', '.join(lacking)}" if evaluation else ""
-        raise MissingOutputError(f"{config.evaluation_uri}: no evaluation{of}: run rskd evaluate")
-    used = {spec.sampling for spec in config.student_specs.values() if spec.objective.kind == "sparse_kd"}
-    return Findings(
-        config=config,
-        evaluation=evaluation,
-        caches={name: inspect(config.cache_uri(name)) for name in config.cache_samplings if name in used},
-        logs={student: _training_log(config.student_uri(student)) for student in config.student_specs},
-    )
+    made_from: str = ""  # their digest
 
 
 def render(findings: Findings) -> str:
@@ -106,7 +72,7 @@ def render(findings: Findings) -> str:
         sections.insert(2, section("Logit caches", body, _CACHE_NOTE))
     settings = escape(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False))
     sections.append(f"<details><summary>Configuration</summary><pre>{settings}</pre></details>")
-    return html_page("rskd distillation report", config.name, sections)
+    return html_page("rskd distillation report", config.name, sections, findings.made_from)
 
 
 def write_cache_page(uri: str, cache: dict[str, Any], file: Path) -> None:
@@ -263,10 +229,6 @@ def _histograms(caches: dict[str, dict[str, Any]]) -> str:
         for name in LABELS
     }
     return "".join(figure_html(histograms(LABELS[name], by_cache)) for name, by_cache in by_name.items() if by_cache)
-
-
-def _training_log(student_uri: str) -> list[dict[str, float]]:
-    return [json.loads(line) for line in Store(student_uri).read(LOG_FILE).splitlines()]
 
 
 _LEGEND = (

@@ -16,8 +16,10 @@ from rskd.corpus.packed_corpus import CorpusManifest, write_manifest, write_part
 from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError
 from rskd.evaluation.language_modeling import METRICS
 from rskd.jobs.evaluate import evaluate_students
+from rskd.jobs.report import write_report
+from rskd.lineage.inputs import Inputs
+from rskd.lineage.student import open_source, student_recipe
 from rskd.models.tokenizer import load_tokenizer, tokenizer_fingerprint
-from rskd.pages.report import write_report
 from rskd.storage import Store
 
 SEQ_LEN, VOCAB_SIZE, END = 16, 384, 0
@@ -37,12 +39,11 @@ def make_config(root: Path, teacher: Path, **sections) -> DistillConfig:
     )
 
 
-def pack_held_out(config: DistillConfig, num_windows: int = 7) -> np.ndarray:
-    """Windows of two random documents each as the held-out corpus of `config`."""
+def pack(config: DistillConfig, num_windows: int = 7) -> np.ndarray:
+    """Windows of two random documents each as either split of `config`'s corpus."""
     rng = np.random.default_rng(0)
     windows = rng.integers(1, VOCAB_SIZE, (num_windows, SEQ_LEN + 1), dtype=np.int32)
     windows[:, 5] = END
-    store = Store(config.corpus_uri("eval"))
     fingerprint = tokenizer_fingerprint(load_tokenizer(config.teacher.model))
     head = {
         "format_version": 1,
@@ -56,8 +57,10 @@ def pack_held_out(config: DistillConfig, num_windows: int = 7) -> np.ndarray:
         "eval_threshold": 0,
     }
     group = {"documents": 1, "tokens": windows.size, "dropped_tail_tokens": 0, "windows": num_windows}
-    manifest = CorpusManifest.of(head, [group], [write_part(store, 0, 0, windows, rows_per_group=16)])
-    write_manifest(store, manifest)
+    for split in ("train", "eval"):
+        store = Store(config.corpus_uri(split))
+        manifest = CorpusManifest.of(head, [group], [write_part(store, 0, 0, windows, rows_per_group=16)])
+        write_manifest(store, manifest)
     return windows
 
 
@@ -71,13 +74,15 @@ def save_student(config: DistillConfig, student: str, teacher: Path, noise: floa
     model.save_pretrained(config.student_uri(student))
     store = Store(config.student_uri(student))
     store.write("training_log.jsonl", b'{"step": 1, "loss": 6.0, "tokens": 32}\n')
-    records.write(store, "rskd.json", {"recipe": {"noise": noise}, "summary": {}})
+    inputs = Inputs(config)
+    recipe = student_recipe(inputs, student, open_source(inputs, student), balances_router=False)
+    records.write(store, "rskd.json", {"recipe": recipe, "summary": {"noise": noise}})
 
 
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory: pytest.TempPathFactory, tiny_teacher_dir: Path) -> tuple[DistillConfig, np.ndarray]:
     config = make_config(tmp_path_factory.mktemp("evaluate_job"), tiny_teacher_dir)
-    windows = pack_held_out(config)
+    windows = pack(config)
     save_student(config, "near", tiny_teacher_dir, noise=0.02)
     save_student(config, "far", tiny_teacher_dir, noise=0.2)
     return config, windows
@@ -150,7 +155,7 @@ def test_isolated_documents_change_the_loss(
         tiny_teacher_dir,
         corpus={"source": {"kind": "python_docs"}, "seq_len": SEQ_LEN, "isolate_documents": True},
     )
-    pack_held_out(config)
+    pack(config)
     for student in config.student_specs:
         save_student(config, student, tiny_teacher_dir, noise=0)
     isolated, joined = evaluate_students(config), evaluate_students(distilled[0])
@@ -164,7 +169,7 @@ def test_says_what_is_missing(
     config = make_config(tmp_path, tiny_teacher_dir)
     with pytest.raises(MissingOutputError, match="run rskd pack"):
         evaluate_students(config)
-    pack_held_out(config)
+    pack(config)
     with pytest.raises(MissingOutputError, match="run rskd train --student near"):
         evaluate_students(config)
     with pytest.raises(ConfigError, match=r"correct teacher\.model"):

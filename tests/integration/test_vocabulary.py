@@ -145,7 +145,9 @@ def test_a_corpus_that_counted_no_holes_is_refused(with_holes: Path, tmp_path: P
         content["tokenizer"]["vocab_size"] = 374
         records.write(store, "manifest.json", content)
     for stage in (pack_corpus, cache_logits):
-        with pytest.raises(CacheMismatchError, match=r"packed with vocab_size=374, not 384: .* or remove .*corpus"):
+        with pytest.raises(
+            CacheMismatchError, match=r"packed with tokenizer.vocab_size=374, not 384: .* or remove .*corpus"
+        ):
             stage(config)
 
 

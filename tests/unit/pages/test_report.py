@@ -1,15 +1,9 @@
-import json
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from rskd import records
 from rskd.config import DistillConfig, validate_config
-from rskd.errors import MissingOutputError
-from rskd.pages.report import Findings, render, write_report
-from rskd.storage import Store
+from rskd.pages.report import Findings, render
 
 CACHE = {
     "tokens": 40960,
@@ -112,22 +106,3 @@ def test_names_are_text_and_never_markup(tmp_path: Path):
     page = render(Findings(make_config(tmp_path, "a"), make_evaluation(teacher=1.0, a=3.0), {}, {"a": make_log()}))
     assert "a<b>teacher" not in page
     assert "a&lt;b&gt;teacher" in page
-
-
-def test_needs_the_evaluation_of_every_student(tmp_path: Path):
-    config = make_config(tmp_path, "a", "b")
-    with pytest.raises(MissingOutputError, match="run rskd evaluate"):
-        write_report(config)
-    records.write(Store(config.home), "evaluation.json", make_evaluation(teacher=1.0, a=3.0))
-    with pytest.raises(MissingOutputError, match="no evaluation of b: run rskd evaluate"):
-        write_report(config)
-    assert not (tmp_path / "tiny" / "report.html").exists()
-
-
-def test_is_written_beside_the_outputs(tmp_path: Path):
-    config = make_config(tmp_path, "a")
-    records.write(Store(config.home), "evaluation.json", make_evaluation(teacher=1.0, a=3.0))
-    log = "".join(json.dumps(record) + "\n" for record in make_log())
-    Store(config.student_uri("a")).write("training_log.jsonl", log.encode())
-    assert write_report(config) == f"{tmp_path}/tiny/report.html"
-    assert "tiny" in (tmp_path / "tiny" / "report.html").read_text()

@@ -7,8 +7,8 @@ from rskd.errors import ConfigError, MissingOutputError
 from rskd.estimate import estimate, probe
 from rskd.jobs.compare_gradients import compare_gradients
 from rskd.jobs.evaluate import evaluate_students
+from rskd.jobs.report import write_report
 from rskd.jobs.train import train_student
-from rskd.pages.report import write_report
 
 STAGES = {
     "train": lambda config: train_student(config, "default"),

@@ -1,0 +1,53 @@
+"""The report of a distillation: what its stages left behind, once none of it is stale ─► one page."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rskd.cache.inspection import inspect
+from rskd.config import DistillConfig
+from rskd.errors import CacheMismatchError
+from rskd.evaluation.results import read_results
+from rskd.lineage.evaluation import check_part, evaluation_parts, report_digest
+from rskd.lineage.inputs import Inputs, inputs_first
+from rskd.pages.report import Findings, render
+from rskd.storage import Store
+from rskd.student.checkpoint import LOG_FILE
+
+
+def write_report(config: DistillConfig) -> str:
+    """Write the report to `config.report_uri` and return that.
+
+    Raises ConfigError where a path that the config names does not exist; MissingOutputError where the evaluation does
+    not, and CacheMismatchError where it, or what it was made from, is not what the configuration says.
+    """
+    with inputs_first(config):
+        page = render(_gather(config))
+    home, _, name = config.report_uri.rpartition("/")
+    Store(home).write(name, page.encode())
+    return config.report_uri
+
+
+def _gather(config: DistillConfig) -> Findings:
+    """Read what earlier stages left behind."""
+    _, parts = evaluation_parts(Inputs(config))
+    store = Store(config.home)
+    for part in parts:
+        changed = check_part(store, part)
+        if changed is not None:
+            raise CacheMismatchError(f"{store.uri}/{part.file} was made with {changed}: run rskd evaluate")
+    evaluation = read_results(config)
+    assert evaluation is not None  # its parts are there
+    used = {spec.sampling for spec in config.student_specs.values() if spec.objective.kind == "sparse_kd"}
+    return Findings(
+        config=config,
+        evaluation=evaluation,
+        caches={name: inspect(config.cache_uri(name)) for name in config.cache_samplings if name in used},
+        logs={student: _training_log(config.student_uri(student)) for student in config.student_specs},
+        made_from=report_digest(config),
+    )
+
+
+def _training_log(student_uri: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Store(student_uri).read(LOG_FILE).splitlines()]

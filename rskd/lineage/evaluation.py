@@ -1,0 +1,92 @@
+"""The parts of an evaluation: made from the models, the held-out windows, and the settings of section evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rskd import records
+from rskd.config import DistillConfig
+from rskd.corpus.packed_corpus import PackedCorpus
+from rskd.difference import Difference, first_difference
+from rskd.errors import ConfigError, MissingOutputError
+from rskd.evaluation import results
+from rskd.lineage.corpus import open_corpus
+from rskd.lineage.inputs import Inputs
+from rskd.lineage.student import check_student
+from rskd.models.digests import sha256_of
+from rskd.storage import Store
+
+_TASKS = ("*.yaml", "*.yml", "*.py")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of an evaluation, a file of its own."""
+
+    kind: Literal["windows", "speculation", "task"]
+    file: str  # its name below the distillation's folder
+    recipe: dict[str, Any]  # all that its findings depend on
+    units: int  # windows, texts or models that it goes through
+    facts: dict[str, Any] = field(default_factory=dict)  # what else its file holds
+
+
+def evaluation_parts(inputs: Inputs) -> tuple[PackedCorpus, list[Part]]:
+    """The held-out windows, and all parts that the configuration asks for, those windows first.
+
+    Raises what `open_corpus` and `check_student` do; ConfigError where no window is held out.
+    """
+    config = inputs.config
+    corpus = open_corpus(inputs, "eval")
+    if corpus.num_rows == 0:
+        raise ConfigError(f"{corpus.uri} has no windows: set corpus.eval_windows and choose another name")
+    settings = config.evaluate
+    models = {
+        "teacher": {"fingerprint": inputs.teacher_fingerprints[0], "dtype": config.teacher.dtype},
+        "students": {student: records.digest(check_student(inputs, student)) for student in config.student_specs},
+    }
+    read = models | {"corpus": corpus.manifest.fingerprint}
+    num_windows = num_held_out(config, corpus)
+    recipe = read | {"num_windows": num_windows, "num_bins": settings.num_bins}
+    facts = {"windows": num_windows, "tokens": num_windows * corpus.seq_len}
+    parts = [Part("windows", results.windows_file(config), recipe, num_windows, facts)]
+    if settings.speculative is not None:
+        recipe = read | {"settings": settings.speculative.model_dump()}
+        texts = min(settings.speculative.windows, corpus.num_rows) * len(config.student_specs)
+        parts.append(Part("speculation", results.SPECULATIVE, recipe, texts))
+    for task in settings.tasks:
+        recipe = models | {"task": task, "limit": settings.task_limit, **_task_files(settings.task_path)}
+        parts.append(Part("task", results.task_file(task), recipe, 1 + len(config.student_specs)))
+    return corpus, parts
+
+
+def num_held_out(config: DistillConfig, corpus: PackedCorpus) -> int:
+    """Windows of the held-out split that are evaluated on."""
+    return min(corpus.num_rows, config.evaluate.max_windows or corpus.num_rows)
+
+
+def _task_files(task_path: str | None) -> dict[str, Any]:
+    """The folder of own tasks: its name, and digests of what describes them; of their data only the names are known."""
+    if task_path is None:
+        return {"task_path": None}
+    folder = Path(task_path).expanduser()
+    files = {str(file.relative_to(folder)): sha256_of(file) for kind in _TASKS for file in sorted(folder.rglob(kind))}
+    return {"task_path": task_path, "task_files": files}
+
+
+def check_part(store: Store, part: Part) -> Difference | None:
+    """What is not as it was when the file of a part was made; None where it would come out the same.
+
+    Raises MissingOutputError where there is no file.
+    """
+    made = records.read(store, part.file)
+    if made is None:
+        raise MissingOutputError(f"{store.uri}/{part.file} does not exist: run rskd evaluate")
+    return first_difference(made["recipe"], part.recipe)
+
+
+def report_digest(config: DistillConfig) -> str:
+    """What a report was made from: the configuration and the evaluation."""
+    evaluation = results.read_results(config)
+    return records.digest({"config": config.model_dump(mode="json"), "evaluation": evaluation})

@@ -1,0 +1,99 @@
+"""What a configuration names, as it is now: the teacher and its tokenizer; and the text, where an output is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from rskd.config import DistillConfig
+from rskd.corpus.packed_corpus import FORMAT_VERSION, rows_per_group
+from rskd.corpus.sources import list_files, located
+from rskd.errors import ConfigError, MissingOutputError
+from rskd.models.files import check_model, model_fingerprints, resolve_teacher
+from rskd.models.tokenizer import (
+    beginning_of_text,
+    end_of_text_id,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    vocab_size_of_model,
+)
+
+
+class Inputs:
+    """The teacher of a configuration, looked up when it is first asked for. Each may raise ConfigError."""
+
+    def __init__(self, config: DistillConfig):
+        self.config = config
+
+    @cached_property
+    def teacher_dir(self) -> str:
+        """Its directory, in the Hugging Face layout."""
+        return resolve_teacher(self.config)
+
+    @cached_property
+    def teacher_fingerprints(self) -> tuple[str, str]:
+        """`rskd.models.files.model_fingerprints`; reads the weights."""
+        return model_fingerprints(self.teacher_dir)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer, which is that of the corpus."""
+        return self._tokenizer_and_head[0]
+
+    @property
+    def corpus_head(self) -> dict[str, Any]:
+        """What the manifest of a corpus says before anything is packed.
+
+        `vocab_size` is the teacher's number of output rows where its tokenizer has more ids.
+        """
+        return self._tokenizer_and_head[1]
+
+    @cached_property
+    def _tokenizer_and_head(self) -> tuple[Tokenizer, dict[str, Any]]:
+        corpus, teacher = self.config.corpus, self.config.teacher
+        tokenizer = load_tokenizer(self.teacher_dir, trust_remote_code=teacher.trust_remote_code)
+        fingerprint = tokenizer_fingerprint(tokenizer)
+        if corpus.tokenizer and tokenizer_fingerprint(load_tokenizer(corpus.tokenizer)) != fingerprint:
+            raise ConfigError(
+                f"corpus.tokenizer={corpus.tokenizer} gives other ids than the tokenizer of teacher {teacher.model}: "
+                "remove the key, or name the teacher's tokenizer"
+            )
+        num_ids = vocab_size_of_model(tokenizer, self.teacher_dir, trust_remote_code=teacher.trust_remote_code)
+        bos = beginning_of_text(tokenizer, corpus.bos, num_ids=num_ids, isolated=corpus.isolate_documents)
+        head = {
+            "format_version": FORMAT_VERSION,
+            "source": corpus.source.model_dump(mode="json"),
+            "tokenizer": {
+                "name": corpus.tokenizer or teacher.model,
+                "fingerprint": fingerprint,
+                "vocab_size": num_ids,
+                "end_of_text_id": end_of_text_id(tokenizer),
+                "bos_ids": list(bos.ids),
+            },
+            "bos": bos.mode,
+            "seq_len": corpus.seq_len,
+            "seed": corpus.seed,
+            "isolate_documents": corpus.isolate_documents,
+            "windows_per_part": corpus.windows_per_part,
+            "rows_per_group": rows_per_group(corpus.seq_len),
+            "max_windows": corpus.max_windows,
+        }
+        return tokenizer.backend_tokenizer, head
+
+
+@contextmanager
+def inputs_first(config: DistillConfig) -> Iterator[None]:
+    """Where an output turns out to be missing, report a corpus source or teacher that is missing too: ConfigError.
+
+    The text is not needed where the output is there: a student is trained from a cache far from it.
+    """
+    try:
+        yield
+    except MissingOutputError:
+        list_files(located(config.corpus.source))
+        check_model(config.teacher.model)
+        raise
