@@ -4,7 +4,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.stage import publish, run_stage
+from flows.stage import publish, run_stage, show_status
 from rskd.config import DistillConfig
 
 
@@ -13,6 +13,7 @@ def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
     """Run the teacher once over the packed corpus and write a cache for each entry of samplings."""
     from rskd.jobs.cache import cache_logits as stage
 
+    show_status(config)
     summaries = run_stage("cache", stage, config)
     publish("caches", f"Logit caches of {config.name}", summaries)
     return summaries

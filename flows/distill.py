@@ -19,7 +19,7 @@ from flows.cache_logits import cache_logits
 from flows.evaluate_student import evaluate_student
 from flows.pack_corpus import pack_corpus
 from flows.settings import run_app
-from flows.stage import run_stage
+from flows.stage import run_stage, show_status
 from flows.train_student import train_student
 from rskd.cli import ConfigArgument, Outcome, SetOption
 from rskd.config import DistillConfig, load_config
@@ -40,6 +40,7 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     def finished(stages: int) -> None:
         update_progress_artifact(artifact_id=progress, progress=100.0 * stages / num_stages)
 
+    show_status(config)
     corpus = pack_corpus(config)
     finished(1)
     caches = cache_logits(config)

@@ -4,7 +4,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.stage import publish, run_stage
+from flows.stage import publish, run_stage, show_status
 from rskd.config import DistillConfig
 
 
@@ -13,6 +13,7 @@ def evaluate_student(config: DistillConfig) -> dict[str, Any]:
     """Evaluate every student of the configuration, and the teacher, in one pass of the teacher."""
     from rskd.jobs.evaluate import evaluate_students as stage
 
+    show_status(config)
     metrics = run_stage("evaluate", stage, config)
     publish("metrics", f"Held-out metrics of {config.name}", {k: v for k, v in metrics.items() if isinstance(v, dict)})
     return metrics

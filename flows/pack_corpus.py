@@ -4,7 +4,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.stage import publish, run_stage
+from flows.stage import publish, run_stage, show_status
 from rskd.config import DistillConfig
 
 
@@ -13,6 +13,7 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     """Cut the source's documents into windows of seq_len + 1 tokens; hold some documents out for evaluation."""
     from rskd.jobs.pack import pack_corpus as stage
 
+    show_status(config)
     summary = run_stage("pack", stage, config)
     publish("corpus", f"Packed corpus of {config.name}", {"corpus": summary})
     return summary

@@ -1,4 +1,4 @@
-"""What every flow does around a stage: retry what may pass, and publish what came out."""
+"""What every flow does around a stage: show what is there, retry what may pass, and publish what came out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any, TypeVar, cast
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 
+from rskd.config import DistillConfig
 from rskd.errors import ConfigError, OutputError, explained_by
 
 T = TypeVar("T")
@@ -37,6 +39,20 @@ def _stage(name: str, stage: Callable[..., Any], *args: Any) -> Any:
 def run_stage(name: str, stage: Callable[..., T], *args: Any) -> T:
     """Run one stage of `rskd.jobs` as a task; a stage resumes from what it committed, so a retry loses nothing."""
     return cast(T, _stage(name, stage, *args))
+
+
+def show_status(config: DistillConfig) -> None:
+    """Show the state of each output, as `rskd status`, when a flow starts that no other flow has started."""
+    if flow_run.parent_flow_run_id is not None:
+        return
+    from rskd.lineage.status import status
+
+    rows = [
+        {"output": one.output, "state": one.state, "then": one.then, "reason": one.reason} for one in status(config)
+    ]
+    for row in rows:
+        get_run_logger().info("%(output)s: %(state)s, %(then)s %(reason)s", row)
+    create_table_artifact(key="status", table=rows, description=f"State of {config.name} when this run began")
 
 
 def publish(key: str, description: str, summaries: Mapping[str, Mapping[str, Any]]) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.stage import publish, run_stage
+from flows.stage import publish, run_stage, show_status
 from rskd.config import DistillConfig
 
 
@@ -13,6 +13,7 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
     """Train one student of the configuration with Ray Train."""
     from rskd.jobs.train import train_student as stage
 
+    show_status(config)
     summary = run_stage(f"train {student}", stage, config, student)
     publish("student", f"Training of {student} of {config.name}", {student: summary})
     return summary
