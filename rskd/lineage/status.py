@@ -106,6 +106,7 @@ def _cache(inputs: Inputs, name: str) -> StageStatus:
         return StageStatus("cache", name, "missing", "runs")
     committed = committed_indices(store.list(PARTS_FOLDER))
     try:
+        list_files(located(inputs.config.corpus.source))
         head = read_head(store)
         if committed:  # a cache without parts begins again
             check_cache(inputs, name, head)

@@ -5,30 +5,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
-from changed_keys import CASES, STAGES, Case, keys, table
+from changed_keys import CASES, Case, keys, table
+from tiny_runs import STAGES, tiny_settings
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rskd.config import DistillConfig, validate_config
 from rskd.errors import ConfigError, RskdError
-from rskd.jobs.cache import cache_logits
-from rskd.jobs.evaluate import evaluate_students
-from rskd.jobs.pack import pack_corpus
-from rskd.jobs.train import train_student
 from rskd.lineage import status as lineage_status
 from rskd.lineage.status import status
 
-RUN: dict[str, Callable[[DistillConfig], Any]] = {
-    "pack": pack_corpus,
-    "cache": lambda config: cache_logits(config)["default"],
-    "train": train_student,
-    "evaluate": evaluate_students,
-}
+ORDER = ("pack", "cache", "train", "evaluate")  # as in the table
 HEAVY = {"student.preset"}  # of which the outcome of the training is taken from `status`
 
 
@@ -54,25 +45,21 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_teacher_dir: Path) -> P
         architecture.save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
     config = validate_config(settings(root, root / "store"))
-    for stage in STAGES:
-        assert RUN[stage](config)["skipped"] is False
+    for stage in ORDER:
+        assert STAGES[stage](config)["skipped"] is False
     assert [one.then for one in status(config)] == ["skipped"] * 4 + ["runs"]  # the report is always written
     return root
 
 
 def settings(root: Path, store: Path) -> dict[str, Any]:
-    return {
-        "name": "tiny",
-        "storage": {"root": str(store)},
-        "corpus": {"source": {"kind": "jsonl", "uri": str(root / "text.jsonl")}, "seq_len": 16, "eval_windows": 2},
-        "teacher": {"model": str(root / "teacher"), "dtype": "float32", "threads_per_worker": 1},
-        "sampling": {"statistics": ["label_logprob"]},
-        "student": {"model": str(root / "student")},
-        "train": {"steps": 2, "global_batch": 2, "precision": "float32", "workers": 0, "threads_per_worker": 1},
-        "evaluate": {"max_windows": 2},
-        "ray": {"enabled": False},
-        "tracking": {"enabled": False},
-    }
+    return tiny_settings(
+        root,
+        root / "teacher",
+        storage={"root": str(store)},
+        corpus={"source": {"kind": "jsonl", "uri": str(root / "text.jsonl")}},
+        sampling={"statistics": ["label_logprob"]},
+        student={"model": str(root / "student")},
+    )
 
 
 def changed(root: Path, store: Path, key: str, case: Case) -> dict[str, Any]:
@@ -103,9 +90,9 @@ def test_each_stage_after_a_change(key: str, world: Path, tmp_path: Path):
     config = validate_config(content)
     foretold = [one.then for one in status(config)]
     # The last stage first, so that none sees what an earlier one has made anew.
-    found = {stage: outcome(stage, config, key, case, foretold) for stage in reversed(STAGES)}
-    assert "".join(found[stage] for stage in STAGES) == case.outcome
-    for stage, then in zip(STAGES, foretold):
+    found = {stage: outcome(stage, config, key, case, foretold) for stage in reversed(ORDER)}
+    assert "".join(found[stage] for stage in ORDER) == case.outcome
+    for stage, then in zip(ORDER, foretold):
         expected = {"-": {"skipped"}, "a": {"runs"}, "r": {"refused", "decided later", "runs"}}[found[stage]]
         assert then in expected, stage
 
@@ -113,9 +100,9 @@ def test_each_stage_after_a_change(key: str, world: Path, tmp_path: Path):
 def outcome(stage: str, config: DistillConfig, key: str, case: Case, foretold: list[str]) -> str:
     """How a stage takes the change; a refusal must be one line that names the key."""
     if key in HEAVY and stage == "train":
-        return {"runs": "a", "skipped": "-"}[foretold[STAGES.index(stage)]]
+        return {"runs": "a", "skipped": "-"}[foretold[ORDER.index(stage)]]
     try:
-        return "-" if RUN[stage](config)["skipped"] else "a"
+        return "-" if STAGES[stage](config)["skipped"] else "a"
     except RskdError as error:
         refusal = str(error)
     assert (case.named or key) in refusal

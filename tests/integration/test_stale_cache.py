@@ -2,9 +2,9 @@
 
 import shutil
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import pytest
+from tiny_runs import tiny_settings, write_texts
 from transformers import AutoModelForCausalLM
 
 from rskd.config import DistillConfig, validate_config
@@ -15,26 +15,13 @@ from rskd.jobs.train import train_student
 
 
 def config_of(root: Path, model: Path, **sections) -> DistillConfig:
-    content = {
-        "name": "tiny",
-        "storage": {"root": str(root / "store")},
-        "corpus": {"source": {"kind": "text", "uri": str(root / "text")}, "seq_len": 16, "eval_windows": 2},
-        "teacher": {"model": str(model), "dtype": "float32", "threads_per_worker": 1},
-        "train": {"steps": 1, "global_batch": 2, "precision": "float32", "workers": 0, "threads_per_worker": 1},
-        "ray": {"enabled": False},
-        "tracking": {"enabled": False},
-    }
-    for name, section in sections.items():
-        content[name] = content.get(name, {}) | section
-    return validate_config(content)
+    return validate_config(tiny_settings(root, model, **sections))
 
 
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory: pytest.TempPathFactory, tiny_teacher_dir: Path) -> Path:
     root = tmp_path_factory.mktemp("cached")
-    (root / "text").mkdir()
-    for name in sorted(topics)[:8]:
-        (root / "text" / f"{name}.txt").write_text(topics[name])
+    write_texts(root / "text")
     config = config_of(root, tiny_teacher_dir)
     pack_corpus(config)
     cache_logits(config)
