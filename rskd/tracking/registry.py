@@ -1,0 +1,180 @@
+"""The registry: students as versions of one registered model, and the aliases that say which of them is in use.
+
+    student ─► register ─► version 7 (tags: verdict, reason, what it was made from)
+                 promote ─► champion: 7, previous: 4        rollback ─► champion: 4, previous: 7
+
+A version is one set of weights: it is known by the digest of its files, and a repeat makes no second one. MLflow sets
+an alias without looking at what it was, so promotions exclude each other where the database is a local file, and every
+alias is read back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rskd.config import DistillConfig
+from rskd.errors import ConfigError, MissingOutputError, RskdError
+from rskd.tracking.connection import client_of, created_once, explained, tracking_uri_of
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+DIGEST = "rskd.digest"
+_LONGEST_TAG = 5000  # MLflow's limit
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model; `source` is the folder of its files, as MLflow calls it."""
+
+    model: str
+    version: int
+    source: str
+    tags: dict[str, str]
+    created: int  # ms since 1970
+
+    @property
+    def digest(self) -> str:
+        """sha256 of its files."""
+        return self.tags.get(DIGEST, "")
+
+
+class Registry:
+    """The versions of the registered model `name` in the MLflow at `tracking_uri`. Any failure is a ConfigError."""
+
+    def __init__(self, tracking_uri: str, name: str):
+        self.tracking_uri, self.name = tracking_uri, name
+
+    @classmethod
+    def of(cls, config: DistillConfig) -> Registry:
+        """That of a configuration: `promotion.model`, or the distillation's own name."""
+        if not config.tracking.enabled:
+            raise ConfigError("tracking.enabled=false: promotions are kept in MLflow, set it to true")
+        return cls(tracking_uri_of(config), config.promotion.model or config.name)
+
+    def version(self, alias: str) -> Version | None:
+        """The version with this alias; None where there is none."""
+        from mlflow.exceptions import MlflowException
+
+        with explained(self.tracking_uri, writing=False):
+            try:
+                return _version(self._client.get_model_version_by_alias(self.name, alias))
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
+
+    def versions(self) -> list[Version]:
+        """All of them, the newest first."""
+        with explained(self.tracking_uri, writing=False):
+            found = self._client.search_model_versions(f"name = '{self.name}'", order_by=["version_number DESC"])
+        return [_version(version) for version in found]
+
+    def register(self, digest: str, *, experiment_id: str, tags: Mapping[str, str], description: str) -> Version:
+        """The version of the student whose files have this digest, made the first time, with these tags.
+
+        The student was logged by the run that trained it (`Run.model`); MLflow keeps its files. Raises
+        MissingOutputError where it was not.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with self.exclusively():
+            known = next((version for version in self.versions() if version.digest == digest), None)
+            with explained(self.tracking_uri):
+                if known is None:
+                    logged = self._client.search_logged_models([experiment_id], f"tags.`{DIGEST}` = '{digest}'")
+                    if not logged:
+                        raise MissingOutputError(
+                            f"MLflow at {self.tracking_uri} has no model with the digest {digest[:12]}: remove the "
+                            "student and run rskd train"
+                        )
+                    try:
+                        self._client.create_registered_model(self.name)
+                    except MlflowException as error:
+                        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                            raise
+                    created = self._client.create_model_version(
+                        self.name,
+                        source=logged[0].artifact_location,
+                        run_id=logged[0].source_run_id,
+                        model_id=logged[0].model_id,
+                        tags={DIGEST: digest},
+                    )
+                    known = _version(created)
+                self._client.update_model_version(self.name, str(known.version), description)
+                for key, value in tags.items():
+                    self._client.set_model_version_tag(self.name, str(known.version), key, value[:_LONGEST_TAG])
+                return _version(self._client.get_model_version(self.name, str(known.version)))
+
+    def promote(self, version: int) -> Version:
+        """Make a version the champion, and the champion of before `previous`; the same again changes nothing."""
+        with self.exclusively():
+            new, old = self._get(version), self.version(CHAMPION)
+            if old is not None and old.version != version:
+                self._set(PREVIOUS, old.version)
+            self._set(CHAMPION, version)
+        return new
+
+    def rollback(self) -> Version:
+        """Make the champion of before the champion again. Raises ConfigError where there is none."""
+        with self.exclusively():
+            current, previous = self.version(CHAMPION), self.version(PREVIOUS)
+            if current is None or previous is None:
+                raise ConfigError(f"registered model {self.name} has no champion before this one: promote one first")
+            self._set(PREVIOUS, current.version)
+            self._set(CHAMPION, previous.version)
+        return previous
+
+    def challenge(self, version: int) -> None:
+        """Make a version the challenger."""
+        self._set(CHALLENGER, version)
+
+    def download(self, version: Version) -> str:
+        """A local folder with its files."""
+        from mlflow.artifacts import download_artifacts
+
+        with explained(self.tracking_uri, writing=False):
+            return download_artifacts(artifact_uri=version.source, tracking_uri=self.tracking_uri)
+
+    @contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """One process at a time, where MLflow keeps its runs in a local file."""
+        with explained(self.tracking_uri), created_once(self.tracking_uri):
+            yield
+
+    def _get(self, version: int) -> Version:
+        found = next((one for one in self.versions() if one.version == version), None)
+        if found is None:
+            raise ConfigError(
+                f"registered model {self.name} has no version {version}: name one that rskd champion lists"
+            )
+        return found
+
+    def _set(self, alias: str, version: int) -> None:
+        with explained(self.tracking_uri):
+            self._client.set_registered_model_alias(self.name, alias, str(version))
+        found = self.version(alias)
+        if found is None or found.version != version:
+            now = "none" if found is None else f"version {found.version}"
+            raise RskdError(
+                f"alias {alias} of {self.name} was set to version {version} and is {now}: another process promotes, "
+                "run it again"
+            )
+
+    @property
+    def _client(self):
+        return client_of(self.tracking_uri)
+
+
+def _version(found: ModelVersion) -> Version:
+    return Version(
+        model=found.name,
+        version=int(found.version),
+        source=str(found.source),
+        tags=dict(found.tags),
+        created=int(found.creation_timestamp),
+    )
