@@ -143,8 +143,9 @@ def _intervals(
 ) -> dict[str, tuple[float, float]]:
     """Interval of challenger - champion for each of METRICS, by a paired bootstrap over the windows.
 
-    The percentile interval, expanded to the width that Student's t asks of W windows (Hesterberg 2015). The ECE's takes
-    account of its bias, see `_bias_allowance`. No more than some 50 MiB are held.
+    The percentile interval, expanded to the width that Student's t asks of W windows (Hesterberg 2015). The ECE, a sum
+    of absolute values, is too high in a sample, by an unknown amount up to `_largest_bias`: its interval covers all of
+    that, for either model. Some 50 MiB are held, however many windows and resamples there are.
     """
     tokens_W = challenger.count.sum(1).astype(float)
     sums_WK = np.stack([(challenger.means[metric] - champion.means[metric]) * tokens_W for metric in MEANS], axis=1)
@@ -160,7 +161,9 @@ def _intervals(
     resampled = np.concatenate([statistics(weights) for weights in _resamples(num_windows, gates)])
     new_ece, old_ece = resampled[:, -2], resampled[:, -1]
     ends = _ends(np.column_stack([resampled[:, :-2], new_ece - old_ece]), num_windows, gates.confidence)
-    ends[:, -1] += _bias_allowance(*(resampled.mean(0) - observed)[-2:])
+    added_by_resampling = (new_ece - old_ece).mean() - (observed[-2] - observed[-1])
+    new_bias, old_bias = (_largest_bias(gap_WM) / tokens_W.sum() for gap_WM in gaps_WM)
+    ends[:, -1] += np.array([-new_bias, old_bias]) - added_by_resampling
     return {metric: (float(low), float(high)) for metric, low, high in zip((*MEANS, "ece"), *ends, strict=True)}
 
 
@@ -171,15 +174,14 @@ def _ends(resampled: np.ndarray, num_windows: int, confidence: float) -> np.ndar
     return np.quantile(resampled, [tail, 1 - tail], axis=0)
 
 
-def _bias_allowance(new: float, old: float) -> np.ndarray:
-    """What to add to the ends of the interval of a difference of two ECEs, higher in resamples by `new` and `old`.
+def _largest_bias(gap_WM: np.ndarray) -> float:
+    """By how much the sum of the bins' absolute gaps is too high in a sample, on average and at most.
 
-    A sum of absolute values is too high in a sample, and higher still in a resample of it. Two times what resampling
-    adds is taken off. A sample itself is too high by up to 1 + √2 times as much, where the model is calibrated in truth
-    (E|X| of normal noise with twice the variance): so the ends are moved apart by the √2 times that are left.
+    A bin that is calibrated in truth has a gap of E|X| = √(2/π) standard errors by chance; one whose gap is more than
+    two standard errors is taken for truly off, where this bias is nearly 0.
     """
-    centre = -2 * (new - old)
-    return np.array([centre - math.sqrt(2) * new, centre + math.sqrt(2) * old])
+    gap_M, error_M = gap_WM.sum(0), gap_WM.std(0) * math.sqrt(len(gap_WM))
+    return math.sqrt(2 / math.pi) * float(error_M[np.abs(gap_M) <= 2 * error_M].sum())
 
 
 def _resamples(num_windows: int, gates: PromotionConfig) -> Iterator[np.ndarray]:
