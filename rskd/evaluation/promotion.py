@@ -53,7 +53,7 @@ HIGHER_IS_BETTER = {"acceptance", "top1_agreement"}
 MIN_WINDOWS = 20  # below it a bootstrap interval is not to be relied on
 _REJECTED = {"not finite", "floor missed", "worse"}
 _HELD = {"unclear", "not better"}
-_DRAWS_AT_ONCE = 2**21  # window numbers drawn at a time: bounds the memory to some 50 MiB
+_DRAWS_AT_ONCE = 2**20  # window numbers drawn at a time: bounds the memory to some 30 MiB
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ def _intervals(
 
     The percentile interval, expanded to the width that Student's t asks of W windows (Hesterberg 2015). The ECE, a sum
     of absolute values, is too high in a sample, by an unknown amount up to `_largest_bias`: its interval covers all of
-    that, for either model. Some 50 MiB are held, however many windows and resamples there are.
+    that, for either model. Resamples are weighed a few at a time, so that memory does not grow with windows times
+    resamples.
     """
     tokens_W = challenger.count.sum(1).astype(float)
     sums_WK = np.stack([(challenger.means[metric] - champion.means[metric]) * tokens_W for metric in MEANS], axis=1)
