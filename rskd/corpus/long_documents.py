@@ -58,7 +58,9 @@ class LongDocuments:
     """A tokenizer of texts of any length; it must add no special tokens, truncate nothing and pad nothing."""
 
     def __init__(self, tokenizer: Tokenizer, piece: int = PIECE):
-        self.tokenizer, self.piece = tokenizer, piece
+        self.tokenizer, self.piece, model = tokenizer, piece, tokenizer.model
+        self._merges = isinstance(model, BPE) and not model.continuing_subword_prefix
+        self._within_tokens: dict[str, bool] = {}  # for each pair of characters
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of the whole text, int32."""
@@ -79,11 +81,12 @@ class LongDocuments:
 
     def _seam(self, text: str, at: int) -> _Seam | None:
         """The first seam that a window finds, from the one about character `at` on."""
-        for end in range(at, len(text) - _CONTEXT, self.piece // 16):
+        for end in range(at, len(text) - _CONTEXT, self.piece // 4):
             start = max(end - 3 * _CONTEXT, 0)
             window = self.tokenizer.encode(text[start : end + _CONTEXT], add_special_tokens=False)
+            ids, offsets = window.ids, window.offsets
             for index in self._boundaries(window, 2 * _CONTEXT, end - start):
-                seam = _Seam(start, start + window.token_to_chars(index - 1)[1], window.ids[:index])
+                seam = _Seam(start, start + offsets[index - 1][1], ids[:index])
                 is_in_step = len({*seam.last_ids}) >= _FEWEST_DISTINCT
                 if is_in_step and encode(self.tokenizer, text[start : seam.cut]) == seam.ids:
                     return seam
@@ -91,23 +94,18 @@ class LongDocuments:
 
     def _boundaries(self, window: Encoding, first: int, last: int) -> Iterator[int]:
         """The tokens that begin between the characters `first` and `last` and that nothing ties to those before."""
-        offsets, words = window.offsets, window.word_ids
-        inner = []
-        for index in range(1, len(offsets)):
-            if first <= offsets[index - 1][1] <= offsets[index][0] <= last:
-                if words[index - 1] != words[index]:
-                    yield index
-                else:
-                    inner.append(index)
-        yield from (index for index in inner if self._never_merged(window.ids[index - 1], window.ids[index]))
+        ids, offsets, words = window.ids, window.offsets, window.word_ids
+        between = [i for i in range(1, len(ids)) if first <= offsets[i - 1][1] <= offsets[i][0] <= last]
+        yield from (i for i in between if words[i - 1] != words[i])
+        if self._merges:
+            yield from (i for i in between if words[i - 1] == words[i] and self._never_merged(ids[i - 1], ids[i]))
 
     def _never_merged(self, left: int, right: int) -> bool:
         """Whether no token has the last character of `left` and the first of `right` side by side within it."""
-        model = self.tokenizer.model
-        if not isinstance(model, BPE) or model.continuing_subword_prefix:
-            return False
         pair = self.tokenizer.id_to_token(left)[-1:] + self.tokenizer.id_to_token(right)[:1]
-        return pair not in self._vocabulary
+        if pair not in self._within_tokens:
+            self._within_tokens[pair] = pair in self._vocabulary
+        return not self._within_tokens[pair]
 
     @cached_property
     def _vocabulary(self) -> str:

@@ -56,10 +56,8 @@ def sentence_piece(pre_tokenizer=None, normalizer=None, **model) -> Tokenizer:
         show_progress=False,
     )
     words = pre.Sequence([pre.Split("\n", "isolated"), pre.Metaspace(prepend_scheme="always")])
-    tokenizer = trained(models.BPE(unk_token="<unk>", **model), trainer, words)
-    if pre_tokenizer is None:
-        del tokenizer.pre_tokenizer
-    else:
+    tokenizer = Tokenizer(trained(models.BPE(unk_token="<unk>", **model), trainer, words).model)
+    if pre_tokenizer is not None:
         tokenizer.pre_tokenizer = pre_tokenizer
     if normalizer is not None:
         tokenizer.normalizer = normalizer
