@@ -44,7 +44,9 @@ def byte_level(pre_tokenizer=None, normalizer=None, **model) -> Tokenizer:
 
 
 def regex(pattern: str, **options) -> Tokenizer:
-    split = pre.Sequence([pre.Split(Regex(pattern), "isolated"), pre.ByteLevel(add_prefix_space=False, use_regex=False)])
+    split = pre.Sequence(
+        [pre.Split(Regex(pattern), "isolated"), pre.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     return byte_level(split, **options)
 
 
@@ -52,7 +54,9 @@ def sentence_piece(pre_tokenizer=None, normalizer=None, **model) -> Tokenizer:
     """A BPE trained on words, as SentencePiece does it; then used with the given parts."""
     trainer = trainers.BpeTrainer(
         vocab_size=1500,
-        special_tokens=[*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))] if model.get("byte_fallback") else SPECIAL,
+        special_tokens=[*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
+        if model.get("byte_fallback")
+        else SPECIAL,
         show_progress=False,
     )
     words = pre.Sequence([pre.Split("\n", "isolated"), pre.Metaspace(prepend_scheme="always")])
@@ -66,7 +70,9 @@ def sentence_piece(pre_tokenizer=None, normalizer=None, **model) -> Tokenizer:
 
 def unigram(pre_tokenizer, normalizer=None) -> Tokenizer:
     trainer = trainers.UnigramTrainer(vocab_size=800, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
-    tokenizer = trained(models.Unigram(), trainer, pre.Metaspace(), normalizer, PROSE[:60_000] + "aaa aaaa =====\n" * 50)
+    tokenizer = trained(
+        models.Unigram(), trainer, pre.Metaspace(), normalizer, PROSE[:60_000] + "aaa aaaa =====\n" * 50
+    )
     tokenizer.pre_tokenizer = pre_tokenizer
     return tokenizer
 
@@ -203,10 +209,25 @@ def check(tokenizer: Tokenizer, text: str) -> None:
 
 def test_awkward_texts(tokenizer: Tokenizer):
     for unit in UNITS.values():
-        check(tokenizer, (unit * 6000)[:6000])
+        check(tokenizer, (unit * 4000)[:4000])
+
+
+@pytest.mark.parametrize("kind", ["GPT-2", "Llama 3", "Llama 2", "Gemma", "Unigram, T5", "WordPiece"])
+@pytest.mark.parametrize("unit", ["prose", "one line", "CRLF", "code"])
+def test_pieces_stay_short(monkeypatch: pytest.MonkeyPatch, kind: str, unit: str):
+    lengths = []
+
+    def measured(tokenizer: Tokenizer, text: str) -> list[int]:
+        lengths.append(len(text))
+        return encode(tokenizer, text)
+
+    monkeypatch.setattr(long_documents, "encode", measured)
+    check(KINDS[kind](), (UNITS[unit] * 100)[:12_000])
+    assert len(lengths) > 10
+    assert max(lengths) < 2 * PIECE
 
 
 @given(text=TEXTS)
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 def test_mixed_texts(tokenizer: Tokenizer, text: str):
     check(tokenizer, text)
