@@ -1,18 +1,17 @@
 """Token ids of a document that is too long to be tokenized at once, which takes up to 200 bytes a character.
 
-    text ─► seams about PIECE characters apart ─► each piece, encoded after a context ─► the ids after the context, joined
+    text ─► seams, PIECE characters apart or more ─► each piece, encoded after a context ─► the ids after it, joined
 
-         ├────────── a piece ──────────┤ seam
-    the text …………………………………………………………………│………………………………………………………………………………
-                             ├─ context ─┤────────── the next piece ──────────┤ next seam
+         ├──────────── a piece ────────────┤ seam
+                               ├─ context ─┤─────────── the next piece ───────────┤ seam
 
 The ids are those of the whole text. A seam is a place between two tokens where nothing of one side decides about the
 other, for one of two reasons:
   - the pre-tokenizer splits there (a model sees one split at a time), as it does at most words; or
   - no token of a BPE vocabulary has in it the two characters that meet there, so no merge ever crosses. Tokenizers that
     do not split (those of Llama 2, Gemma) have this at spaces and newlines.
-What normalizers, pre-tokenizers and added tokens do there is tried out, not derived: around each seam a window of text
-is encoded, and its ids before the seam must be
+What normalizers, pre-tokenizers and added tokens do there is tried out, not derived: around each seam a window of the
+text is encoded, and its ids before the seam must be
   - those of the same text that ends at the seam, so that what follows does not matter;
   - the last ids of the piece before it, so that the window is in step with all that precedes (of a run of digits, groups
     of three depend on where the run begins);
@@ -102,7 +101,8 @@ class LongDocuments:
 
     def _never_merged(self, left: int, right: int) -> bool:
         """Whether no token has the last character of `left` and the first of `right` side by side within it."""
-        pair = self.tokenizer.id_to_token(left)[-1:] + self.tokenizer.id_to_token(right)[:1]
+        before, after = (self.tokenizer.id_to_token(index) or "" for index in (left, right))
+        pair = before[-1:] + after[:1]
         if pair not in self._within_tokens:
             self._within_tokens[pair] = pair in self._vocabulary
         return not self._within_tokens[pair]

@@ -222,7 +222,7 @@ def test_pieces_stay_short(monkeypatch: pytest.MonkeyPatch, kind: str, unit: str
         return encode(tokenizer, text)
 
     monkeypatch.setattr(long_documents, "encode", measured)
-    check(KINDS[kind](), (UNITS[unit] * 100)[:12_000])
+    check(KINDS[kind](), (UNITS[unit] * 400)[:12_000])
     assert len(lengths) > 10
     assert max(lengths) < 2 * PIECE
 
