@@ -10,8 +10,8 @@ other, for one of two reasons:
   - the pre-tokenizer splits there (a model sees one split at a time), as it does at most words; or
   - no token of a BPE vocabulary has in it the two characters that meet there, so no merge ever crosses. Tokenizers that
     do not split (those of Llama 2, Gemma) have this at spaces and newlines.
-What normalizers, pre-tokenizers and added tokens do there is tried out, not derived: around each seam a window of the
-text is encoded, and its ids before the seam must be
+What normalizers, pre-tokenizers and added tokens do there is tried out, not derived. A window of text around each seam
+is encoded, and its ids before the seam must be
   - those of the same text that ends at the seam, so that what follows does not matter;
   - the last ids of the piece before it, so that the window is in step with all that precedes (of a run of digits, groups
     of three depend on where the run begins);
