@@ -13,8 +13,8 @@ other, for one of two reasons:
 What normalizers, pre-tokenizers and added tokens do there is tried out, not derived. A window of text around each seam
 is encoded, and its ids before the seam must be
   - those of the same text that ends at the seam, so that what follows does not matter;
-  - the last ids of the piece before it, so that the window is in step with all that precedes (of a run of digits, groups
-    of three depend on where the run begins);
+  - the last ids of the piece before it, so that the window is in step with all that precedes (groups of three digits
+    depend on where the digits begin);
   - the first ids of the piece after it, whose context begins where the window does.
 Where no seam is found, or one of these fails, the piece grows: the ids stay right, and memory grows.
 """
