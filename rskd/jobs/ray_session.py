@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from typing import Any
 
+from rskd import interrupts
 from rskd.config import RayConfig
 from rskd.cores import usable_cores
 from rskd.environment import ray_temporary_folder
@@ -31,12 +33,15 @@ def ensure_ray(config: RayConfig) -> None:
             else {"num_cpus": max(4, usable_cores()), "include_dashboard": False, "_temp_dir": ray_temporary_folder()}
         )
         try:
-            ray.init(
-                address=config.address or "local",
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                **local,
-            )
+            with interrupts.handlers_kept():
+                ray.init(
+                    address=config.address or "local",
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    **local,
+                )
+        except SystemExit:  # Ray's own answer to SIGTERM
+            signal.raise_signal(signal.SIGTERM)
         except ConnectionError as error:
             raise ConfigError(
                 f"ray.address={config.address} does not answer ({first_line(error)}): start it, or remove the key"
