@@ -100,7 +100,7 @@ class Command:
                 cwd=Path(__file__).parents[2],
             )
 
-    def wait_until(self, is_so: Callable[[], bool], seconds: float = 120) -> None:
+    def wait_until(self, is_so: Callable[[], bool], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not is_so():
             assert self.process.poll() is None, self.stderr.read_text()[-3000:]
@@ -113,7 +113,7 @@ class Command:
         else:
             self.process.send_signal(by)
 
-    def assert_stopped(self, by: signal.Signals, seconds: float = 60) -> None:
+    def assert_stopped(self, by: signal.Signals, seconds: float = 120) -> None:
         """It ends in time with the line, the object and the code, and nothing that it started is left."""
         began = time.monotonic()
         stdout, _ = self.process.communicate(timeout=seconds)
