@@ -103,10 +103,8 @@ def leave(code: int) -> NoReturn:
 
 
 def _handle_by(handler: Callable[[int, FrameType | None], Any]) -> None:
-    """Set the handler of each signal but of one that is ignored, as ctrl-C is in the background of a script."""
     for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            _handle(number, handler)
+        _handle(number, handler)
 
 
 def _handle(number: signal.Signals, handler: Any) -> None:
