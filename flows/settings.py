@@ -1,4 +1,4 @@
-"""Prefect as rskd runs it, wherever a flow is started: no telemetry, a minute to start its server, and ctrl-C not for it.
+"""Prefect as rskd runs it, wherever a flow is started: no telemetry, a minute to start its server, no ctrl-C for it.
 
 A terminal sends ctrl-C to every process in its foreground. Prefect's own server has to outlive the flow, which tells it
 how it ended and stops it; without it that takes minutes, and the run stays Running.

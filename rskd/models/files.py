@@ -21,8 +21,8 @@ from typing import Any
 from rskd import records
 from rskd.config import DistillConfig
 from rskd.errors import ConfigError, first_line
-from rskd.models.digests import check_files, sha256_of, tensors_in
 from rskd.full_disk import full_disk_explained
+from rskd.models.digests import check_files, sha256_of, tensors_in
 from rskd.storage import Store
 
 _SOURCE = "rskd_source.json"  # in a converted directory: the file that it was made from

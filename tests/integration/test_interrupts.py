@@ -151,8 +151,12 @@ def _write_config(folder: Path, teacher: Path, text: Path, *, ray: bool) -> Path
         "teacher": {"model": str(teacher), "dtype": "float32", "threads_per_worker": 1},
         "sampling": {"num_samples": 8},
         "train": {
-            **{"steps": 60, "global_batch": 2, "precision": "float32", "threads_per_worker": 1},
-            **{"checkpoint_every": 10, "workers": int(ray)},
+            "steps": 60,
+            "global_batch": 2,
+            "precision": "float32",
+            "threads_per_worker": 1,
+            "checkpoint_every": 10,
+            "workers": int(ray),
         },
         "evaluate": {"batch_windows": 1},
         "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
@@ -178,14 +182,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_teacher_dir: Path
     folder = tmp_path_factory.mktemp("undisturbed")
     config = load_config(_write_config(folder, tiny_teacher_dir, text, ray=False))
     for stage in STAGES.values():
-        t=time.time(); stage(config); print(stage.__name__, time.time()-t)
+        stage(config)
     return folder
 
 
 def _files(home: Path) -> dict[str, str]:
     """The sha256 of all that does not tell the time, by name."""
-    files = [file for pattern in ("corpus/**/*", "caches/**/*", "students/*/*.safetensors") for file in home.glob(pattern)]
-    found = {str(file.relative_to(home)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+    patterns = ("corpus/**/*.*", "caches/**/*.*", "students/*/*.safetensors")
+    files = [file for pattern in patterns for file in home.glob(pattern)]
+    found = {str(file.relative_to(home)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     evaluation = json.loads(next(home.glob("evaluation*.json")).read_text())
     return found | {"evaluation": json.dumps(evaluation["models"])}
 
@@ -209,9 +214,13 @@ def without(undisturbed: Path, tiny_teacher_dir: Path, text: Path, tmp_path: Pat
 
 def _stop_and_rerun(distillation: Distillation, undisturbed: Path, stage: str, by: signal.Signals) -> None:
     command = distillation.start(stage)
-    command.wait_until(lambda: distillation.is_at_work(stage))
-    command.stop(by)
-    command.assert_stopped(by)
+    try:
+        command.wait_until(lambda: distillation.is_at_work(stage))
+        command.stop(by)
+        command.assert_stopped(by)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(command.process.pid, signal.SIGKILL)
     assert not distillation.is_done(stage)
     if stage != "pack":  # which has no run in MLflow
         assert distillation.run_status(stage) == {stage: "KILLED", "parent": "KILLED"}
