@@ -40,10 +40,10 @@ def prefect_settings() -> Iterator[None]:
         ours[PREFECT_HOME] = Path(os.environ["PREFECT_HOME"])
     start = SubprocessASGIServer._run_uvicorn_command
 
-    def start_spared(server: SubprocessASGIServer) -> subprocess.Popen[Any]:
+    def start_spared(self: SubprocessASGIServer) -> subprocess.Popen[Any]:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the server inherits
         try:
-            return start(server)
+            return start(self)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 

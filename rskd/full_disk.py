@@ -1,6 +1,6 @@
 """A full disk is one line that names the folder, wherever it is met: the temporary folder, or the output root.
 
-Who writes: Python (an errno), or a library in Rust (the number in its text).
+Who writes: Python (an errno), or a library in Rust or C++ (the number in its text).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from rskd.errors import OutputError, RskdError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_IN_RUST = re.compile(rf"\(os error ({'|'.join(map(str, _FULL))})\)")
+_FULL_IN_TEXT = re.compile(rf"(?:os error |errno )({'|'.join(map(str, _FULL))})\b", re.IGNORECASE)
 
 
 def filled_folder(fill: Callable[[Path], None]) -> Path:
@@ -51,9 +51,17 @@ def full_disk_explained(folder: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        in_text = _FULL_IN_RUST.search(str(error))
-        number = int(in_text[1]) if in_text else getattr(error, "errno", None)
-        if isinstance(error, RskdError) or number not in _FULL:
+        explained = explain_full_disk(error, folder, remedy)
+        if explained is None:
             raise
-        reason = os.strerror(number)
-        raise OutputError(f"{folder} has no room left ({reason}): free some, or {remedy}, and run it again") from None
+        raise explained from None
+
+
+def explain_full_disk(error: Exception, folder: Path | str, remedy: str) -> OutputError | None:
+    """What to say where writing to `folder` raised `error`; None unless its disk is full."""
+    in_text = _FULL_IN_TEXT.search(str(error))
+    number = int(in_text[1]) if in_text else getattr(error, "errno", None)
+    if isinstance(error, RskdError) or number not in _FULL:
+        return None
+    reason = os.strerror(number)
+    return OutputError(f"{folder} has no room left ({reason}): free some, or {remedy}, and run it again")

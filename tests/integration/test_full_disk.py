@@ -1,4 +1,4 @@
-"""A real file system that is full, as the temporary folder and as the output root: exit 3 and one line that names it."""
+"""A real file system that is full, as the temporary folder and as the output root: exit 3, one line that names it."""
 
 import os
 import subprocess

@@ -68,7 +68,7 @@ def _fit(run: TrainingRun, updates: Queue, checkpoints: Store, *, name: str, con
             storage_filesystem=None if checkpoints.is_local else PyFileSystem(FSSpecHandler(checkpoints.fs)),
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[GiveUpOnExplainedErrors()],
+            callbacks=[GiveUpOnExplainedErrors(checkpoints.uri)],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
