@@ -39,7 +39,13 @@ STAGES: dict[str, Callable[[DistillConfig], dict]] = {
 }
 OUTPUTS = {"pack": "corpus", "cache": "caches", "train": "students", "evaluate": "evaluation"}
 SIGNS = {"pack": "corpus/*/parts/*", "cache": "caches/*/parts/*", "train": "checkpoints/*/*/checkpoint*/trainer.json"}
-QUICK = [("pack", signal.SIGTERM), ("cache", signal.SIGINT), ("train", signal.SIGTERM), ("evaluate", signal.SIGINT)]
+ONE_EACH = [
+    ("train", signal.SIGTERM),
+    *(
+        pytest.param(stage, by, marks=pytest.mark.e2e)
+        for stage, by in [("pack", signal.SIGTERM), ("cache", signal.SIGINT), ("evaluate", signal.SIGINT)]
+    ),
+]
 
 
 @dataclass
@@ -236,11 +242,12 @@ def _stop_and_rerun(distillation: Distillation, undisturbed: Path, stage: str, b
     assert _files(Path(distillation.config.home)) == _files(undisturbed / "store" / "tiny")
 
 
-@pytest.mark.parametrize(("stage", "by"), QUICK)
+@pytest.mark.parametrize(("stage", "by"), ONE_EACH)
 def test_a_stage_ends_in_order_and_goes_on(without, undisturbed: Path, stage: str, by: signal.Signals):
     _stop_and_rerun(without(stage), undisturbed, stage, by)
 
 
+@pytest.mark.e2e
 def test_ray_train_ends_in_order_and_goes_on(without, undisturbed: Path):
     _stop_and_rerun(without("train", ray=True), undisturbed, "train", signal.SIGINT)
 

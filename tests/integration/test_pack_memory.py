@@ -43,6 +43,7 @@ def _write(path: Path, documents: list[str]) -> str:
     return str(path)
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 @pytest.mark.parametrize(
     ("kind", "suffix", "documents"),
