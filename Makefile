@@ -59,7 +59,7 @@ test-vllm: $(INSTALLED) $(VLLM_INSTALLED) ## tests of the vLLM teacher, in both 
 	$(VLLM_BIN)/python -m pytest -m vllm tests/vllm_engine
 	$(BIN)/python -m pytest -m vllm tests/integration/test_vllm_job.py
 
-test-e2e: $(INSTALLED) ## whole distillations
+test-e2e: $(INSTALLED) ## whole distillations, and what takes as long
 	$(BIN)/python -m pytest -m e2e
 
 test-architectures: $(INSTALLED) ## each architecture of Transformers beside the table in rskd/models/README.md

@@ -5,3 +5,10 @@
 
 Start one with `python -m flows.distill CONFIG.yaml`, or from the Prefect UI after `make serve`.
 """
+
+import sys
+
+from rskd import interrupts
+
+if sys.argv[0] == "-m":  # Python is about to run one of these modules: Prefect takes seconds to import
+    interrupts.end_at_once()

@@ -32,6 +32,7 @@ from flows.pack_corpus import pack_corpus
 from flows.reproduce_paper import reproduce_paper
 from flows.settings import prefect_settings
 from flows.train_student import train_student
+from rskd import interrupts
 from rskd.config import load_config
 
 EXAMPLE = Path(__file__).parent / "configs" / "demo.yaml"
@@ -80,7 +81,7 @@ def _wait_until_healthy(server: subprocess.Popen) -> None:
 
 
 if __name__ == "__main__":
-    with prefect_settings():
+    with interrupts.stoppable(), prefect_settings():
         if get_current_settings().api.url:
             serve_deployments()
         else:

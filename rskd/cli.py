@@ -2,8 +2,8 @@
 
     argv ─► run ─► a verb below ─► rskd.jobs, rskd.cache, … ─► Outcome ─► text, or one JSON object on stdout
 
-Errors are one line on stderr; exit codes are those of `rskd.errors` (0 done, 2 config or call, 3 outputs, 1 else), and
-130 after ctrl-C.
+Errors are one line on stderr; exit codes are those of `rskd.errors` (0 done, 2 config or call, 3 outputs, 1 else), 130
+after ctrl-C and 143 after SIGTERM (`rskd.interrupts`).
 Heavy imports wait until a verb runs, so that `--help` answers at once.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
-from rskd import environment
+from rskd import environment, interrupts
 from rskd.config import load_config
 from rskd.errors import OutputError, explained_by, first_line
 
@@ -46,7 +47,7 @@ SetOption = Annotated[
 ]
 UriArgument = Annotated[str, typer.Argument(metavar="URI", help="A cache: a local folder or s3://bucket/prefix.")]
 
-INTERRUPTED = 130  # the exit code of a process that ctrl-C ended, by custom
+_INTERRUPTED = interrupts.exit_code(signal.SIGINT)
 _MOST_BARS, _BAR_WIDTH = 24, 50  # of a histogram in the terminal
 
 
@@ -70,18 +71,18 @@ def run_app(app: typer.Typer) -> NoReturn:
     """Run an app whose commands return an Outcome, on the process's arguments, and exit with its code."""
     args = sys.argv[1:]
     verbs = [arg for arg in args if arg not in ("--json", "--debug")]
-    sys.exit(run(lambda: app(verbs, standalone_mode=False), as_json="--json" in args, debug="--debug" in args))
+    interrupts.leave(run(lambda: app(verbs, standalone_mode=False), as_json="--json" in args, debug="--debug" in args))
 
 
 def run(command: Callable[[], Any], *, as_json: bool = False, debug: bool = False) -> int:
     """Run a command that returns an Outcome (or None), print what it says, and return the exit code."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries, as our own, are for terminals
-    with _stdout_for_json_alone() if as_json else _plain_stdout() as stdout:
+    with _stdout_for_json_alone() if as_json else _plain_stdout() as stdout, interrupts.stoppable() as signals:
         try:
             environment.prepare()
             outcome = command()
-            if outcome == INTERRUPTED:  # typer's answer to ctrl-C
+            if outcome == _INTERRUPTED:  # typer's answer to KeyboardInterrupt
                 raise KeyboardInterrupt
             if not isinstance(outcome, Outcome):  # --help
                 return outcome if isinstance(outcome, int) else 0
@@ -90,24 +91,26 @@ def run(command: Callable[[], Any], *, as_json: bool = False, debug: bool = Fals
             else:
                 _print_table(outcome)
             return outcome.exit_code
-        except (Exception, KeyboardInterrupt) as error:
+        except BaseException as error:
             if debug:
                 traceback.print_exc()
-            message, exit_code = _explain(error)
+            message, exit_code = _explain(error, signals)
             print(f"rskd: {message}", file=sys.stderr)
             if as_json:
-                print(json.dumps({"ok": False, "error": message, "exit_code": exit_code}), file=stdout)
+                print(interrupts.failure(message, exit_code), file=stdout)
             return exit_code
 
 
-def _explain(error: BaseException) -> tuple[str, int]:
+def _explain(error: BaseException, signals: list[int]) -> tuple[str, int]:
+    if signals:  # whatever became of them on the way
+        return interrupts.MESSAGE, interrupts.exit_code(signals[0])
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return interrupts.MESSAGE, _INTERRUPTED
     known = explained_by(error)
     if known is not None:
         return str(known), known.exit_code
     if isinstance(error, typer.TyperException):
         return f"{error.format_message()} (see rskd --help)", error.exit_code
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return "stopped; what was finished is kept, run again to go on", INTERRUPTED
     return f"{type(error).__name__}: {first_line(error, 1000)} (--debug shows where)", 1
 
 

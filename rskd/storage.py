@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from rskd.errors import ConfigError, MissingOutputError, RskdError, StoreAccessError, printable
 from rskd.file_lock import file_lock
+from rskd.full_disk import temporary_folder
 
 _TEMPORARY_PREFIX = ".tmp-"
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}  # what link answers then
@@ -169,12 +169,14 @@ class Store:
         if self.is_local:
             yield self.path
             return
-        with tempfile.TemporaryDirectory() as directory:
-            for name in self.sizes(recursive=True):
-                Path(directory, name).parent.mkdir(parents=True, exist_ok=True)
-                with self.explained(name):
-                    self.fs.get_file(self.full_path(name), f"{directory}/{name}")
-            yield directory
+        with temporary_folder(self._download) as directory:
+            yield str(directory)
+
+    def _download(self, directory: Path) -> None:
+        for name in self.sizes(recursive=True):
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            with self.explained(name):
+                self.fs.get_file(self.full_path(name), str(directory / name))
 
     def put(self, file: Path, name: str) -> None:
         """Upload a local file under a name, replacing an older one."""

@@ -14,6 +14,8 @@ from pydantic import BaseModel
 
 from rskd.config import DistillConfig
 
+METRICS = ("lm_loss", "kl_to_teacher", "acceptance", "ece", "top1_agreement")
+
 STAGES = ("pack", "cache", "train", "evaluate")
 SKIPPED, AGAIN, REFUSED = "–", "again", "refused"
 
@@ -114,6 +116,13 @@ CASES: dict[str, Case] = {
     "evaluate.tasks": Case(["nothing"], "---r"),
     "evaluate.task_path": Case("{root}", None, named="task_path"),
     "evaluate.task_limit": Case(1, None, named="task_limit"),
+    "promotion.model": Case("other", "----"),
+    **{f"promotion.margins.{metric}": Case(0.5, "----") for metric in METRICS},
+    **{f"promotion.floors.{metric}": Case(0.5, "----") for metric in METRICS},
+    "promotion.improve": Case({}, "----"),
+    "promotion.confidence": Case(0.9, "----"),
+    "promotion.resamples": Case(2000, "----"),
+    "promotion.seed": Case(1, "----"),
     "tracking.enabled": Case(True, "----"),
     "tracking.uri": Case("sqlite:///{root}/other.db", "----"),
     "tracking.experiment": Case("other", "----"),

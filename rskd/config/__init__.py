@@ -7,6 +7,7 @@ Unknown keys are refused.
 
 from rskd.config.distillation import DistillConfig, StudentSpec
 from rskd.config.files import load_config, validate_config
+from rskd.config.promotion import PromotionConfig
 from rskd.config.sections import (
     EvaluateConfig,
     ObjectiveConfig,
@@ -23,6 +24,7 @@ __all__ = [
     "DistillConfig",
     "EvaluateConfig",
     "ObjectiveConfig",
+    "PromotionConfig",
     "RayConfig",
     "SamplingConfig",
     "SourceConfig",

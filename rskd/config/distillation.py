@@ -8,7 +8,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rskd.config.section import Section
+from rskd.config.promotion import PromotionConfig
+from rskd.config.section import Name, Section
 from rskd.config.sections import (
     CorpusConfig,
     EvaluateConfig,
@@ -37,9 +38,7 @@ class StudentSpec(Section):
 class DistillConfig(Section):
     """A whole distillation: corpus, teacher, caches, students, evaluation."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128, description="Name of the folder under storage.root."
-    )
+    name: Name = Field(description="Name of the folder under storage.root.")
     storage: StorageConfig = Field(default=StorageConfig(), description="Where outputs go.")
     corpus: CorpusConfig = Field(description="Documents and how they are packed into windows.")
     teacher: TeacherConfig = Field(description="The model that is distilled.")
@@ -56,6 +55,9 @@ class DistillConfig(Section):
         default=None, description="Students by name; one `default` if left out."
     )
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="Evaluation on the held-out windows.")
+    promotion: PromotionConfig = Field(
+        default=PromotionConfig(), description="When a student takes the place of the registry's champion."
+    )
     tracking: TrackingConfig = Field(default=TrackingConfig(), description="MLflow.")
     ray: RayConfig = Field(default=RayConfig(), description="Ray.")
 
@@ -147,6 +149,11 @@ class DistillConfig(Section):
         return {
             "default": StudentSpec(sampling=sampling, student=self.student, objective=self.objective, train=self.train)
         }
+
+    @property
+    def registered_model(self) -> str:
+        """Name of the registry's model whose champion the students of this distillation stand against."""
+        return self.promotion.model or self.name
 
     @property
     def home(self) -> str:

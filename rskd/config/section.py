@@ -37,6 +37,7 @@ def _scalar(value: Any) -> Any:
 
 
 Scalar = Annotated[bool | int | float | str, BeforeValidator(_scalar)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]  # of a folder, of a model
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -18,7 +18,7 @@ def decoded(data: bytes, name: str) -> str:
     """
     mark = next((mark for mark in _MARKS if data.startswith(mark)), b"")
     encoding = _MARKS.get(mark, "utf-8")
-    text = data[len(mark) :].decode(encoding, errors="replace")
+    text = str(memoryview(data)[len(mark) :], encoding, errors="replace")  # a slice of bytes is a copy
     undecodable = text.count(_REPLACEMENT)
     if undecodable:
         undecodable -= data.count(_REPLACEMENT.encode(encoding))

@@ -14,7 +14,7 @@ from rskd.config import SourceConfig
 from rskd.corpus.columns import column_path, texts_of
 from rskd.errors import ConfigError
 
-_BATCH = 1000  # rows made Python strings at once
+_BATCH = 256  # rows made Python strings at once
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk writes
 
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from rskd.corpus.long_documents import PIECE, LongDocuments
 from rskd.rng import permutation
 
-_BATCH = 256  # documents given to the tokenizer at once
+_BATCH = 256  # documents given to the tokenizer at once, of PIECE characters together
 
 
 def tokenize(
@@ -32,10 +32,27 @@ def tokenize(
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    remaining = iter(texts)
-    while batch := list(islice(remaining, _BATCH)):
+    long_documents = LongDocuments(tokenizer)
+    begin, end = np.array(bos_ids, np.int32), np.array([end_of_text_id], np.int32)
+    for batch in _batches(texts):
+        if len(batch[0]) > PIECE:
+            yield np.concatenate([begin, long_documents.encode(batch[0]), end])
+            continue
         for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-            yield np.array([*bos_ids, *encoding.ids, end_of_text_id], np.int32)
+            yield np.concatenate([begin, np.array(encoding.ids, np.int32), end])
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts in their order, PIECE characters at a time at most; a longer one is alone."""
+    batch, size = [], 0
+    for text in texts:
+        if batch and (len(batch) == _BATCH or size + len(text) > PIECE):
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text)
+    if batch:
+        yield batch
 
 
 @dataclass(frozen=True)
@@ -92,7 +109,7 @@ def cut_windows(documents: Sequence[np.ndarray], seq_len: int, *, first_id: int 
 
     `first_id` replaces the first token of each window.
     """
-    stream = _joined(documents)
+    stream = np.concatenate([np.empty(0, np.int32), *documents])
     count = int(num_windows(len(stream), seq_len))
     if count == 0:
         return np.empty((0, seq_len + 1), np.int32)
@@ -105,12 +122,15 @@ def cut_windows(documents: Sequence[np.ndarray], seq_len: int, *, first_id: int 
 
 def tail_of(documents: Sequence[np.ndarray], windows: int, seq_len: int) -> np.ndarray:
     """The tokens, int32, after the windows, with which a later pack begins; none where more windows were not wanted."""
-    tail = _joined(documents)[_used_tokens(windows, seq_len) :]
-    return tail if len(tail) <= seq_len else tail[:0]
-
-
-def _joined(documents: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.empty(0, np.int32), *documents])
+    length = sum(map(len, documents)) - _used_tokens(windows, seq_len)
+    tail = np.empty(0, np.int32)
+    if length > seq_len:
+        return tail
+    for document in reversed(documents):
+        if len(tail) >= length:
+            break
+        tail = np.concatenate([document[-length:], tail])
+    return tail[len(tail) - length :]
 
 
 def shuffled(num_documents: int, *, seed: int, group: int) -> np.ndarray:

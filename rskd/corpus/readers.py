@@ -24,6 +24,7 @@ from rskd.storage import Store
 
 TOPICS_FILE = "pydoc_data/topics.py"
 _BLOCK = 1 << 20  # bytes read at a time
+_ROWS = 256  # of Parquet, made Python strings at once
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _JSON_TYPES = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
@@ -61,17 +62,14 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
 
 def text(store: Store, file: FileRange, field: str) -> Iterator[str]:
     """The whole file."""
-    data = store.read(file.name) if codec(file.name) is None else b"".join(_lines(store, file))
-    yield decoded(data, printable(file.name))
+    yield decoded(_contents(store, file.name), printable(file.name))
 
 
 def jsonl(store: Store, file: FileRange, field: str) -> Iterator[str]:
     """`field` of each line."""
     for index, line in enumerate(_lines(store, file)):
         try:
-            if not line.isspace() and (found := _value(_json_object(line), field)):
-                # A lone surrogate, which JSON can spell, is no text.
-                yield found.encode("utf-8", errors="replace").decode()
+            found = None if line.isspace() else _without_surrogates(_value(_json_object(line), field))
         except (ValueError, RecursionError, ConfigError, _NoTextError) as problem:
             name, number = printable(file.name), _lines_before(store, file) + index + 1
             if isinstance(problem, _NoTextError):
@@ -79,6 +77,13 @@ def jsonl(store: Store, file: FileRange, field: str) -> Iterator[str]:
             else:
                 why = _not_json_lines(line, is_first=number == 1)
             raise ConfigError(f"{name} of the corpus source {why} (line {number})") from None
+        if found:
+            yield found
+
+
+def _without_surrogates(text: str | None) -> str | None:
+    """A lone surrogate, which JSON can spell, is no text."""
+    return text if text is None or text.isascii() else text.encode("utf-8", errors="replace").decode()
 
 
 class _NoTextError(Exception):
@@ -126,7 +131,7 @@ def parquet(store: Store, file: FileRange, field: str) -> Iterator[str | None]:
             path = column_path(rows.schema_arrow, field, name)
             starts = [_first_byte(rows.metadata.row_group(index)) for index in range(rows.num_row_groups)]
             groups = [index for index, start in enumerate(starts) if file.start <= start < file.end]
-            for batch in rows.iter_batches(row_groups=groups, columns=[".".join(path)]):
+            for batch in rows.iter_batches(_ROWS, row_groups=groups, columns=[".".join(path)]):
                 yield from texts_of(batch, path, name)
         except (pa.ArrowException, OSError) as error:
             raise ConfigError(
@@ -142,22 +147,34 @@ READERS: dict[str, Callable[[Store, FileRange, str], Iterator[str | None]]] = {
 }
 
 
+def _contents(store: Store, name: str) -> bytes:
+    if codec(name) is None:
+        return store.read(name)
+    with decompressed(store, name) as stream:
+        return stream.read()
+
+
 def _lines(store: Store, file: FileRange) -> Iterator[bytes]:
     """Lines that begin in the range; a compressed file is one range."""
     if codec(file.name) is not None:
         with decompressed(store, file.name) as stream:
             yield from stream
         return
+    yield from io.BytesIO(_whole_lines(store, file))
+
+
+def _whole_lines(store: Store, file: FileRange) -> bytes:
+    """The range, from the first line that begins in it to the end of the last."""
     # From the byte before, so that a line that begins exactly at `start` is seen to begin there.
     data = store.read(file.name, max(file.start - 1, 0), file.end)
     if file.start > 0:
         data = data.partition(b"\n")[2]
-    position = file.end
-    while data and not data.endswith(b"\n") and position < file.size:
+    blocks, position = [data], file.end
+    while blocks[-1] and not blocks[-1].endswith(b"\n") and position < file.size:
         line_end, newline, _ = store.read(file.name, position, position + _BLOCK).partition(b"\n")
-        data += line_end + newline
+        blocks.append(line_end + newline)
         position += _BLOCK
-    yield from io.BytesIO(data)
+    return data if len(blocks) == 1 else b"".join(blocks)
 
 
 def _lines_before(store: Store, file: FileRange) -> int:

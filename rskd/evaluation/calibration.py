@@ -12,11 +12,25 @@ import torch
 from torch import Tensor
 
 
+def bin_sums(confidence: Tensor, correct: Tensor, num_bins: int = 15) -> Tensor:
+    """Count, Σ confidence and Σ correct [..., 3, M] in the bins ((m-1)/M, m/M], M = `num_bins`, in float64.
+
+    `confidence` [..., n] in 0..1, the probability of the predicted class; `correct` [..., n], 0 or 1.
+    """
+    confidence, correct = confidence.double().cpu(), correct.double().cpu()
+    if not ((confidence >= 0) & (confidence <= 1 + 1e-6)).all():
+        raise ValueError("confidence must be in 0..1: give probabilities, not logits or percentages")
+    edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64)
+    index = torch.bucketize(confidence, edges[1:-1])
+    values = torch.stack([torch.ones_like(confidence), confidence, correct], dim=-2)
+    sums = torch.zeros(*values.shape[:-1], num_bins, dtype=torch.float64)
+    return sums.scatter_add_(-1, index.unsqueeze(-2).expand_as(values), values)
+
+
 class ReliabilityBins:
     """Sums over equal-width bins ((m-1)/M, m/M] of the confidence, M = `num_bins`, in float64; batches add up."""
 
     def __init__(self, num_bins: int = 15):
-        self._edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64)
         self._sums = torch.zeros(3, num_bins, dtype=torch.float64)  # count, Σ confidence, Σ correct
 
     def add(self, confidence: Tensor, correct: Tensor) -> None:
@@ -25,11 +39,11 @@ class ReliabilityBins:
             raise ValueError(
                 f"confidence {tuple(confidence.shape)} and correct {tuple(correct.shape)} must both have shape [n]"
             )
-        confidence, correct = confidence.double().cpu(), correct.double().cpu()
-        if not ((confidence >= 0) & (confidence <= 1 + 1e-6)).all():
-            raise ValueError("confidence must be in 0..1: give probabilities, not logits or percentages")
-        index = torch.bucketize(confidence, self._edges[1:-1])
-        self._sums.index_add_(1, index, torch.stack([torch.ones_like(confidence), confidence, correct]))
+        self.add_sums(bin_sums(confidence, correct, self._sums.shape[1]))
+
+    def add_sums(self, sums: Tensor) -> None:
+        """Add what `bin_sums` found of other predictions, [3, M]."""
+        self._sums += sums
 
     @property
     def ece(self) -> float:

@@ -1,6 +1,6 @@
 """Teacher and students on the same held-out windows, batch by batch.
 
-    input_ids [B, T+1] ─► hidden states of each model ─► logits of a few rows ─► values of each position ─► window means
+    input_ids [B, T+1] ─► hidden states of each model ─► logits of a few rows ─► values of each position ─► window
 
 No [B·T, V] tensor exists: each model's head runs on a few rows at a time.
 
@@ -14,17 +14,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rskd.errors import NonFiniteLogitsError, OutputError
 from rskd.evaluation.acceptance import acceptance, top1_agreement
-from rskd.evaluation.calibration import ReliabilityBins
+from rskd.evaluation.calibration import ReliabilityBins, bin_sums
+from rskd.evaluation.window_values import MEANS, METRICS, WindowValues
 from rskd.models.output_head import OutputHead
 
 TEACHER = "teacher"
-METRICS = ("lm_loss", "ece", "top1_agreement", "acceptance", "kl_to_teacher")
-_MEANS = ("lm_loss", "top1_agreement", "acceptance", "kl_to_teacher")  # of METRICS those that are means over positions
 _LOGITS_PER_CHUNK = 2**24  # 64 MiB in float32, for each model
 
 
@@ -49,7 +50,8 @@ class Comparison:
         self._heads = {name: model.head.narrow(vocab_size) for name, model in self._models.items()}
         self._rows_per_chunk = max(1, _LOGITS_PER_CHUNK // vocab_size)
         self._window_means: dict[str, list[Tensor]] = {name: [] for name in self._models}
-        self._bins = {name: ReliabilityBins(num_bins) for name in self._models}
+        self._window_bins: dict[str, list[Tensor]] = {name: [] for name in self._models}
+        self._num_bins = num_bins
 
     @torch.inference_mode()
     def add(self, input_ids: Tensor) -> None:
@@ -63,12 +65,11 @@ class Comparison:
             teacher_logits = self._heads[TEACHER].logits(hidden[TEACHER][rows])
             for name, head in self._heads.items():
                 logits = teacher_logits if name == TEACHER else head.logits(hidden[name][rows])
-                values = _position_values(logits, teacher_logits, labels)
-                self._bins[name].add(values.pop("confidence"), values.pop("correct"))
-                chunks[name].append(torch.stack(list(values.values())))
+                chunks[name].append(torch.stack(list(_position_values(logits, teacher_logits, labels).values())))
         for name, values in chunks.items():
-            per_window = torch.cat(values, dim=1).unflatten(1, inputs_BT.shape)
-            self._window_means[name].append(per_window.double().mean(2).cpu())
+            *means, confidence, correct = torch.cat(values, dim=1).unflatten(1, inputs_BT.shape)
+            self._window_means[name].append(_finite(name, torch.stack(means).double().mean(2).cpu()))
+            self._window_bins[name].append(bin_sums(confidence, correct, self._num_bins))
 
     def results(self) -> dict[str, dict[str, Any]]:
         """For the teacher and each student: METRICS, `standard_error` (clustered by window), `reliability` (bins)."""
@@ -76,21 +77,34 @@ class Comparison:
 
     def window_means(self, name: str) -> dict[str, list[float]]:
         """Means of each window of a model, by metric, in the order of the windows."""
-        return dict(zip(_MEANS, torch.cat(self._window_means[name], dim=1).tolist(), strict=True))
+        return dict(zip(MEANS, torch.cat(self._window_means[name], dim=1).tolist(), strict=True))
+
+    def window_values(self, name: str) -> WindowValues:
+        """All that was measured of a model, window by window; the windows are numbered as they came."""
+        bins = torch.cat(self._window_bins[name]).numpy()  # [windows, 3, bins]
+        return WindowValues(
+            window=np.arange(len(bins)),
+            means={metric: np.array(values) for metric, values in self.window_means(name).items()},
+            count=bins[:, 0].astype(np.int64),
+            confidence=bins[:, 1],
+            correct=bins[:, 2].astype(np.int64),
+        )
 
     def _result(self, name: str) -> dict[str, Any]:
         means = torch.cat(self._window_means[name], dim=1)  # [metrics, windows]
-        metrics = dict(zip(_MEANS, means.mean(1).tolist(), strict=True)) | {"ece": self._bins[name].ece}
+        bins = ReliabilityBins(self._num_bins)
+        bins.add_sums(torch.cat(self._window_bins[name]).sum(0))
+        metrics = dict(zip(MEANS, means.mean(1).tolist(), strict=True)) | {"ece": bins.ece}
         num_windows = means.shape[1]
-        errors = (means.std(1) / math.sqrt(num_windows)).tolist() if num_windows > 1 else [None] * len(_MEANS)
+        errors = (means.std(1) / math.sqrt(num_windows)).tolist() if num_windows > 1 else [None] * len(MEANS)
         return {metric: metrics[metric] for metric in METRICS} | {
-            "standard_error": dict(zip(_MEANS, errors, strict=True)),
-            "reliability": self._bins[name].to_dict(),
+            "standard_error": dict(zip(MEANS, errors, strict=True)),
+            "reliability": bins.to_dict(),
         }
 
 
 def _position_values(logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Values [N] of each position: _MEANS in their order, then the top-1 `confidence` and whether it is `correct`."""
+    """Values [N] of each position: MEANS in their order, then the top-1 `confidence` and whether it is `correct`."""
     log_probs, teacher_log_probs = logits.log_softmax(-1), teacher_logits.log_softmax(-1)
     top1 = log_probs.max(-1)
     return {
@@ -99,8 +113,18 @@ def _position_values(logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> 
         "acceptance": acceptance(logits, teacher_logits),
         "kl_to_teacher": F.kl_div(log_probs, teacher_log_probs, reduction="none", log_target=True).sum(-1),
         "confidence": top1.values.exp(),
-        "correct": top1.indices == labels,
+        "correct": (top1.indices == labels).float(),
     }
+
+
+def _finite(name: str, window_means: Tensor) -> Tensor:
+    """The means [MEANS, B] of a model; raises where one is not finite, which no file could hold."""
+    if torch.isfinite(window_means).all():
+        return window_means
+    if name == TEACHER:
+        raise NonFiniteLogitsError
+    metric = MEANS[int((~torch.isfinite(window_means)).any(1).int().argmax())]
+    raise OutputError(f"student {name}: its {metric} on held-out windows is not finite: train it again")
 
 
 def pct_ce_to_fullkd(loss: float, *, ce: float, full_kd: float) -> float:

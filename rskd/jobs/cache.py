@@ -127,8 +127,14 @@ def _run(config: DistillConfig, run: CacheRun, tasks: list[dict[str, Any]]) -> I
 
         yield from map_by_teachers(config, run, tasks, threads=_THREADS)
     else:
-        with ThreadPoolExecutor(_THREADS, "teacher") as pool:
+        pool = ThreadPoolExecutor(_THREADS, "teacher")
+        try:
             yield from pool.map(TeacherWorker(run), tasks)
+        except Exception:
+            pool.shutdown()
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after ctrl-C nobody waits for parts that are half done
 
 
 def _timing(done: list[dict[str, Any]], started: float) -> dict[str, float]:

@@ -19,7 +19,8 @@ from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.errors import ConfigError, MissingOutputError, explained_by
 from rskd.evaluation import results
 from rskd.evaluation.downstream import find_tasks, mean_score
-from rskd.evaluation.language_modeling import METRICS, pct_ce_to_fullkd
+from rskd.evaluation.language_modeling import pct_ce_to_fullkd
+from rskd.evaluation.window_values import METRICS
 from rskd.jobs.evaluate_worker import (
     EvaluationRun,
     Findings,
@@ -77,7 +78,7 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
                 if part is parts[0]:
                     models = _with_gap_covered(config, models)
                     tracked.figure(reliability_diagrams(models), "reliability")
-                records.write(store, part.file, {"recipe": part.recipe, "models": models} | part.facts)
+                _write(store, part, models)
                 for model, metrics in models.items():
                     tracked.metrics({f"{model}/{metric}": value for metric, value in _logged(part, metrics).items()})
             if failures:
@@ -138,6 +139,21 @@ def _updates(ray: RayConfig, work: Work, run: EvaluationRun) -> Iterator[int | F
     from rskd.jobs.on_ray import follow
 
     return follow(work, run, gpus=run.settings.gpus)
+
+
+def _write(store: Store, part: Part, models: Findings) -> None:
+    """Write the file of a part; what is known of single windows goes into a file of its own, which this one names."""
+    values = {name: found[results.WINDOW_VALUES] for name, found in models.items() if results.WINDOW_VALUES in found}
+    kept = {
+        name: {key: value for key, value in found.items() if key != results.WINDOW_VALUES}
+        for name, found in models.items()
+    }
+    content = {"recipe": part.recipe, "models": kept} | part.facts
+    if values:
+        content[results.WINDOW_VALUES] = results.write_window_values(store, values)
+    records.write(store, part.file, content)
+    if values:
+        results.remove_older_window_values(store, content)
 
 
 def _as_task_failure(part: Part, error: Exception) -> ConfigError:

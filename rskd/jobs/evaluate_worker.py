@@ -22,6 +22,7 @@ from rskd.cores import usable_cores
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.evaluation import downstream
 from rskd.evaluation.language_modeling import TEACHER, Comparison, LanguageModel
+from rskd.evaluation.results import WINDOW_VALUES
 from rskd.evaluation.speculative import speculate
 from rskd.models.causal_lm import hidden_states, output_head
 from rskd.models.digests import whole_copy
@@ -64,13 +65,18 @@ class EvaluationRun:
 
 
 def evaluate_windows(run: EvaluationRun) -> Iterator[int | Findings]:
-    """All models side by side on the held-out windows; yields the windows of each batch."""
+    """All models side by side on the held-out windows; yields the windows of each batch.
+
+    The findings of a model have its `WindowValues` under WINDOW_VALUES.
+    """
     torch.set_num_threads(usable_cores())
     comparison = comparison_of_models(run)
     for batch in held_out_batches(run):
         comparison.add(batch)
         yield len(batch)
-    yield comparison.results()
+    yield {
+        name: found | {WINDOW_VALUES: comparison.window_values(name)} for name, found in comparison.results().items()
+    }
 
 
 def comparison_of_models(run: EvaluationRun) -> Comparison:

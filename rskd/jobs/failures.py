@@ -1,4 +1,4 @@
-"""When Ray Train should not restart. Light on purpose: its controller process imports this and nothing else of rskd."""
+"""When Ray Train should not restart. Light on purpose: its controller process imports this and little else of rskd."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from typing import Any
 from ray.train import UserCallback
 
 from rskd.errors import RskdError
+from rskd.full_disk import explain_full_disk
 
 
 class GiveUpOnExplainedErrors(UserCallback):
     """A restart fixes a lost worker, not a corrupt part or a loss that diverged: those end the run at once."""
+
+    def __init__(self, checkpoints: str):
+        self._checkpoints = checkpoints
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raised here, in the controller, an error is not retried."""
         for error in worker_exceptions.values():
             if isinstance(error, RskdError):
                 raise error
+            full = explain_full_disk(error, self._checkpoints, "choose another storage.root")
+            if full is not None:  # Ray Train uploads checkpoints by itself
+                raise full

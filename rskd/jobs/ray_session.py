@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import tempfile
+from pathlib import Path
 from typing import Any
 
+from rskd import interrupts
 from rskd.config import RayConfig
 from rskd.cores import usable_cores
 from rskd.environment import ray_temporary_folder
 from rskd.errors import ConfigError, first_line
+from rskd.full_disk import full_disk_explained
 
 
 def ensure_ray(config: RayConfig) -> None:
@@ -30,13 +35,17 @@ def ensure_ray(config: RayConfig) -> None:
             if config.address
             else {"num_cpus": max(4, usable_cores()), "include_dashboard": False, "_temp_dir": ray_temporary_folder()}
         )
+        folder = Path(local.get("_temp_dir") or tempfile.gettempdir())
         try:
-            ray.init(
-                address=config.address or "local",
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                **local,
-            )
+            with interrupts.handlers_kept(), full_disk_explained(folder, "set RAY_TMPDIR to a larger folder"):
+                ray.init(
+                    address=config.address or "local",
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    **local,
+                )
+        except SystemExit:  # Ray's own answer to SIGTERM
+            signal.raise_signal(signal.SIGTERM)
         except ConnectionError as error:
             raise ConfigError(
                 f"ray.address={config.address} does not answer ({first_line(error)}): start it, or remove the key"

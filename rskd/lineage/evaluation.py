@@ -49,7 +49,11 @@ def evaluation_parts(inputs: Inputs) -> tuple[PackedCorpus, list[Part]]:
     read = models | {"corpus": corpus.manifest.fingerprint}
     num_windows = num_held_out(config, corpus)
     recipe = read | {"num_windows": num_windows, "num_bins": settings.num_bins}
-    facts = {"windows": num_windows, "tokens": num_windows * corpus.seq_len}
+    facts = {
+        "windows": num_windows,
+        "tokens": num_windows * corpus.seq_len,
+        "tokenizer": corpus.manifest.tokenizer["fingerprint"],
+    }
     parts = [Part("windows", results.windows_file(config), recipe, num_windows, facts)]
     if settings.speculative is not None:
         recipe = read | {"settings": settings.speculative.model_dump()}
@@ -83,6 +87,10 @@ def check_part(store: Store, part: Part) -> Difference | None:
     made = records.read(store, part.file)
     if made is None:
         raise MissingOutputError(f"{store.uri}/{part.file} does not exist: run rskd evaluate")
+    if part.kind == "windows" and not results.has_window_values(store, made):
+        raise MissingOutputError(
+            f"the values of single windows that {store.uri}/{part.file} names are missing: run rskd evaluate"
+        )
     return first_difference(made["recipe"], part.recipe)
 
 

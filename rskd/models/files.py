@@ -21,6 +21,7 @@ from typing import Any
 from rskd import records
 from rskd.config import DistillConfig
 from rskd.errors import ConfigError, first_line
+from rskd.full_disk import full_disk_explained
 from rskd.models.digests import check_files, sha256_of, tensors_in
 from rskd.storage import Store
 
@@ -284,7 +285,10 @@ def _check_gguf(gguf: Path) -> None:
 def _new_directory(directory: Path) -> Iterator[Path]:
     """A temporary folder that becomes `directory` as a whole at the end, unless another process was faster."""
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=directory.parent, ignore_cleanup_errors=True) as parent:
+    with (
+        full_disk_explained(directory.parent, "put that folder on a larger disk"),
+        tempfile.TemporaryDirectory(prefix=".tmp-", dir=directory.parent, ignore_cleanup_errors=True) as parent,
+    ):
         temporary = Path(parent) / directory.name
         temporary.mkdir()
         yield temporary

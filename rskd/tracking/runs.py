@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
+from rskd import interrupts
 from rskd.config import DistillConfig
 from rskd.errors import first_line
 from rskd.storage import Store
@@ -225,24 +226,28 @@ def stage(config: DistillConfig, name: str, student: str | None = None) -> Itera
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
     params = _sections(config, student)
-    parent = distillation(config)
-    client = client_of(parent.tracking_uri)
-    tags = {MLFLOW_PARENT_RUN_ID: parent.run_id, _STAGE: name} | ({_STUDENT: student} if student else {})
-    with explained(parent.tracking_uri):
-        client.update_run(parent.run_id, status="RUNNING")
-        created = client.create_run(parent.experiment_id, run_name=f"{name} {student or ''}".strip(), tags=tags)
-    run = Run(parent.tracking_uri, parent.experiment_id, created.info.run_id)
-    run.params(params)
+    runs: list[Run] = []
     status = "KILLED"
     try:
+        with interrupts.deferred():
+            parent = distillation(config)
+            client = client_of(parent.tracking_uri)
+            tags = {MLFLOW_PARENT_RUN_ID: parent.run_id, _STAGE: name} | ({_STUDENT: student} if student else {})
+            with explained(parent.tracking_uri):
+                client.update_run(parent.run_id, status="RUNNING")
+                created = client.create_run(parent.experiment_id, run_name=f"{name} {student or ''}".strip(), tags=tags)
+            run = Run(parent.tracking_uri, parent.experiment_id, created.info.run_id)
+            runs += [run, parent]
+        run.params(params)
         yield run
         status = "FINISHED"
     except Exception:
         status = "FAILED"
         raise
     finally:
-        run.close(status)
-        parent.close(status)
+        with interrupts.deferred():
+            for opened in runs:
+                opened.close(status)
 
 
 def measured_speed(config: DistillConfig, name: str, student: str | None, params: Mapping[str, Any]) -> float | None:

@@ -14,7 +14,8 @@ from rskd import records
 from rskd.config import DistillConfig, validate_config
 from rskd.corpus.packed_corpus import CorpusManifest, write_manifest, write_part
 from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError
-from rskd.evaluation.language_modeling import METRICS
+from rskd.evaluation.results import read_measured
+from rskd.evaluation.window_values import METRICS
 from rskd.jobs.evaluate import evaluate_students
 from rskd.jobs.report import write_report
 from rskd.lineage.inputs import Inputs
@@ -126,6 +127,36 @@ def test_without_ray_the_metrics_are_the_same(
     here = evaluate_students(make_config(root, tiny_teacher_dir, **alone))
     for model in ("teacher", "near", "far"):
         assert here[model] == pytest.approx(by_ray[model], abs=1e-6)
+
+
+def test_single_windows_are_kept_and_what_is_lost_is_made_again(
+    distilled: tuple[DistillConfig, np.ndarray], tmp_path: Path, tiny_teacher_dir: Path
+):
+    root = shutil.copytree(distilled[0].storage.root, tmp_path / "copy")
+    alone = {"ray": {"enabled": False}, "train": {"workers": 0}, "tracking": {"enabled": False}}
+    config = make_config(root, tiny_teacher_dir, **alone)
+    Path(root, "tiny", "evaluation.json").unlink(missing_ok=True)
+    found = evaluate_students(config)
+    measured = read_measured(config)
+    assert list(measured) == ["teacher", "near", "far"]
+    for name, model in measured.items():
+        assert len(model.values.window) == 7
+        for metric in METRICS:
+            assert model.values.metric(metric) == pytest.approx(found[name][metric], abs=1e-9)
+
+    [file] = Path(root, "tiny", "evaluation").glob("windows-*.parquet")
+    data = file.read_bytes()
+    file.unlink()
+    assert evaluate_students(config) == found
+    assert file.read_bytes() == data
+
+    # An evaluation of before there was such a file is not made again for it.
+    store = Store(config.home)
+    older = records.read(store, "evaluation.json")
+    assert older is not None
+    records.write(store, "evaluation.json", {key: older[key] for key in ("recipe", "models", "windows", "tokens")})
+    file.unlink()
+    assert evaluate_students(config) == found | {"skipped": True}
 
 
 def test_a_changed_student_is_evaluated_again(

@@ -4,6 +4,7 @@ import logging
 import math
 import pickle
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import plotly.graph_objects as go
 import pytest
 from mlflow import MlflowClient
 
-from rskd import tracking
+from rskd import interrupts, tracking
 from rskd.config import DistillConfig, validate_config
 from rskd.errors import ConfigError
 from rskd.storage import Store
@@ -81,6 +82,27 @@ def test_a_stage_that_stops_is_marked(root: Path, client: MlflowClient, error: t
         stop()
     logged = client.get_run(runs[0].run_id)
     assert (logged.info.status, logged.data.metrics) == (status, {"tokens": 7.0})
+
+
+@pytest.mark.parametrize("moment", ["create_run", "set_terminated"])
+def test_a_signal_while_a_run_begins_or_ends_leaves_none_running(
+    root: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, moment: str
+):
+    of_mlflow = getattr(MlflowClient, moment)
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(MlflowClient, moment, of_mlflow)
+        signal.raise_signal(signal.SIGTERM)
+        return of_mlflow(*args, **kwargs)
+
+    config = make_config(root, name=f"interrupted_{moment}")
+    parent = tracking.distillation(config)
+    monkeypatch.setattr(MlflowClient, moment, interrupted)
+    with interrupts.stoppable(), pytest.raises(KeyboardInterrupt), tracking.stage(config, "pack"):
+        pass
+    status = "KILLED" if moment == "create_run" else "FINISHED"
+    [run] = client.search_runs([parent.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
+    assert (run.info.status, client.get_run(parent.run_id).info.status) == (status, status)
 
 
 def test_metrics_of_every_step_arrive(root: Path, client: MlflowClient):
@@ -283,7 +305,7 @@ def test_a_database_that_may_only_be_read(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_processes_may_create_the_store_together(tmp_path: Path):
     code = f"""
-from rskd import tracking
+from rskd import interrupts, tracking
 from rskd.config import validate_config
 config = validate_config({make_config(tmp_path).model_dump(mode="json", exclude_unset=True)!r})
 print(tracking.distillation(config).run_id)

@@ -37,27 +37,6 @@ def test_json_failure_is_one_object_on_stdout(tmp_path: Path) -> None:
     assert "absent" in failure["error"]
 
 
-def test_an_interrupt_is_one_line_and_one_object() -> None:
-    code = """
-import os, signal, typer
-from rskd.cli import Outcome, run_app
-app = typer.Typer()
-@app.command()
-def main() -> Outcome:
-    os.kill(os.getpid(), signal.SIGINT)
-    return Outcome({}, "")
-run_app(app)
-"""
-    done = subprocess.run([sys.executable, "-c", code, "--json"], capture_output=True, text=True, check=False)
-    assert done.returncode == 130
-    assert done.stderr == "rskd: stopped; what was finished is kept, run again to go on\n"
-    assert json.loads(done.stdout) == {
-        "ok": False,
-        "error": "stopped; what was finished is kept, run again to go on",
-        "exit_code": 130,
-    }
-
-
 def test_a_student_is_exported_to_an_object_store_as_named(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_text("{}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
-from pathlib import Path
 
 import torch
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
+from rskd.full_disk import temporary_folder
 from rskd.jobs.training.checkpoints import finished, newest_whole, tidy
 from rskd.jobs.training.run import TrainingRun, WriteCheckpoint, train_run
 from rskd.models.digests import TRAINER_FILE
@@ -24,14 +23,13 @@ def train_in_process(run: TrainingRun, checkpoints: Store, record: Log, *, name:
     device = torch.device("cuda" if run.spec.train.gpus_per_worker else "cpu")
 
     def save(step: int, write: WriteCheckpoint) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder))
+        with temporary_folder(write) as folder:
             target = checkpoints.child(f"{name}/checkpoint-{step:08d}")
             target.remove(TRAINER_FILE)
-            for file in Store(folder).sizes(recursive=True):
+            for file in Store(str(folder)).sizes(recursive=True):
                 if file != TRAINER_FILE:
-                    target.put(Path(folder, file), file)
-            target.write(TRAINER_FILE, Path(folder, TRAINER_FILE).read_bytes())
+                    target.put(folder / file, file)
+            target.write(TRAINER_FILE, (folder / TRAINER_FILE).read_bytes())
         tidy(checkpoints, name)
 
     with ExitStack() as stack:

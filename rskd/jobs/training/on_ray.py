@@ -57,7 +57,7 @@ def _fit(run: TrainingRun, updates: Queue, checkpoints: Store, *, name: str, con
     resources = worker_resources(
         config, "train", train.workers, threads=train.threads_per_worker, gpus=train.gpus_per_worker
     )
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         partial(train_worker, run, updates, checkpoints.absolute_uri, name),
         scaling_config=ScalingConfig(
             num_workers=train.workers, use_gpu=train.gpus_per_worker > 0, resources_per_worker=resources
@@ -68,7 +68,7 @@ def _fit(run: TrainingRun, updates: Queue, checkpoints: Store, *, name: str, con
             storage_filesystem=None if checkpoints.is_local else PyFileSystem(FSSpecHandler(checkpoints.fs)),
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[GiveUpOnExplainedErrors()],
+            callbacks=[GiveUpOnExplainedErrors(checkpoints.uri)],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -76,6 +76,12 @@ def _fit(run: TrainingRun, updates: Queue, checkpoints: Store, *, name: str, con
         trainer.fit()
     except TrainingFailedError as error:
         raise _explained(error) from error
+
+
+class _Trainer(TorchTrainer):
+    """Ctrl-C interrupts `fit` as it does everything else; Ray's own handler would exit with 1 and without a word."""
+
+    def _register_sigint_handler(self, controller: object) -> None: ...
 
 
 def _explained(error: TrainingFailedError) -> RskdError:

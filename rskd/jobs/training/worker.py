@@ -6,15 +6,12 @@ step into a queue that the driver reads.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
-
 import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 from ray.util.queue import Queue
 
+from rskd.full_disk import filled_folder
 from rskd.jobs.training.checkpoints import newest_whole
 from rskd.jobs.training.run import TrainingRun, WriteCheckpoint, train_run
 from rskd.storage import Store
@@ -35,18 +32,9 @@ def train_worker(run: TrainingRun, updates: Queue, checkpoints_uri: str, name: s
             updates.put({"step": step, **metrics})
 
     def save(step: int, write: WriteCheckpoint) -> None:
-        checkpoint = None
-        if is_first:
-            folder = tempfile.mkdtemp()
-            try:
-                write(Path(folder))
-            except BaseException:
-                shutil.rmtree(folder)  # a full disk is not to get fuller with each restart
-                raise
-            checkpoint = Checkpoint(folder)
         ray.train.report(
             {"step": step},
-            checkpoint=checkpoint,
+            checkpoint=Checkpoint(str(filled_folder(write))) if is_first else None,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )

@@ -9,8 +9,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from rskd.cache.layout import Layout
 from rskd.cli import audit as audit_command
 from rskd.config import ObjectiveConfig, SamplingConfig, SourceConfig, StudentConfig, TeacherConfig, TrainConfig
+from rskd.config.promotion import FloorsConfig, ImprovementConfig, MarginsConfig
 from rskd.corpus.readers import READERS
 from rskd.evaluation.audit import audit_cache
+from rskd.evaluation.window_values import METRICS
 from rskd.reproduction.command import as_app
 from rskd.student.architecture import PRESETS
 from rskd.student.divergence import Divergence
@@ -56,6 +58,11 @@ def _reproduction() -> dict[str, Any]:
 )
 def test_the_config_offers_what_is_implemented(section: Any, field: str, implemented: set[str]) -> None:
     assert of(section, field) == implemented
+
+
+def test_the_gate_knows_every_metric() -> None:
+    assert of(ImprovementConfig, "metric") == set(METRICS)
+    assert set(MarginsConfig.model_fields) == set(FloorsConfig.model_fields) == set(METRICS)
 
 
 def test_every_precision_is_one_of_torch() -> None:

@@ -100,6 +100,22 @@ def test_survives_the_round_trip_of_a_prefect_form(extra: dict) -> None:
         ),
         ({"objective": {"divergence": "js"}}, "objective.divergence"),
         ({"name": "../escape"}, "name"),
+        ({"promotion": {"margins": {"perplexity": 0.1}}}, "promotion.margins.perplexity: unknown key"),
+        ({"promotion": {"floors": {"loss": 3.0}}}, "promotion.floors.loss: unknown key"),
+        ({"promotion": {"improve": {"metric": "loss"}}}, "promotion.improve.metric: input should be 'lm_loss'"),
+        ({"promotion": {"improve": {"margin": 0}}}, "promotion.improve.margin: input should be greater than 0, not 0"),
+        ({"promotion": {"improve": {"metric": "ece", "margin": 2}}}, "margin=2 of ece, which lies in 0..1"),
+        ({"promotion": {"margins": {"lm_loss": -0.1}}}, "margins.lm_loss: input should be greater than or equal to 0"),
+        ({"promotion": {"margins": {"acceptance": 1}}}, "margins.acceptance: input should be less than 1, not 1"),
+        ({"promotion": {"floors": {"ece": 5}}}, "promotion.floors.ece: input should be less than 1, not 5"),
+        ({"promotion": {"confidence": 95}}, "promotion.confidence: input should be less than 1, not 95"),
+        ({"promotion": {"confidence": 0.999}}, "resamples=10000 leave 5 beyond each end of an interval"),
+        ({"promotion": {"resamples": 100}}, "promotion.resamples: input should be greater than or equal to 1000"),
+        ({"promotion": {"model": "a/b"}}, "promotion.model: string should match pattern"),
+        (
+            {"promotion": {"margins": dict.fromkeys(("lm_loss", "kl_to_teacher", "acceptance", "ece"))}},
+            "no margin, no floor and nothing to improve",
+        ),
         ({"corpus": {"source": {"kind": "text"}}}, "text needs a uri"),
         ({"ray": {"enabled": False}}, "train.workers=1 of student default needs Ray"),
         ({"ray": {"enabled": False, "address": "auto"}, "train": {"workers": 0}}, "ray.address needs Ray"),
@@ -141,6 +157,21 @@ def test_no_number_is_infinite_or_a_bool(path: tuple[str, ...], value: float) ->
     assert "\n" not in str(error.value)
 
 
+def test_a_margin_replaces_one_default_and_leaves_the_others() -> None:
+    config = validate_config(MINIMAL | {"promotion": {"margins": {"lm_loss": 0.1, "ece": None}, "improve": {}}})
+    assert config.promotion.margins.model_dump() == {
+        "lm_loss": 0.1,
+        "kl_to_teacher": 0.02,
+        "acceptance": 0.01,
+        "ece": None,
+        "top1_agreement": None,
+    }
+    assert config.promotion.improve is not None
+    assert (config.promotion.improve.metric, config.promotion.improve.margin) == ("lm_loss", 0.01)
+    assert config.registered_model == "n"
+    assert validate_config(MINIMAL | {"promotion": {"model": "small-llm"}}).registered_model == "small-llm"
+
+
 def test_numbers_that_came_as_text() -> None:
     train = {"lr": "1e-3", "steps": "1_000", "betas": ["9e-1", "95e-2"], "global_batch": 8.0}
     config = validate_config(MINIMAL | {"train": train, "students": {"s": {"train": {"lr": "1E-4"}}}})
@@ -156,7 +187,7 @@ def test_numbers_that_came_as_text() -> None:
 @pytest.mark.parametrize("name", ["t=0.8", "kd+ce", "été", "学生", "top k (10)", "50%", "a.b", "_x"])
 def test_names_that_make_a_folder(name: str) -> None:
     config = validate_config(MINIMAL | {"samplings": {name: {}}, "students": {name: {"sampling": name}}})
-    assert config.student_uri(name) == f".rskd/n/students/{name}"
+    assert config.student_uri(name) == str(Path(".rskd/n/students", name).absolute())
 
 
 @pytest.mark.parametrize("residual", ["none", "smooth", "ghost", "label"])

@@ -1,13 +1,17 @@
+import copy
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from rskd.errors import NonFiniteLogitsError, OutputError
 from rskd.evaluation import language_modeling
 from rskd.evaluation.language_modeling import Comparison, LanguageModel, pct_ce_to_fullkd
+from rskd.evaluation.window_values import METRICS
 from rskd.models.causal_lm import hidden_states, output_head
 
 VOCAB_SIZE = 384  # of the tokenizer; the models have 400 rows
@@ -71,6 +75,33 @@ def test_the_teacher_agrees_with_itself(teacher: PreTrainedModel, student: PreTr
     assert found["acceptance"] == pytest.approx(1, abs=1e-6)
 
 
+def test_single_windows_add_up_to_the_results(
+    teacher: PreTrainedModel, student: PreTrainedModel, windows: torch.Tensor
+):
+    comparison = Comparison(as_language_model(teacher), {"small": as_language_model(student)}, vocab_size=VOCAB_SIZE)
+    for batch in windows.split(4):
+        comparison.add(batch)
+    values, found = comparison.window_values("small"), comparison.results()["small"]
+    assert values.window.tolist() == list(range(6))
+    assert values.count.sum(1).tolist() == [12] * 6
+    assert values.count.sum(0).tolist() == found["reliability"]["count"]
+    for metric in METRICS:
+        assert values.metric(metric) == pytest.approx(found[metric], abs=1e-12)
+    alone = compare(teacher, student, [windows[4:5]])["small"]
+    assert values.means["lm_loss"][4] == pytest.approx(alone["lm_loss"], abs=1e-6)
+    gap = np.abs(values.correct[4] - values.confidence[4]).sum() / 12
+    assert gap == pytest.approx(alone["ece"], abs=1e-6)
+
+
+def test_a_model_that_is_not_finite_is_named(teacher: PreTrainedModel, windows: torch.Tensor):
+    broken = copy.deepcopy(teacher)
+    broken.get_output_embeddings().weight.data[5] = torch.nan
+    with pytest.raises(OutputError, match="student small: its lm_loss on held-out windows is not finite"):
+        compare(teacher, broken, [windows])
+    with pytest.raises(NonFiniteLogitsError, match=r"set teacher\.dtype"):
+        compare(broken, teacher, [windows])
+
+
 def test_neither_batches_nor_chunks_change_the_result(
     teacher: PreTrainedModel, student: PreTrainedModel, windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ):
@@ -78,7 +109,7 @@ def test_neither_batches_nor_chunks_change_the_result(
     monkeypatch.setattr(language_modeling, "_LOGITS_PER_CHUNK", 7 * VOCAB_SIZE)  # 7 rows: chunks straddle windows
     streamed = compare(teacher, student, windows.split(4))
     for name, metrics in whole.items():
-        for metric in language_modeling.METRICS:
+        for metric in METRICS:
             assert streamed[name][metric] == pytest.approx(metrics[metric], abs=1e-6)
 
 

@@ -1,0 +1,82 @@
+"""What was measured of a model on each held-out window, and the Parquet file that keeps it.
+
+Comparison ─► WindowValues of each model ─► Parquet, one row per model and window ─► WindowValues ─► paired differences
+
+    model string, window int64, lm_loss … kl_to_teacher double (means over the window's tokens),
+    bin_count, bin_correct list<int64>, bin_confidence list<double> (sums over its tokens in each bin of the confidence)
+
+The bins are there because the ECE is no mean over windows: it comes from the sums of the bins over all of them.
+
+Shapes: W windows, M bins.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+METRICS = ("lm_loss", "ece", "top1_agreement", "acceptance", "kl_to_teacher")
+MEANS = ("lm_loss", "top1_agreement", "acceptance", "kl_to_teacher")  # of METRICS those that are means over positions
+
+
+@dataclass(frozen=True)
+class WindowValues:
+    """One model on W windows."""
+
+    window: np.ndarray  # [W], the row id of each in the held-out corpus
+    means: Mapping[str, np.ndarray]  # MEANS, each [W]
+    count: np.ndarray  # [W, M], tokens whose confidence is in the bin
+    confidence: np.ndarray  # [W, M], their summed confidence
+    correct: np.ndarray  # [W, M], how many of them were predicted right
+
+    def metric(self, name: str) -> float:
+        """One of METRICS over all windows, as `evaluation.json` has it."""
+        tokens = self.count.sum(1)
+        with np.errstate(divide="ignore", invalid="ignore"):  # nan without tokens
+            if name == "ece":
+                return float(np.abs((self.correct - self.confidence).sum(0)).sum() / tokens.sum())
+            return float(self.means[name] @ tokens / tokens.sum())
+
+
+def to_parquet(models: Mapping[str, WindowValues]) -> bytes:
+    """The file of these models; the same bytes for the same values."""
+    return _bytes(pa.concat_tables([_table(name, values) for name, values in models.items()]))
+
+
+def from_parquet(data: bytes) -> dict[str, WindowValues]:
+    """The models of a file, in its order."""
+    table = pq.read_table(io.BytesIO(data))
+    names = np.array(table["model"].to_pylist())
+    return {name: _values(table.filter(names == name)) for name in dict.fromkeys(names.tolist())}
+
+
+def _table(name: str, values: WindowValues) -> pa.Table:
+    return pa.table(
+        {
+            "model": [name] * len(values.window),
+            "window": values.window,
+            **{metric: values.means[metric] for metric in MEANS},
+            "bin_count": list(values.count),
+            "bin_confidence": list(values.confidence),
+            "bin_correct": list(values.correct),
+        }
+    )
+
+
+def _bytes(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _values(table: pa.Table) -> WindowValues:
+    return WindowValues(
+        window=table["window"].to_numpy(),
+        means={metric: table[metric].to_numpy() for metric in MEANS},
+        **{name: np.stack(table[f"bin_{name}"].to_pylist()) for name in ("count", "confidence", "correct")},
+    )
