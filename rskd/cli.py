@@ -31,6 +31,7 @@ from rskd.errors import OutputError, explained_by, first_line
 
 if TYPE_CHECKING:
     from rskd.cache.histogram import Histogram
+    from rskd.tracking.registry import Registry
 
 app = typer.Typer(
     name="rskd",
@@ -317,6 +318,49 @@ def export(
     from rskd.student.checkpoint import export_checkpoint
 
     return Outcome({"student": str(export_checkpoint(checkpoint, directory))}, "export")
+
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A registered model.")]
+TrackingOption = Annotated[
+    str | None,
+    typer.Option(metavar="URI", envvar="MLFLOW_TRACKING_URI", help="MLflow; that of .rskd by default."),
+]
+
+
+@app.command()
+def champion(name: NameArgument, tracking_uri: TrackingOption = None) -> Outcome:
+    """Say which version of a registered model is the champion, and what the others are."""
+    found = _registry(name, tracking_uri).summary()
+    return Outcome(found, f"registered model {name}", _flat(found))
+
+
+@app.command()
+def promote(
+    name: NameArgument,
+    version: Annotated[int | None, typer.Option(min=1, help="The challenger by default.")] = None,
+    tracking_uri: TrackingOption = None,
+) -> Outcome:
+    """Make a version the champion by hand, whatever the gate said of it."""
+    registry = _registry(name, tracking_uri)
+    registry.promote(registry.challenger().version if version is None else version)
+    found = registry.summary()
+    return Outcome(found, f"registered model {name}", _flat(found))
+
+
+@app.command()
+def rollback(name: NameArgument, tracking_uri: TrackingOption = None) -> Outcome:
+    """Make the champion of before the champion again; once more takes that back."""
+    registry = _registry(name, tracking_uri)
+    registry.rollback()
+    found = registry.summary()
+    return Outcome(found, f"registered model {name}", _flat(found))
+
+
+def _registry(name: str, tracking_uri: str | None) -> Registry:
+    from rskd.tracking.connection import tracking_uri_of_root
+    from rskd.tracking.registry import Registry
+
+    return Registry(tracking_uri or tracking_uri_of_root(".rskd"), name)
 
 
 @app.command()

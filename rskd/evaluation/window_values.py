@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +41,11 @@ class WindowValues:
             if name == "ece":
                 return float(np.abs((self.correct - self.confidence).sum(0)).sum() / tokens.sum())
             return float(self.means[name] @ tokens / tokens.sum())
+
+    def unknown(self) -> WindowValues:
+        """The same windows of a model of which nothing was measured: not a number."""
+        nothing = {metric: np.full_like(values, np.nan) for metric, values in self.means.items()}
+        return replace(self, means=nothing, confidence=np.full_like(self.confidence, np.nan))
 
 
 def to_parquet(models: Mapping[str, WindowValues]) -> bytes:

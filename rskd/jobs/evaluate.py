@@ -71,7 +71,8 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
             tracked.dataset(corpus.uri, manifest, name="held-out windows", context="evaluation")
             for part in pending:
                 try:
-                    models = _run(config.ray, part, run)
+                    title = Path(part.file).stem
+                    models = follow(config.ray, _work(part), run, title=title, units=part.units)
                 except Exception as error:
                     failures.append(_as_task_failure(part, error))
                     continue
@@ -121,11 +122,11 @@ def evaluation_run(
     )
 
 
-def _run(ray: RayConfig, part: Part, run: EvaluationRun) -> Findings:
-    """Follow the work of a part to its end; the findings for each model."""
+def follow(ray: RayConfig, work: Work, run: EvaluationRun, *, title: str, units: int) -> Findings:
+    """Run work of an evaluation to its end, with a bar of so many units; the findings for each model."""
     findings: Findings = {}
-    with progress_bar(f"evaluate {Path(part.file).stem}", part.units) as advance:
-        for update in _updates(ray, _work(part), run):
+    with progress_bar(f"evaluate {title}", units) as advance:
+        for update in _updates(ray, work, run):
             if isinstance(update, int):
                 advance(update)
             else:
@@ -136,9 +137,9 @@ def _run(ray: RayConfig, part: Part, run: EvaluationRun) -> Findings:
 def _updates(ray: RayConfig, work: Work, run: EvaluationRun) -> Iterator[int | Findings]:
     if not ray.enabled:
         return work(run)
-    from rskd.jobs.on_ray import follow
+    from rskd.jobs import on_ray
 
-    return follow(work, run, gpus=run.settings.gpus)
+    return on_ray.follow(work, run, gpus=run.settings.gpus)
 
 
 def _write(store: Store, part: Part, models: Findings) -> None:

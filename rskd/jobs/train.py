@@ -34,7 +34,7 @@ from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.student.architecture import student_architecture
 from rskd.student.bias import loss_bias, sampling_bias
-from rskd.student.checkpoint import LOG_FILE, copy_student, files_of_student
+from rskd.student.checkpoint import LOG_FILE, copy_student, files_of_student, student_digest
 from rskd.student.router_loss import balances_router
 from rskd.student.trainer import Log
 
@@ -77,8 +77,9 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
                 checkpoint = train_on_ray(run, checkpoints, show, name=name, config=config.ray)
         summary, files = _publish(checkpoint, target)
         summary["seconds"] = time.monotonic() - started
-        records.write(target, RESULT_FILE, {"recipe": recipe, "summary": summary, "files": files})
-        tracked.model(target.uri, name=student)
+        record = {"recipe": recipe, "summary": summary, "files": files}
+        records.write(target, RESULT_FILE, record)
+        tracked.model(target.uri, name=student, digest=student_digest(record))
     return summary | {"skipped": False}
 
 

@@ -136,6 +136,11 @@ def files_of_student(files: Files) -> Files:
     return {name: file for name, file in files.items() if name not in _NOT_THE_STUDENT or name == LOG_FILE}
 
 
+def student_digest(record: dict[str, Any]) -> str:
+    """sha256 of the files of a finished student, by its record; its log, which tells the time, is left out."""
+    return records.digest({name: file["sha256"] for name, file in record["files"].items() if name != LOG_FILE})
+
+
 def finished_student(uri: str, name: str) -> dict[str, Any]:
     """The record of a student whose training ended, and whose files are all there in their sizes.
 

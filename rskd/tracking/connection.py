@@ -27,10 +27,15 @@ def tracking_uri_of(config: DistillConfig) -> str:
     """The configured URI, or sqlite beside the outputs (beside the working directory where those are on S3)."""
     uri = config.tracking.uri
     if uri is None:
-        root = Store(config.storage.root)
-        return _sqlite_uri(Path(root.path if root.is_local else ".rskd") / "mlflow.db")
+        return tracking_uri_of_root(config.storage.root)
     path = sqlite_path(uri)  # relative to this process, not to a worker elsewhere
     return _sqlite_uri(path) if path and "?" not in uri else uri
+
+
+def tracking_uri_of_root(root: str) -> str:
+    """The sqlite database beside the outputs under a storage root."""
+    store = Store(root)
+    return _sqlite_uri(Path(store.path if store.is_local else ".rskd") / "mlflow.db")
 
 
 def sqlite_path(tracking_uri: str) -> Path | None:

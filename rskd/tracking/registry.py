@@ -13,17 +13,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rskd.config import DistillConfig
-from rskd.errors import ConfigError, MissingOutputError, RskdError
+from rskd.errors import ConfigError, RskdError
 from rskd.tracking.connection import client_of, created_once, explained, tracking_uri_of
+from rskd.tracking.runs import DIGEST, Run
 
 if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-DIGEST = "rskd.digest"
 _LONGEST_TAG = 5000  # MLflow's limit
 
 
@@ -54,7 +55,7 @@ class Registry:
         """That of a configuration: `promotion.model`, or the distillation's own name."""
         if not config.tracking.enabled:
             raise ConfigError("tracking.enabled=false: promotions are kept in MLflow, set it to true")
-        return cls(tracking_uri_of(config), config.promotion.model or config.name)
+        return cls(tracking_uri_of(config), config.registered_model)
 
     def version(self, alias: str) -> Version | None:
         """The version with this alias; None where there is none."""
@@ -68,70 +69,108 @@ class Registry:
                     return None
                 raise
 
+    def challenger(self) -> Version:
+        """The version that was judged last and is not the champion. Raises ConfigError where there is none."""
+        found = self.version(CHALLENGER)
+        if found is None:
+            raise ConfigError(f"registered model {self.name} has no challenger: name a version")
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """Version, source, verdict and reason of what has an alias, and how many versions there are.
+
+        Raises ConfigError where there is no such registered model.
+        """
+        versions = self.versions()
+        if not versions:
+            raise ConfigError(f"{self.tracking_uri} has no registered model {self.name}: correct the name or the URI")
+        by_alias = {alias: self.version(alias) for alias in (CHAMPION, CHALLENGER, PREVIOUS)}
+        return {
+            "model": self.name,
+            "versions": len(versions),
+            **{
+                alias: version
+                and {
+                    "version": version.version,
+                    "source": version.source,
+                    "verdict": version.tags.get("rskd.verdict"),
+                    "reason": version.tags.get("rskd.reason"),
+                    "digest": version.digest,
+                }
+                for alias, version in by_alias.items()
+            },
+        }
+
     def versions(self) -> list[Version]:
         """All of them, the newest first."""
         with explained(self.tracking_uri, writing=False):
             found = self._client.search_model_versions(f"name = '{self.name}'", order_by=["version_number DESC"])
         return [_version(version) for version in found]
 
-    def register(self, digest: str, *, experiment_id: str, tags: Mapping[str, str], description: str) -> Version:
-        """The version of the student whose files have this digest, made the first time, with these tags.
+    def register(
+        self, uri: str, digest: str, *, name: str, run: Run, tags: Mapping[str, str], description: str
+    ) -> Version:
+        """The version of the student `name` at `uri`, whose files have this digest: made the first time, tagged anew.
 
-        The student was logged by the run that trained it (`Run.model`); MLflow keeps its files. Raises
-        MissingOutputError where it was not.
+        Its files are those that were logged when it was trained, or else are logged by `run`.
         """
-        from mlflow.exceptions import MlflowException
-
-        with self.exclusively():
+        with self._exclusively():
             known = next((version for version in self.versions() if version.digest == digest), None)
+            if known is None:
+                known = self._create(uri, digest, name=name, run=run)
             with explained(self.tracking_uri):
-                if known is None:
-                    logged = self._client.search_logged_models([experiment_id], f"tags.`{DIGEST}` = '{digest}'")
-                    if not logged:
-                        raise MissingOutputError(
-                            f"MLflow at {self.tracking_uri} has no model with the digest {digest[:12]}: remove the "
-                            "student and run rskd train"
-                        )
-                    try:
-                        self._client.create_registered_model(self.name)
-                    except MlflowException as error:
-                        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                            raise
-                    created = self._client.create_model_version(
-                        self.name,
-                        source=logged[0].artifact_location,
-                        run_id=logged[0].source_run_id,
-                        model_id=logged[0].model_id,
-                        tags={DIGEST: digest},
-                    )
-                    known = _version(created)
                 self._client.update_model_version(self.name, str(known.version), description)
                 for key, value in tags.items():
                     self._client.set_model_version_tag(self.name, str(known.version), key, value[:_LONGEST_TAG])
                 return _version(self._client.get_model_version(self.name, str(known.version)))
 
+    def _create(self, uri: str, digest: str, *, name: str, run: Run) -> Version:
+        from mlflow.exceptions import MlflowException
+
+        with explained(self.tracking_uri):
+            model = self._logged(run.experiment_id, digest)
+            if model is None:
+                run.model(uri, name=name, digest=digest)
+                model = self._logged(run.experiment_id, digest)
+            if model is None:
+                raise RskdError(f"MLflow at {self.tracking_uri} does not keep student {uri}: see the warning above")
+            try:
+                self._client.create_registered_model(self.name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            return _version(
+                self._client.create_model_version(
+                    self.name,
+                    source=model.artifact_location,  # models:/ID would be looked up in MLflow's global store
+                    run_id=model.source_run_id,
+                    model_id=model.model_id,
+                    tags={DIGEST: digest},
+                )
+            )
+
+    def _logged(self, experiment_id: str, digest: str) -> LoggedModel | None:
+        found = self._client.search_logged_models([experiment_id], f"tags.`{DIGEST}` = '{digest}'")
+        return next(iter(found), None)
+
     def promote(self, version: int) -> Version:
         """Make a version the champion, and the champion of before `previous`; the same again changes nothing."""
-        with self.exclusively():
+        with self._exclusively():
             new, old = self._get(version), self.version(CHAMPION)
             if old is not None and old.version != version:
-                self._set(PREVIOUS, old.version)
-            self._set(CHAMPION, version)
+                self.set_alias(PREVIOUS, old.version)
+            self.set_alias(CHAMPION, version)
         return new
 
     def rollback(self) -> Version:
         """Make the champion of before the champion again. Raises ConfigError where there is none."""
-        with self.exclusively():
+        with self._exclusively():
             current, previous = self.version(CHAMPION), self.version(PREVIOUS)
             if current is None or previous is None:
                 raise ConfigError(f"registered model {self.name} has no champion before this one: promote one first")
-            self._set(PREVIOUS, current.version)
-            self._set(CHAMPION, previous.version)
+            self.set_alias(PREVIOUS, current.version)
+            self.set_alias(CHAMPION, previous.version)
         return previous
-
-    def challenge(self, version: int) -> None:
-        """Make a version the challenger."""
-        self._set(CHALLENGER, version)
 
     def download(self, version: Version) -> str:
         """A local folder with its files."""
@@ -141,7 +180,7 @@ class Registry:
             return download_artifacts(artifact_uri=version.source, tracking_uri=self.tracking_uri)
 
     @contextmanager
-    def exclusively(self) -> Iterator[None]:
+    def _exclusively(self) -> Iterator[None]:
         """One process at a time, where MLflow keeps its runs in a local file."""
         with explained(self.tracking_uri), created_once(self.tracking_uri):
             yield
@@ -154,7 +193,8 @@ class Registry:
             )
         return found
 
-    def _set(self, alias: str, version: int) -> None:
+    def set_alias(self, alias: str, version: int) -> None:
+        """Give a version an alias, and read it back."""
         with explained(self.tracking_uri):
             self._client.set_registered_model_alias(self.name, alias, str(version))
         found = self.version(alias)

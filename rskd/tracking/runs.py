@@ -39,6 +39,7 @@ FLUSH_SECONDS = 5.0
 RETRY_SECONDS = 60.0
 LOCAL_UI = "http://127.0.0.1:5000"  # where `mlflow server` serves a store that is no server itself
 _DISTILLATION, _STAGE, _STUDENT = "rskd.distillation", "rskd.stage", "rskd.student"
+DIGEST = "rskd.digest"  # of a model's files
 _SPEED = "tokens_per_s"
 _METRICS_PER_BATCH, _PARAMS_PER_BATCH, _DIGEST_LENGTH = 1000, 100, 36  # MLflow's limits
 
@@ -121,8 +122,13 @@ class Run:
             tags = [InputTag("mlflow.data.context", context)]
             self._client.log_inputs(self.run_id, datasets=[DatasetInput(entity, tags)])
 
-    def model(self, uri: str, *, name: str) -> None:
-        """Log a Hugging Face directory as a logged model of this run.
+    def text(self, name: str, content: str) -> None:
+        """Log text as the artifact `name`."""
+        with self._forgiving(f"artifact {name}"):
+            self._client.log_text(self.run_id, content, name)
+
+    def model(self, uri: str, *, name: str, digest: str) -> None:
+        """Log a Hugging Face directory, whose files have this digest, as a logged model of this run.
 
         The model's artifacts are the directory itself, for `AutoModelForCausalLM.from_pretrained`: mlflow 3.17's own
         transformers flavour does not load local checkpoints under Transformers 5.
@@ -136,7 +142,7 @@ class Run:
                 name=name,
                 source_run_id=self.run_id,
                 model_type="transformers",
-                tags={"uri": uri},
+                tags={"uri": uri, DIGEST: digest},
             )
             self._client.log_model_artifacts(model.model_id, directory)
             self._client.finalize_logged_model(model.model_id, "READY")
@@ -194,7 +200,8 @@ class _Untracked(Run):
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None: ...
     def figure(self, figure: Figure, name: str) -> None: ...
     def dataset(self, uri: str, manifest: Mapping[str, Any], *, name: str, context: str = "training") -> None: ...
-    def model(self, uri: str, *, name: str) -> None: ...
+    def text(self, name: str, content: str) -> None: ...
+    def model(self, uri: str, *, name: str, digest: str) -> None: ...
 
 
 def distillation(config: DistillConfig) -> Run:

@@ -1,0 +1,148 @@
+"""Promote a student: it and the champion on the same held-out windows ─► the gate ─► the registry's aliases.
+
+    finished student, champion of the registry ─► windows ─► promotion.decide ─► version with its verdict
+                                                                └── PROMOTE ─► champion; the one before: previous
+
+A student that was judged against this champion, on these windows and by this gate, is not judged again.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from rskd import records, tracking
+from rskd.config import DistillConfig
+from rskd.corpus.packed_corpus import PackedCorpus
+from rskd.errors import ConfigError
+from rskd.evaluation.promotion import Measured, decide
+from rskd.evaluation.results import WINDOW_VALUES
+from rskd.jobs.evaluate import evaluation_run, follow
+from rskd.jobs.evaluate_worker import evaluate_windows
+from rskd.jobs.one_at_a_time import one_at_a_time
+from rskd.jobs.ray_session import ensure_ray, require_gpus
+from rskd.lineage.corpus import corpus_recipe, open_corpus
+from rskd.lineage.evaluation import num_held_out
+from rskd.lineage.inputs import Inputs, inputs_first
+from rskd.lineage.student import check_student
+from rskd.storage import Store
+from rskd.student.checkpoint import student_digest
+from rskd.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
+
+RECORDS_FOLDER = "promotions"
+_CHAMPION = ":champion"  # its name among the models of an evaluation: no student can be called so
+_TOKENIZER, _TEACHER, _HELD_OUT = "rskd.tokenizer", "rskd.teacher", "rskd.held_out"
+
+
+@one_at_a_time
+def promote_student(config: DistillConfig, student: str = "default") -> dict[str, Any]:
+    """Let a finished student take the champion's place in the registry, if the gate says so (`config.promotion`).
+
+    Returns verdict, reason, ledger (see `rskd.evaluation.promotion`), model, version, against (the version that it was
+    compared with, or None), champion (the version that is champion now, or None) and skipped.
+
+    Raises ConfigError for a wrong config or path, or an MLflow that cannot be used; MissingOutputError and
+    CacheMismatchError for a corpus or student that is not there, or not what the configuration says.
+    """
+    if student not in config.student_specs:
+        raise ConfigError(f"student {student} is not in students ({', '.join(config.student_specs)}): name one of them")
+    registry, inputs = Registry.of(config), Inputs(config)
+    _ = inputs.corpus_head  # the teacher and its tokenizer, before the outputs
+    with inputs_first(config):
+        corpus = open_corpus(inputs, "eval")
+        record = check_student(inputs, student)
+    champion, digest = registry.version(CHAMPION), student_digest(record)
+    store, file = Store(config.home).child(RECORDS_FOLDER), f"{student}.json"
+    done = records.read(store, file)
+    if champion is not None and champion.digest == digest:
+        told = {"verdict": "PROMOTE", "reason": "it is the champion", "ledger": [], "against": champion.version}
+        known = done["decision"] if done and done["recipe"]["student"] == digest else told
+        return known | _place(registry, champion) | {"skipped": True}
+    recipe = _recipe(inputs, corpus, digest, champion)
+    if done is not None and done["recipe"] == recipe:
+        return done["decision"] | {"champion": champion and champion.version, "skipped": True}
+
+    with tracking.stage(config, "promote", student) as tracked:
+        measured = _measure(inputs, corpus, student, registry, champion)
+        decision = decide(measured.get(_CHAMPION), measured[student], config.promotion)
+        tracked.metrics({row["metric"]: row["challenger"] for row in decision.ledger if row["challenger"] is not None})
+        tags = _identity(inputs, corpus) | {
+            "rskd.verdict": decision.verdict,
+            "rskd.reason": decision.reason,
+            "rskd.against": str(champion.version) if champion else "",
+            "rskd.source": str(record["recipe"].get("source")),
+            "rskd.corpus": corpus.manifest.fingerprint,
+        }
+        description = f"Student {student} of {config.name}. {decision.verdict}: {decision.reason}."
+        uri = config.student_uri(student)
+        version = registry.register(uri, digest, name=student, run=tracked, tags=tags, description=description)
+        if decision.verdict == "PROMOTE":
+            registry.promote(version.version)
+        else:
+            registry.set_alias(CHALLENGER, version.version)
+        found = {
+            "verdict": decision.verdict,
+            "reason": decision.reason,
+            "ledger": list(decision.ledger),
+            "against": champion.version if champion else None,
+            **_place(registry, version),
+        }
+        tracked.text("decision.json", json.dumps(found, indent=2))
+        records.write(store, file, {"recipe": recipe, "decision": found})
+    return found | {"skipped": False}
+
+
+def _place(registry: Registry, version: Version) -> dict[str, Any]:
+    """Where a version stands."""
+    champion = registry.version(CHAMPION)
+    return {"model": registry.name, "version": version.version, "champion": champion.version if champion else None}
+
+
+def _recipe(inputs: Inputs, corpus: PackedCorpus, digest: str, champion: Version | None) -> dict[str, Any]:
+    """All that a decision depends on."""
+    config = inputs.config
+    return {
+        "student": digest,
+        "champion": champion.digest if champion else None,
+        "windows": corpus.manifest.fingerprint,
+        "num_windows": num_held_out(config, corpus),
+        "teacher": _identity(inputs, corpus)[_TEACHER],
+        "gate": config.promotion.model_dump(mode="json"),
+    }
+
+
+def _identity(inputs: Inputs, corpus: PackedCorpus) -> dict[str, str]:
+    """What a student and the champion must have in common to be compared."""
+    manifest = corpus.manifest
+    rule = {"eval_threshold": manifest.eval_threshold, "eval_multiplier": manifest.eval_multiplier}
+    return {
+        _TOKENIZER: manifest.tokenizer["fingerprint"],
+        _TEACHER: f"{inputs.teacher_fingerprints[0]} in {inputs.config.teacher.dtype}",
+        _HELD_OUT: records.digest(corpus_recipe(manifest.head) | rule),  # of a corpus that grows, too
+    }
+
+
+def _measure(
+    inputs: Inputs, corpus: PackedCorpus, student: str, registry: Registry, champion: Version | None
+) -> dict[str, Measured]:
+    """The student, and the champion where there is one, on the same windows in one run."""
+    config = inputs.config
+    wanted = _identity(inputs, corpus)
+    identities = {student: wanted}
+    run = evaluation_run(config, corpus, inputs.teacher_dir, [student])
+    if champion is not None:
+        identities[_CHAMPION] = {name: champion.tags.get(name, "unknown") for name in wanted}
+        if identities[_CHAMPION] == wanted:
+            run = replace(run, students=run.students | {_CHAMPION: (registry.download(champion), "auto")})
+    ensure_ray(config.ray)
+    require_gpus(config.ray, "evaluate.gpus", config.evaluate.gpus)
+    title = student if champion is None else f"{student} and the champion"
+    found = follow(config.ray, evaluate_windows, run, title=title, units=run.num_windows)
+    values = {name: found[name][WINDOW_VALUES] for name in run.students}
+    if champion is not None and _CHAMPION not in values:  # no number of it would mean anything here
+        values[_CHAMPION] = values[student].unknown()
+    return {
+        name: Measured(identity[_TOKENIZER], identity[_TEACHER], identity[_HELD_OUT], values[name])
+        for name, identity in identities.items()
+    }
