@@ -69,7 +69,7 @@ def _page(config: DistillConfig, student: str, said: str, found: dict[str, Any])
     table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
     return f"""# {said}
 
-Student `{student}` of `{config.name}` is version {found["version"]} of `{found["model"]}`. It was judged against version
+Student `{student}` of `{config.name}` is version {found["version"]} of `{found["model"]}`, judged against version
 {found["against"] or "none"}; the champion is version {found["champion"] or "none"}.
 
 {table}

@@ -28,7 +28,7 @@ from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.training.in_process import train_in_process
 from rskd.jobs.training.run import TrainingRun
 from rskd.lineage.inputs import Inputs, inputs_first
-from rskd.lineage.student import absolute, changed_since, open_source, student_recipe, told
+from rskd.lineage.student import changed_since, open_source, student_recipe, told
 from rskd.models.digests import RESULT_FILE, Files, check_files, check_sizes, whole_copy
 from rskd.progress import progress_bar
 from rskd.storage import Store
@@ -92,7 +92,7 @@ def _prepare(inputs: Inputs, student: str) -> tuple[TrainingRun, LogitCache | Pa
     Store(config.storage.root).check_writable()
     teacher_dir, head = inputs.teacher_dir, inputs.corpus_head
     if spec.student.model is not None:
-        model = absolute(spec.student.model)
+        model = inputs.located(spec.student.model)
         if spec.student.init == "checkpoint" and Path(model).is_dir():
             check_files(model)
         spec = spec.model_copy(update={"student": spec.student.model_copy(update={"model": model})})
@@ -107,7 +107,7 @@ def _prepare(inputs: Inputs, student: str) -> tuple[TrainingRun, LogitCache | Pa
         spec=spec,
         teacher=config.teacher,
         teacher_dir=teacher_dir,
-        tokenizer=absolute(config.corpus.tokenizer or teacher_dir),
+        tokenizer=inputs.located(config.corpus.tokenizer or teacher_dir),
         source_uri=Store(source.uri).absolute_uri,
         isolate_documents=config.corpus.isolate_documents,
         hard_threshold=_hard_threshold(source, spec),

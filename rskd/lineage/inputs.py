@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -13,7 +14,7 @@ from rskd.config import DistillConfig
 from rskd.corpus.packed_corpus import FORMAT_VERSION, rows_per_group
 from rskd.corpus.sources import list_files, located
 from rskd.errors import ConfigError, MissingOutputError
-from rskd.models.files import check_model, model_fingerprints, resolve_teacher
+from rskd.models.files import check_model, model_fingerprints, resolve_model
 from rskd.models.tokenizer import (
     beginning_of_text,
     end_of_text_id,
@@ -21,6 +22,7 @@ from rskd.models.tokenizer import (
     tokenizer_fingerprint,
     vocab_size_of_model,
 )
+from rskd.tracking.registry import local_model
 
 
 class Inputs:
@@ -32,7 +34,9 @@ class Inputs:
     @cached_property
     def teacher_dir(self) -> str:
         """Its directory, in the Hugging Face layout."""
-        return resolve_teacher(self.config)
+        config = self.config
+        model = local_model(config, config.teacher.model)
+        return resolve_model(model, revision=config.teacher.revision, teachers=config.teachers_uri)
 
     @cached_property
     def teacher_fingerprints(self) -> tuple[str, str]:
@@ -84,6 +88,11 @@ class Inputs:
         }
         return tokenizer.backend_tokenizer, head
 
+    def located(self, model: str) -> str:
+        """A local folder made absolute, that of a registered model; anything else (hub id, s3://) as it is."""
+        path = Path(local_model(self.config, model)).expanduser()
+        return str(path.resolve()) if "://" not in model and path.exists() else model
+
 
 @contextmanager
 def inputs_first(config: DistillConfig) -> Iterator[None]:
@@ -95,5 +104,5 @@ def inputs_first(config: DistillConfig) -> Iterator[None]:
         yield
     except MissingOutputError:
         list_files(located(config.corpus.source))
-        check_model(config.teacher.model)
+        check_model(local_model(config, config.teacher.model))
         raise

@@ -15,6 +15,7 @@ from rskd.lineage.corpus import open_corpus
 from rskd.lineage.inputs import Inputs
 from rskd.models.files import architecture_fingerprint, model_fingerprint
 from rskd.student.checkpoint import finished_student
+from rskd.tracking.registry import REGISTERED
 
 Source = LogitCache | PackedCorpus
 Recipe = dict[str, Any]
@@ -78,12 +79,6 @@ def changed_since(record: dict[str, Any], inputs: Inputs, student: str, source: 
     return first_difference(made, wanted)
 
 
-def absolute(name: str) -> str:
-    """A local path made absolute; anything else (hub id, s3://) as it is."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if "://" not in name and path.exists() else name
-
-
 def told(changed: Difference) -> str:
     """How a student was trained that would be trained otherwise now."""
     how = "from a source that has changed since then" if changed.key == "source" else f"with {changed}"
@@ -110,11 +105,15 @@ def _settings(inputs: Inputs, student: str, *, balances_router: bool) -> Recipe:
 
 
 def _starting_point(inputs: Inputs, spec: StudentSpec) -> dict[str, Any]:
-    """The model that a student begins as, wherever it lies; a hub id, or a path that is gone, is known by its name."""
+    """The model that a student begins as, wherever it lies.
+
+    A hub id, or a path that is gone, is known by its name; and so is an alias of the registry: a student that begins as
+    the champion is not stale because there is a new one.
+    """
     student, model = spec.student, spec.student.model
-    if student.preset is not None:
+    if student.preset is not None or (model or "").startswith(REGISTERED):
         return {}
-    directory = Path(absolute(model or inputs.teacher_dir))
+    directory = Path(inputs.located(model or inputs.teacher_dir))
     if student.init == "teacher_layers" or not directory.is_dir():
         return {}
     fingerprint = model_fingerprint if student.init == "checkpoint" else architecture_fingerprint

@@ -10,6 +10,7 @@ alias is read back.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
+REGISTERED = "models:/"  # how the name of a registered model begins
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 _LONGEST_TAG = 5000  # MLflow's limit
 
@@ -156,7 +158,7 @@ class Registry:
     def promote(self, version: int) -> Version:
         """Make a version the champion, and the champion of before `previous`; the same again changes nothing."""
         with self._exclusively():
-            new, old = self._get(version), self.version(CHAMPION)
+            new, old = self.get(version), self.version(CHAMPION)
             if old is not None and old.version != version:
                 self.set_alias(PREVIOUS, old.version)
             self.set_alias(CHAMPION, version)
@@ -185,13 +187,15 @@ class Registry:
         with explained(self.tracking_uri), created_once(self.tracking_uri):
             yield
 
-    def _get(self, version: int) -> Version:
-        found = next((one for one in self.versions() if one.version == version), None)
-        if found is None:
+    def get(self, version: int) -> Version:
+        """A version by its number."""
+        versions = {one.version: one for one in self.versions()}
+        if version not in versions:
+            known = ", ".join(map(str, versions)) or "none"
             raise ConfigError(
-                f"registered model {self.name} has no version {version}: name one that rskd champion lists"
+                f"registered model {self.name} has no version {version} (it has {known}): name one of them"
             )
-        return found
+        return versions[version]
 
     def set_alias(self, alias: str, version: int) -> None:
         """Give a version an alias, and read it back."""
@@ -208,6 +212,24 @@ class Registry:
     @property
     def _client(self):
         return client_of(self.tracking_uri)
+
+
+def local_model(config: DistillConfig, model: str) -> str:
+    """A local folder with the files of `models:/NAME@ALIAS` or `models:/NAME/VERSION`; any other model as it is.
+
+    Raises ConfigError for one that is not in the MLflow of the configuration.
+    """
+    if not model.startswith(REGISTERED):
+        return model
+    found = re.fullmatch(rf"{REGISTERED}([^/@]+)(?:@([^/@]+)|/(\d+))", model)
+    if found is None:
+        raise ConfigError(f"model {model} is no registered model: write models:/NAME@champion or models:/NAME/VERSION")
+    name, alias, number = found.groups()
+    registry = Registry(tracking_uri_of(config), name)
+    version = registry.version(alias) if alias else registry.get(int(number))
+    if version is None:
+        raise ConfigError(f"model {model}: registered model {name} has no {alias}: promote a version, or name one")
+    return registry.download(version)
 
 
 def _version(found: ModelVersion) -> Version:
