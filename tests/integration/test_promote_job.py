@@ -116,7 +116,7 @@ def test_a_student_begins_as_the_champion_and_is_not_stale_when_there_is_a_new_o
     tmp_path: Path, tiny_teacher_dir: Path
 ):
     write_texts(tmp_path / "text")
-    config = config_of(tmp_path, tiny_teacher_dir)
+    config = config_of(tmp_path, tiny_teacher_dir, seed=3)  # 0 is that of the teacher's random weights
     settings = config.model_dump(mode="json", exclude_unset=True)
     from_champion = {"student": {"model": "models:/tiny@champion", "init": "checkpoint"}}
     heir = validate_config(settings | {"students": {"heir": from_champion}})
