@@ -80,6 +80,7 @@ def server_environment_of(settings: StackSettings) -> dict[str, str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # evaluations of language models by MLflow: four more processes
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONUNBUFFERED": "1",
         "SPT_NOENV": "1",  # titles of processes leave the environment readable, by which they are found
     }
     if settings.prefect.database:
@@ -168,7 +169,7 @@ def _object_store(settings: StackSettings) -> Service | None:
         *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
         *("-s3", f"-s3.port={store.port}", f"-s3.config={_s3_identities(settings)}"),
         *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false", "-master.electionTimeout=1s"),
-        *("-master.volumeSizeLimitMB=1024", "-volume.max=500"),
+        *("-master.volumeSizeLimitMB=1024", "-volume.max=500", "-volume.preStopSeconds=1"),
     ]
     keys = ("object_store.port", *("object_store.internal_ports",) * 3, *("a gRPC port of object_store",) * 4)
     ports = {f"{key} {index}" if index else key: port for index, (key, port) in enumerate(zip(keys, store.ports))}

@@ -66,11 +66,15 @@ class Supervisor:
     """The running supervisord of a stack, asked over its socket."""
 
     def __init__(self, settings: StackSettings):
+        self._settings = settings
+
+    @property
+    def _rpc(self) -> Any:
+        """A new connection each time: one that was refused is of no more use."""
         from supervisor.xmlrpc import SupervisorTransport
 
-        transport = SupervisorTransport(None, None, f"unix://{settings.socket}")
-        self._rpc: Any = ServerProxy("http://127.0.0.1", transport=transport).supervisor
-        self._settings = settings
+        transport = SupervisorTransport(None, None, f"unix://{self._settings.socket}")
+        return ServerProxy("http://127.0.0.1", transport=transport).supervisor
 
     @property
     def is_running(self) -> bool:
