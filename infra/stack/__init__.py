@@ -6,7 +6,6 @@
 `python -m infra.stack up|status|logs|down [--file FILE]`; make up, make status, make logs and make down call it.
 
 The supervisor is supervisord (PyPI: supervisor): twenty years old and still released, in Python without dependencies,
-with what is needed here and would be ours otherwise: restarts with growing pauses, whole process groups stopped, rotated
-logs, and an API on a Unix socket. Of the others, circus and honcho are hardly maintained or do not restart, and systemd
-is missing in containers and cannot be had from PyPI.
+with what would be ours otherwise: restarts with growing pauses, whole process groups stopped, rotated logs, and an API
+on a Unix socket. Of the others, circus is hardly maintained, honcho restarts nothing, and systemd is not in containers.
 """

@@ -52,16 +52,16 @@ def up(file: FileOption = DEFAULT) -> Outcome:
 def status(file: FileOption = DEFAULT) -> Outcome:
     """Say of each service whether it runs and answers; exit 2 where one does not."""
     settings = load_settings(file)
-    supervisor = _running(settings)
-    known = supervisor.processes()
+    known = _running(settings).processes()
     rows, well = {}, True
     for service in services_of(settings):
-        info = known.get(service.name, {"statename": "STOPPED", "description": ""})
+        info = known.get(service.name, {"statename": "STOPPED", "description": "not started"})
         answers = info["statename"] in ("STARTING", "RUNNING") and service.answers()
+        advice = f"make up, or see {log_of(settings, service.name)}"
+        said = f"answers at {service.address}" if answers else f"does not answer: {advice}"
+        rows[service.name] = f"{info['statename'].lower()}, {info['description']}, {said}"
         well &= answers
-        said = f"answers at {service.address}, {info['description']}" if answers else f"does not answer: make up, or see {log_of(settings, service.name)}"
-        rows[service.name] = f"{info['statename'].lower()}, {said}"
-    return Outcome(rows, f"stack in {settings.folder}", exit_code=0 if well else ConfigError.exit_code)
+    return Outcome(rows, f"the stack in {settings.folder}", exit_code=0 if well else ConfigError.exit_code)
 
 
 @app.command()

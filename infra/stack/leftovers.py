@@ -23,7 +23,7 @@ def left_of(folder: str, service: str | None = None) -> list[psutil.Process]:
             named = service is None or marks.get("RSKD_STACK_SERVICE") == service
             if process.pid not in own and named and marks.get("RSKD_STACK") == folder:
                 found.append(process)
-    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+    return found
 
 
 def end(processes: list[psutil.Process], seconds: float = _SECONDS_TO_END) -> None:

@@ -55,14 +55,20 @@ def missing_services(settings: StackSettings) -> list[str]:
 
 
 def environment_of(settings: StackSettings) -> dict[str, str]:
-    """What the services and a shell beside them need, without keys: `credentials_of` has those."""
-    return {
+    """What runs, and a shell beside them, need to reach the services; `credentials_of` has the keys."""
+    ours = {
         "PREFECT_API_URL": f"http://127.0.0.1:{settings.prefect.port}/api",
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{settings.mlflow.port}",
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{settings.ray.dashboard_port}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(settings.folder / "ray-token"),
     }
+    if _ray(settings):
+        ours |= {
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{settings.ray.dashboard_port}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(settings.folder / "ray-token"),
+            # Despite its name: without it Ray takes another address than 127.0.0.1, and then listens on all.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        }
+    return ours
 
 
 def server_environment_of(settings: StackSettings) -> dict[str, str]:
@@ -197,12 +203,8 @@ def _ray(settings: StackSettings) -> Service | None:
     command = _module("ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats")
     command += [f"{option}={value}" for option, value in options.items()]
 
-    def is_well() -> bool:
-        token = (settings.folder / "ray-token").read_text()
-        return _is_well(f"{address}/api/gcs_healthz", headers={"Authorization": f"Bearer {token}"})
-
     ports = {f"ray.{key}": port for key, port in ray.model_dump().items()}
-    return Service("ray", command, address, is_well, ports)
+    return Service("ray", command, address, lambda: _is_well(f"{address}/api/gcs_healthz"), ports)
 
 
 def _prometheus(settings: StackSettings) -> Service | None:
@@ -228,12 +230,11 @@ def _binary(name: str) -> str | None:
     return shutil.which(name, path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}")
 
 
-def _is_well(url: str, headers: Mapping[str, str] | None = None) -> bool:
-    request = urllib.request.Request(url, headers=dict(headers or {}))
+def _is_well(url: str) -> bool:
     try:
-        with urllib.request.urlopen(request, timeout=_SECONDS):
+        with urllib.request.urlopen(url, timeout=_SECONDS):
             return True
-    except OSError:  # refused, in time out, or an HTTP status of failure
+    except OSError:  # refused, not in time, or an HTTP status of failure
         return False
 
 

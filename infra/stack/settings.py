@@ -85,7 +85,7 @@ def load_settings(path: Path) -> StackSettings:
         raise ConfigError(f"{path}: {_explained(error)}") from None
     settings = settings.model_copy(update={"folder": settings.folder.absolute()})
     if len(bytes(settings.socket)) > _LONGEST_SOCKET:
-        raise ConfigError(f"folder={settings.folder} is too long a path for a Unix socket: name a shorter one in {path}")
+        raise ConfigError(f"folder={settings.folder} is too long a path for a Unix socket: shorten it in {path}")
     return settings
 
 
@@ -94,5 +94,6 @@ def _explained(error: ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown key, remove it or correct its spelling"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {message[0].lower()}{message[1:]}, not {first['input']!r}: correct it"
+    if first["type"] == "value_error":  # which says what to do, and keeps a password to itself
+        return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}: correct it"
