@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from infra.stack.services import WORKER, Service, credentials_of, environment_of
 from infra.stack.settings import StackSettings
 from rskd.errors import ConfigError, first_line
 
-_SECONDS_TO_ANSWER = 180  # on two busy cores
+_SECONDS_TO_ANSWER = 300  # it takes 20 on two idle cores
 _MOST_STARTS = 3  # while it is waited for
 _SECONDS_TO_STOP = 40  # more than the 30 that a worker gives a run
 _ALREADY_STARTED, _NOT_RUNNING = 60, 70  # faults of supervisord
@@ -145,7 +145,7 @@ def _python_path() -> str:
     return os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
 
 
-def _wait(condition, seconds: float, problem: str, log: Path) -> None:
+def _wait(condition: Callable[[], bool], seconds: float, problem: str, log: Path) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -171,6 +171,6 @@ def _holder(port: int) -> str:
     """By which process, where this user may know."""
     with suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,) and connection.pid:
                 return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
     return ""
