@@ -22,6 +22,14 @@ from rskd.errors import ConfigError
 
 WORKER = "prefect-worker"
 _SECONDS = 5  # for an answer
+# The configuration that Ray writes names the file of one session: a Prometheus that runs would miss Ray's next one.
+_RAY_TARGETS = "prom_metrics_service_discovery.json"
+_PROMETHEUS = """\
+global: {{scrape_interval: 10s, evaluation_interval: 10s}}
+scrape_configs:
+  - job_name: ray
+    file_sd_configs: [{{files: ["{targets}"], refresh_interval: 10s}}]
+"""
 _OWN_STORE = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
 
 
@@ -119,6 +127,7 @@ def make_folders(settings: StackSettings) -> None:
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     identities = {"identities": [{"name": "rskd", "credentials": [credentials], "actions": actions}]}
     _write_once(_s3_identities(settings), json.dumps(identities))
+    _prometheus_config(settings).write_text(_PROMETHEUS.format(targets=settings.folder / "ray" / _RAY_TARGETS))
     link = _short_ray_folder(settings)
     if not link.is_symlink():
         link.symlink_to(settings.folder / "ray")
@@ -132,6 +141,10 @@ def _write_once(path: Path, text: str) -> None:
 
 def _s3_identities(settings: StackSettings) -> Path:
     return settings.folder / "s3.json"
+
+
+def _prometheus_config(settings: StackSettings) -> Path:
+    return settings.folder / "prometheus" / "prometheus.yml"
 
 
 def _short_ray_folder(settings: StackSettings) -> Path:
@@ -208,15 +221,15 @@ def _ray(settings: StackSettings) -> Service | None:
 
 
 def _prometheus(settings: StackSettings) -> Service | None:
-    """Reads the configuration that Ray writes; without Ray there is nothing to read."""
+    """Reads the metrics of Ray and of what runs on it; without Ray there is nothing to read."""
     binary = _binary("prometheus")
     if "prometheus" not in settings.optional or binary is None or _ray(settings) is None:
         return None
     port = settings.prometheus.port
     address = f"http://127.0.0.1:{port}"
-    config = _short_ray_folder(settings) / "session_latest" / "metrics" / "prometheus" / "prometheus.yml"
+    config = _prometheus_config(settings)
     command = [
-        *(binary, f"--config.file={config}", f"--storage.tsdb.path={settings.folder / 'prometheus'}"),
+        *(binary, f"--config.file={config}", f"--storage.tsdb.path={config.parent}"),
         *(f"--storage.tsdb.retention.time={settings.prometheus.keep}", f"--web.listen-address=127.0.0.1:{port}"),
     ]
     return Service("prometheus", command, address, lambda: _is_well(f"{address}/-/ready"), {"prometheus.port": port})

@@ -17,6 +17,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
+from flows.stage import SHARED_LIMIT
 from infra.stack.leftovers import left_of
 from infra.stack.services import WORKER, services_of
 from infra.stack.settings import GRPC_OFFSET, StackSettings, load_settings
@@ -25,7 +26,7 @@ from infra.stack.supervision import Supervisor
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-SECONDS_TO_COME_BACK = 180
+SECONDS = 300  # a process comes back, a stage begins: 20 on an idle machine
 
 
 class Stack:
@@ -159,11 +160,12 @@ def test_deployments_are_registered(client):
 
 @pytest.mark.parametrize("service", ["prefect", WORKER, "mlflow", "object-store", "ray"])
 def test_what_is_killed_is_restarted(stack, service):
-    before = stack.pids()[service]
+    """And nothing of its last process is left, which might answer in its place."""
+    before, last = stack.pids()[service], left_of(str(stack.settings.folder), service)
     os.kill(before, signal.SIGKILL)
+    wait_until(lambda: not any(process in left_of(str(stack.settings.folder), service) for process in last))
     wait_until(lambda: stack.pids()[service] not in (0, before) and answers(stack, service))
-    assert psutil.Process(stack.pids()[service]).is_running()
-    assert {name: pid for name, pid in stack.pids().items() if pid == 0} == {}
+    assert 0 not in stack.pids().values()
 
 
 @pytest.mark.parametrize(("service", "part"), [("ray", "raylet"), ("ray", "gcs_server"), ("mlflow", "uvicorn")])
@@ -195,7 +197,7 @@ def test_a_cancelled_run_leaves_no_process_and_its_rerun_resumes(stack, client, 
     before = {process.pid for process in left_of(str(stack.settings.folder), WORKER)}
     run = client.create_flow_run_from_deployment(distill.id, parameters={"config": config})
     parts = tmp_path / "root" / "tiny" / "caches" / "default" / "parts"
-    wait_until(lambda: len(list(parts.glob("part-*.json"))) >= 2 if parts.exists() else False)
+    wait_until(lambda: len(list(parts.glob("part-*.json"))) >= 1)
     of_the_run = [p for p in left_of(str(stack.settings.folder), WORKER) if p.pid not in before]
     names = " ".join(" ".join(process.cmdline()[:1]) for process in of_the_run)
     assert "raylet" in names
@@ -207,7 +209,12 @@ def test_a_cancelled_run_leaves_no_process_and_its_rerun_resumes(stack, client, 
     assert committed
 
     again = client.create_flow_run_from_deployment(distill.id, parameters={"config": config})
-    wait_until(lambda: client.read_flow_run(again.id).state.is_final(), seconds=400)
+    wait_until(lambda: places_taken(client) == 1)
+    server = stack.pids()["prefect"]
+    os.kill(server, signal.SIGKILL)  # the run outlives it, and keeps its place
+    wait_until(lambda: stack.pids()["prefect"] not in (0, server) and answers(stack, "prefect"))
+    assert places_taken(client) == 1 or client.read_flow_run(again.id).state.is_final()
+    wait_until(lambda: client.read_flow_run(again.id).state.is_final())
     assert client.read_flow_run(again.id).state.is_completed(), client.read_flow_run(again.id).state.message
     now = {part.name: part.read_bytes() for part in parts.glob("part-*.json")}
     assert committed.items() < now.items()
@@ -274,11 +281,15 @@ def refused(done: subprocess.CompletedProcess[str], message: str) -> str:
     return line
 
 
+def places_taken(client: SyncPrefectClient) -> int:
+    return client.read_global_concurrency_limit_by_name(SHARED_LIMIT).active_slots
+
+
 def answers(stack: Stack, name: str) -> bool:
     return next(service for service in services_of(stack.settings) if service.name == name).answers()
 
 
-def wait_until(condition, seconds: float = SECONDS_TO_COME_BACK) -> None:
+def wait_until(condition, seconds: float = SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "not in time"
