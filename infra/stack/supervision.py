@@ -98,8 +98,11 @@ class Supervisor:
         ours = environment_of(self._settings) | server_environment_of(self._settings) | credentials_of(self._settings)
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration_path(self._settings))]
         environment = os.environ | ours | {"RSKD_STACK": str(self._settings.folder), "PYTHONPATH": _python_path()}
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-        _wait(lambda: self.is_running, 20, "supervisord did not start", self._settings.logs / "supervisord.log")
+        started = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if started.returncode:
+            said = first_line(started.stderr or started.stdout)
+            raise ConfigError(f"supervisord did not start ({said}): correct that, and make up again")
+        _wait(lambda: self.is_running, 60, "supervisord did not start", self._settings.logs / "supervisord.log")
 
     def start(self, service: Service) -> None:
         """Start it unless it runs."""
