@@ -47,7 +47,8 @@ def configuration(settings: StackSettings, services: Iterable[Service]) -> str:
             f'environment=RSKD_STACK_SERVICE="{service.name}"',
             # What ends within 20 s is started again after a pause that grows each time.
             *("autostart=false", "autorestart=true", "startsecs=20", "startretries=1000"),
-            *("stopasgroup=true", "killasgroup=true", f"stopwaitsecs={_SECONDS_TO_STOP}"),
+            f"stopasgroup={str(not service.stops_its_own).lower()}",
+            *("killasgroup=true", f"stopwaitsecs={_SECONDS_TO_STOP}"),
             *("redirect_stderr=true", f"stdout_logfile={_escaped(log_of(settings, service.name))}"),
             *("stdout_logfile_maxbytes=20MB", "stdout_logfile_backups=3"),
         ]

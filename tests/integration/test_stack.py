@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,10 +10,12 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
@@ -106,7 +109,23 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.fixture
+def other_stack(tmp_path: Path) -> Iterator[Stack]:
+    """One that is down, without the optional services."""
+    file = stack_file(tmp_path)
+    file.write_text("optional = []\n" + file.read_text())
+    stack = Stack(file)
+    yield stack
+    stack("down")
+
+
+@pytest.fixture
 def client(stack: Stack) -> Iterator[SyncPrefectClient]:
+    with api_of(stack) as client:
+        yield client
+
+
+@contextmanager
+def api_of(stack: Stack) -> Iterator[SyncPrefectClient]:
     url = f"http://127.0.0.1:{stack.settings.prefect.port}/api"
     with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
         yield client
@@ -119,7 +138,7 @@ def test_it_answers_and_says_where(stack):
     assert {"prefect", WORKER, "mlflow", "object-store", "ray"} <= set(said)
     assert all(said[name].startswith(("running", "starting")) for name in said)
     for service in services_of(stack.settings):
-        if service.name not in (WORKER, "object-store"):  # which has no page
+        if service.name != "object-store":  # which has no page
             assert urllib.request.urlopen(service.address, timeout=10).status == 200
             assert service.address in said[service.name]
 
@@ -230,47 +249,57 @@ def test_a_supervisor_that_died(stack):
     assert stack("status").returncode == 0
 
 
-def test_down_leaves_data_and_nothing_running(tmp_path):
-    """Twice, and up again on the same data."""
-    file = stack_file(tmp_path)
-    file.write_text("optional = []\n" + file.read_text())
-    stack = Stack(file)
+def test_down_leaves_data_and_nothing_running_and_a_backup_restores(other_stack, tmp_path):
+    stack = other_stack
+    folder = stack.settings.folder
     assert stack("down").returncode == 0
-    for _ in range(2):
-        assert stack("up").returncode == 0
-        assert set(stack.pids()) == {"prefect", WORKER, "mlflow"}
-        assert stack("down").returncode == 0
-        assert stack.left == []
-        assert is_free(stack.settings.prefect.port)
-    assert (stack.settings.folder / "prefect" / "prefect.db").exists()
-    assert (stack.settings.folder / "mlflow" / "mlflow.db").exists()
+    assert stack("up").returncode == 0
+    assert set(stack.pids()) == {"prefect", WORKER, "mlflow"}
+    with api_of(stack) as client:
+        client.pause_deployment(client.read_deployment_by_name("distill/distill").id)
+    mlflow = MlflowClient(f"http://127.0.0.1:{stack.settings.mlflow.port}")
+    run = mlflow.create_run("0").info.run_id
+    mlflow.log_text(run, "kept", "note.txt")
+
     assert stack("down").returncode == 0
-    refused(stack("status"), "no stack runs in")
-    shown = stack("logs", "mlflow")
-    assert shown.returncode == 0
-    assert "Application startup complete" in shown.stdout
+    assert stack.left == []
+    assert is_free(stack.settings.prefect.port)
+    assert (folder / "prefect" / "prefect.db").exists()
+    assert (folder / "mlflow" / "mlflow.db").exists()
+    assert stack("down").returncode == 0
+    refused(stack("status"), f"no stack runs in {folder}: make up")
+    assert "Application startup complete" in stack("logs", "mlflow").stdout
     refused(stack("logs", "nonsense"), "no log of nonsense in")
 
+    restored = tmp_path / "restored"
+    shutil.copytree(folder, restored, ignore=shutil.ignore_patterns("ray", "logs", "*.sock"))
+    shutil.rmtree(folder)
+    stack.file.write_text(stack.file.read_text().replace(str(folder), str(restored)))
+    assert stack("up").returncode == 0
+    with api_of(stack) as client:
+        assert client.read_deployment_by_name("distill/distill").paused
+    assert mlflow.get_run(run).info.run_id == run
+    assert Path(mlflow.download_artifacts(run, "note.txt", str(tmp_path))).read_text() == "kept"
 
-def test_a_port_in_use(tmp_path):
-    stack = Stack(stack_file(tmp_path))
-    with socket.create_server(("127.0.0.1", stack.settings.mlflow.port)):
-        said = refused(stack("up"), f"mlflow.port={stack.settings.mlflow.port} is in use by python")
-        assert str(os.getpid()) in said
-    assert stack.left == []
+
+def test_a_port_in_use(other_stack):
+    port = other_stack.settings.mlflow.port
+    with socket.create_server(("127.0.0.1", port)):
+        said = refused(other_stack("up"), f"mlflow.port={port} is in use by ")
+        assert f"(pid {os.getpid()}): end that, or set another port" in said
+    assert other_stack.left == []
 
 
-def test_a_service_that_cannot_start(tmp_path):
-    """Its database cannot be reached: named with the last line of its log, and `make down` cleans up."""
-    file = stack_file(tmp_path)
-    nowhere = "prefect = {database = 'sqlite+aiosqlite:////nonexistent/prefect.db', "
-    file.write_text("optional = []\n" + file.read_text().replace("prefect = {", nowhere))
-    stack = Stack(file)
-    said = refused(stack("up"), "prefect keeps ending (")
-    assert "unable to open database file" in said
-    assert stack("status").returncode == 2
-    assert stack("down").returncode == 0
-    assert stack.left == []
+def test_a_service_that_cannot_start(other_stack):
+    """Its database cannot be made: named with the last line of its log, and `make down` cleans up."""
+    nowhere = "prefect = {database = 'sqlite+aiosqlite:////dev/null/prefect.db', "
+    other_stack.file.write_text(other_stack.file.read_text().replace("prefect = {", nowhere))
+    refused(other_stack("up"), "prefect keeps ending (")
+    shown = other_stack("status")
+    assert shown.returncode == 2
+    assert "does not answer" in shown.stdout
+    assert other_stack("down").returncode == 0
+    assert other_stack.left == []
 
 
 def refused(done: subprocess.CompletedProcess[str], message: str) -> str:
