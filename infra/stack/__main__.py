@@ -17,6 +17,7 @@ from infra.stack.services import (
     make_folders,
     missing_services,
     services_of,
+    short_ray_folder,
 )
 from infra.stack.settings import StackSettings, load_settings
 from infra.stack.supervision import Supervisor, configuration, configuration_path, log_of
@@ -88,6 +89,7 @@ def down(file: FileOption = DEFAULT) -> Outcome:
         return Outcome({"data": f"none in {settings.folder}"}, "no stack was started")
     with file_lock(settings.folder / "lock"):
         Supervisor(settings).stop()
+        short_ray_folder(settings).unlink(missing_ok=True)
     return Outcome({"data and logs": str(settings.folder)}, "the stack is down")
 
 

@@ -129,7 +129,7 @@ def make_folders(settings: StackSettings) -> None:
     identities = {"identities": [{"name": "rskd", "credentials": [credentials], "actions": actions}]}
     _write_once(_s3_identities(settings), json.dumps(identities))
     _prometheus_config(settings).write_text(_PROMETHEUS.format(targets=settings.folder / "ray" / _RAY_TARGETS))
-    link = _short_ray_folder(settings)
+    link = short_ray_folder(settings)
     if not link.is_symlink():
         link.symlink_to(settings.folder / "ray")
 
@@ -148,7 +148,7 @@ def _prometheus_config(settings: StackSettings) -> Path:
     return settings.folder / "prometheus" / "prometheus.yml"
 
 
-def _short_ray_folder(settings: StackSettings) -> Path:
+def short_ray_folder(settings: StackSettings) -> Path:
     """A short name for folder/ray: Ray's sockets lie 75 characters below it, and their paths may have 107."""
     name = sha256(bytes(settings.folder)).hexdigest()[:8]
     return Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 16 else "/tmp", f"rskd-{os.getuid()}-{name}")
@@ -212,7 +212,7 @@ def _ray(settings: StackSettings) -> Service | None:
         "--min-worker-port": 0,  # any
         "--max-worker-port": 0,
         "--num-cpus": max(4, usable_cores()),  # so that workers and data tasks fit together, as in a local Ray
-        "--temp-dir": _short_ray_folder(settings),
+        "--temp-dir": short_ray_folder(settings),
     }
     command = _module("ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats")
     command += [f"{option}={value}" for option, value in options.items()]

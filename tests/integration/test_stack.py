@@ -22,7 +22,7 @@ from prefect.states import Cancelling
 
 from flows.stage import SHARED_LIMIT
 from infra.stack.leftovers import left_of
-from infra.stack.services import WORKER, services_of
+from infra.stack.services import WORKER, services_of, short_ray_folder
 from infra.stack.settings import GRPC_OFFSET, StackSettings, load_settings
 from infra.stack.supervision import Supervisor
 
@@ -266,6 +266,7 @@ def test_down_leaves_data_and_nothing_running_and_a_backup_restores(other_stack,
     assert stack.left == []
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", stack.settings.prefect.port))
+    assert not short_ray_folder(stack.settings).is_symlink()
     assert (folder / "prefect" / "prefect.db").exists()
     assert (folder / "mlflow" / "mlflow.db").exists()
     assert stack("down").returncode == 0

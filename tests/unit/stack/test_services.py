@@ -1,5 +1,6 @@
 import importlib.util
 import shutil
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,6 +12,7 @@ from infra.stack.services import (
     missing_services,
     server_environment_of,
     services_of,
+    short_ray_folder,
 )
 from infra.stack.settings import MlflowSettings, PrefectSettings, StackSettings
 from infra.stack.supervision import configuration
@@ -18,8 +20,10 @@ from rskd.errors import ConfigError
 
 
 @pytest.fixture
-def settings(tmp_path) -> StackSettings:
-    return StackSettings(folder=tmp_path / "stack")
+def settings(tmp_path) -> Iterator[StackSettings]:
+    settings = StackSettings(folder=tmp_path / "stack")
+    yield settings
+    short_ray_folder(settings).unlink(missing_ok=True)
 
 
 def without(monkeypatch, missing: str) -> None:
