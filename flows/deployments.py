@@ -1,10 +1,14 @@
-"""Serve every flow as a deployment, so that it can be started and scheduled from the Prefect UI.
+"""Every flow as a deployment to a pool of process workers: one list, registered the same way wherever it is used.
 
-    make serve     # or: python -m flows.deployments
+    make up        # the stack's server and worker (infra/README.md), which registers them
+    make serve     # the light way, in the foreground: or python -m flows.deployments
 
-With PREFECT_API_URL set, that server gets the deployments; otherwise one is started on http://127.0.0.1:4200.
+With PREFECT_API_URL set, `make serve` registers with that server; otherwise it starts one on http://127.0.0.1:4200.
+
 The form of each deployment is the documented configuration, filled in with flows/configs/demo.yaml; that of
-`reproduce-paper` its scale and text. The weekly schedule of `distill` is an example and starts switched off.
+`reproduce-paper` its scale and text. Registering again updates what is declared here, and leaves what a user switches:
+whether a deployment is paused, and every schedule. A process worker starts each run in a session of its own, and Cancel
+ends all of it; Prefect's `serve` would leave children alive, and pause the schedules when it stops.
 """
 
 from __future__ import annotations
@@ -13,47 +17,157 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
-from typing import cast
+from typing import Any
 
-from prefect import serve
-from prefect.client.orchestration import get_client
-from prefect.deployments.runner import RunnerDeployment
-from prefect.schedules import Cron
+import typer
+from prefect import Flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import (
+    DeploymentScheduleCreate,
+    DeploymentUpdate,
+    GlobalConcurrencyLimitCreate,
+    WorkPoolCreate,
+)
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+from prefect.utilities.callables import parameter_schema
+from prefect.workers.process import ProcessWorker
 
 from flows.adapt_teacher import adapt_teacher
 from flows.cache_logits import cache_logits
 from flows.distill import distill
 from flows.evaluate_student import evaluate_student
 from flows.pack_corpus import pack_corpus
+from flows.registry import promote, rollback
 from flows.reproduce_paper import reproduce_paper
-from flows.settings import prefect_settings
+from flows.retrain import retrain
+from flows.settings import run_app
+from flows.stage import SHARED_LIMIT
 from flows.train_student import train_student
-from rskd import interrupts
+from flows.watch_source import watch_source
+from rskd.cli import Outcome
 from rskd.config import load_config
+from rskd.errors import ConfigError
 
 EXAMPLE = Path(__file__).parent / "configs" / "demo.yaml"
-REPRODUCTION = {"scale": "cpu-small", "source": {"kind": "python_docs"}, "home": ".rskd/paper-cpu-small"}
+POOL = "rskd"
 STARTUP_SECONDS = 120
+_SECONDS_TO_START = 600  # a run that a worker took and never began gives its place back after that
 
 
-def serve_deployments() -> None:
-    """Serve the deployments until interrupted."""
-    parameters = {"config": load_config(EXAMPLE).model_dump(mode="json", exclude_unset=True)}
-    weekly = Cron("0 3 * * 0", timezone="UTC", active=False)
-    deployments = [
-        distill.to_deployment("distill", parameters=parameters, schedules=[weekly]),
-        pack_corpus.to_deployment("pack-corpus", parameters=parameters),
-        cache_logits.to_deployment("cache-logits", parameters=parameters),
-        train_student.to_deployment("train-student", parameters=parameters | {"student": "rskd"}),
-        evaluate_student.to_deployment("evaluate-student", parameters=parameters),
-        adapt_teacher.to_deployment("adapt-teacher", parameters=parameters),
-        reproduce_paper.to_deployment("reproduce-paper", parameters=REPRODUCTION),
-    ]
-    serve(*cast("list[RunnerDeployment]", deployments))  # to_deployment returns a coroutine in async code alone
+@dataclass(frozen=True)
+class Declared:
+    """A deployment of a flow, named as the flow; schedules by their slug, cron expressions in UTC that start off."""
+
+    flow: Flow[..., Any]
+    tag: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    schedules: Mapping[str, str] = field(default_factory=dict)
+
+
+DEPLOYMENTS: Sequence[Declared] = (
+    Declared(distill, "distillation", schedules={"weekly": "0 3 * * 0"}),
+    Declared(pack_corpus, "stage"),
+    Declared(cache_logits, "stage"),
+    Declared(train_student, "stage", {"student": "rskd"}),
+    Declared(evaluate_student, "stage"),
+    Declared(adapt_teacher, "distillation"),
+    Declared(retrain, "retraining", {"student": "rskd"}, schedules={"nightly": "0 2 * * *"}),
+    Declared(watch_source, "retraining", {"student": "rskd"}, schedules={"ten-minutes": "*/10 * * * *"}),
+    Declared(promote, "registry", {"model": "demo"}),
+    Declared(rollback, "registry", {"model": "demo"}),
+    Declared(
+        reproduce_paper,
+        "study",
+        {"scale": "cpu-small", "source": {"kind": "python_docs"}, "home": ".rskd/paper-cpu-small"},
+    ),
+)
+
+
+def register(*, pool: str = POOL, directory: Path | None = None, tracking_uri: str | None = None) -> list[str]:
+    """Create or update the deployments, their pool, and the limit that stages share; the names of the deployments.
+
+    Runs work in `directory` (the current one), to which relative paths of a configuration refer, and track to
+    `tracking_uri` unless their form says otherwise. The server is the one that PREFECT_API_URL names.
+    """
+    config = load_config(EXAMPLE).model_dump(mode="json", exclude_unset=True)
+    if tracking_uri is not None:
+        config["tracking"] = config.get("tracking", {}) | {"uri": tracking_uri}
+    with get_client(sync_client=True) as client:
+        _create_once(client, pool)
+        for declared in DEPLOYMENTS:
+            given = {"config": config, "tracking_uri": tracking_uri or ""}
+            taken = {name: value for name, value in given.items() if name in signature(declared.flow.fn).parameters}
+            parameters = {**taken, **declared.parameters}
+            fields = _fields(declared, parameters) | {
+                "work_pool_name": pool,
+                "job_variables": {"working_dir": str((directory or Path.cwd()).resolve())},
+            }
+            _create_or_update(client, declared, fields)
+    return [declared.flow.name for declared in DEPLOYMENTS]
+
+
+def _fields(declared: Declared, parameters: dict[str, Any]) -> dict[str, Any]:
+    """What is declared, and the same whether the deployment is new or known."""
+    flow = declared.flow
+    return {
+        "description": flow.description,
+        "tags": ["rskd", declared.tag],
+        "parameters": parameters,
+        "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
+        "enforce_parameter_schema": True,
+        "concurrency_limit": 1,
+        "concurrency_options": ConcurrencyOptions(
+            collision_strategy=ConcurrencyLimitStrategy.ENQUEUE, grace_period_seconds=_SECONDS_TO_START
+        ),
+        "entrypoint": f"{flow.__module__}.{flow.fn.__name__}",
+        "path": None,
+        "pull_steps": [],
+    }
+
+
+def _create_or_update(client: SyncPrefectClient, declared: Declared, fields: dict[str, Any]) -> None:
+    """Send nothing that a user may have switched: an update leaves out `paused` and `schedules`.
+
+    A declared schedule that a known deployment lacks is added, off. One without a slug and with the same times is what
+    earlier releases made of it.
+    """
+    name = declared.flow.name
+    schedules = {
+        slug: DeploymentScheduleCreate(schedule=CronSchedule(cron=cron, timezone="UTC"), active=False, slug=slug)
+        for slug, cron in declared.schedules.items()
+    }
+    try:
+        known = client.read_deployment_by_name(f"{name}/{name}")
+    except ObjectNotFound:
+        flow_id = client.create_flow_from_name(name)
+        client.create_deployment(flow_id, name, schedules=list(schedules.values()), **fields)
+        return
+    client.update_deployment(known.id, DeploymentUpdate(**fields))
+    there = {schedule.slug or getattr(schedule.schedule, "cron", None) for schedule in known.schedules}
+    missing = [schedule for slug, schedule in schedules.items() if not there & {slug, declared.schedules[slug]}]
+    if missing:
+        client.create_deployment_schedules(known.id, missing)
+
+
+def _create_once(client: SyncPrefectClient, pool: str) -> None:
+    """The pool, and the limit of one stage at a time; a user may have changed either, so they are made but once."""
+    try:
+        client.read_work_pool(pool)
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        client.create_work_pool(WorkPoolCreate(name=pool, type=ProcessWorker.type, base_job_template=template))
+    try:
+        client.read_global_concurrency_limit_by_name(SHARED_LIMIT)
+    except ObjectNotFound:
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=SHARED_LIMIT, limit=1))
 
 
 @contextmanager
@@ -76,14 +190,31 @@ def _wait_until_healthy(server: subprocess.Popen) -> None:
     with get_client(sync_client=True) as client:
         while client.api_healthcheck() is not None:
             if server.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit("the Prefect server did not start: see its messages above")
+                raise ConfigError("the Prefect server did not start: correct what its messages above name")
             time.sleep(1)
 
 
+def _work() -> None:
+    """Register, and be a worker until interrupted."""
+    register()
+    settings = get_current_settings().to_environment_variables(exclude_unset=True)
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+    subprocess.run(command, env=os.environ | settings)
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def main() -> Outcome:
+    """Register every flow as a deployment and run a worker for them, with a server where none is set."""
+    if get_current_settings().api.url:
+        _work()
+    else:
+        with local_server():
+            _work()
+    return Outcome({"deployments": [declared.flow.name for declared in DEPLOYMENTS]}, "worker stopped")
+
+
 if __name__ == "__main__":
-    with interrupts.stoppable(), prefect_settings():
-        if get_current_settings().api.url:
-            serve_deployments()
-        else:
-            with local_server():
-                serve_deployments()
+    run_app(app)

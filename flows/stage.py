@@ -1,19 +1,25 @@
-"""What every flow does around a stage: show what is there, retry what may pass, and publish what came out."""
+"""What every flow does around a stage: show what is there, wait for its turn, retry what may pass, publish results."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
+from prefect.settings import get_current_settings
 
 from rskd.config import DistillConfig
 from rskd.errors import ConfigError, OutputError, explained_by
 
 T = TypeVar("T")
+
+SHARED_LIMIT = "rskd-stages"  # a global concurrency limit of the Prefect server: how many stages run at once
+_NEVER_WAIT = ("pack", "students", "report")  # stages without a model to run
 
 
 def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
@@ -33,7 +39,18 @@ def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
     cache_policy=NO_CACHE,
 )
 def _stage(name: str, stage: Callable[..., Any], *args: Any) -> Any:
-    return stage(*args)
+    with _its_turn(name):
+        return stage(*args)
+
+
+def _its_turn(name: str) -> AbstractContextManager[None]:
+    """Wait for a place under SHARED_LIMIT: stages of one server share a GPU. Without a server there is no limit.
+
+    A stage outlives a server that is away for a while: a lease that could not be renewed does not end it.
+    """
+    if name in _NEVER_WAIT or get_current_settings().api.url is None:
+        return nullcontext()
+    return concurrency(SHARED_LIMIT, raise_on_lease_renewal_failure=False)
 
 
 def run_stage(name: str, stage: Callable[..., T], *args: Any) -> T:

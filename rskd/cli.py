@@ -357,10 +357,9 @@ def rollback(name: NameArgument, tracking_uri: TrackingOption = None) -> Outcome
 
 
 def _registry(name: str, tracking_uri: str | None) -> Registry:
-    from rskd.tracking.connection import tracking_uri_of_root
     from rskd.tracking.registry import Registry
 
-    return Registry(tracking_uri or tracking_uri_of_root(".rskd"), name)
+    return Registry.at(tracking_uri, name)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rskd.config import DistillConfig
 from rskd.errors import ConfigError, RskdError
-from rskd.tracking.connection import client_of, created_once, explained, tracking_uri_of
+from rskd.tracking.connection import client_of, created_once, explained, tracking_uri_of, tracking_uri_of_root
 from rskd.tracking.runs import DIGEST, Run
 
 if TYPE_CHECKING:
@@ -58,6 +58,11 @@ class Registry:
         if not config.tracking.enabled:
             raise ConfigError("tracking.enabled=false: promotions are kept in MLflow, set it to true")
         return cls(tracking_uri_of(config), config.registered_model)
+
+    @classmethod
+    def at(cls, tracking_uri: str | None, name: str) -> Registry:
+        """That of a registered model; without a URI in the MLflow beside .rskd."""
+        return cls(tracking_uri or tracking_uri_of_root(".rskd"), name)
 
     def version(self, alias: str) -> Version | None:
         """The version with this alias; None where there is none."""

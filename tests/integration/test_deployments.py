@@ -1,0 +1,102 @@
+"""Deployments on a real Prefect server: what is declared arrives, and what a user switched stays."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.deployments import DEPLOYMENTS, register
+from flows.stage import SHARED_LIMIT
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[SyncPrefectClient]:
+    with prefect_test_harness(server_startup_timeout=120), get_client(sync_client=True) as client:
+        yield client
+
+
+def test_what_is_declared_arrives(client, tmp_path):
+    names = register(pool="machines", directory=tmp_path, tracking_uri="http://127.0.0.1:5000")
+    assert {"distill", "pack-corpus", "cache-logits", "train-student", "evaluate-student"} <= set(names)
+    for declared in DEPLOYMENTS:
+        name = declared.flow.name
+        found = client.read_deployment_by_name(f"{name}/{name}")
+        assert found.work_pool_name == "machines"
+        assert found.job_variables == {"working_dir": str(tmp_path)}
+        assert Path(*found.entrypoint.split(".")[:-1]).with_suffix(".py").exists()
+        assert found.description
+        assert "rskd" in found.tags
+        assert found.enforce_parameter_schema
+        assert found.global_concurrency_limit.limit == 1
+        assert found.concurrency_options.collision_strategy == "ENQUEUE"
+        assert not found.paused
+        assert all(schedule.slug and not schedule.active for schedule in found.schedules)
+    distill = client.read_deployment_by_name("distill/distill")
+    assert [schedule.slug for schedule in distill.schedules] == ["weekly"]
+    assert distill.parameters["config"]["name"] == "demo"
+    assert distill.parameters["config"]["tracking"] == {"uri": "http://127.0.0.1:5000"}
+    form = distill.parameter_openapi_schema["definitions"]["TeacherConfig"]["properties"]
+    assert "Hub id" in form["model"]["description"]
+    assert client.read_work_pool("machines").type == "process"
+    assert client.read_global_concurrency_limit_by_name(SHARED_LIMIT).limit == 1
+
+
+def test_a_wrong_form_is_refused(client, tmp_path):
+    register(pool="machines", directory=tmp_path)
+    distill = client.read_deployment_by_name("distill/distill")
+    with pytest.raises(PrefectHTTPStatusError, match="409"):
+        client.create_flow_run_from_deployment(distill.id, parameters={"config": {"name": "x", "nonsense": 1}})
+
+
+def test_registering_again_leaves_what_a_user_switched(client, tmp_path):
+    register(pool="machines", directory=tmp_path)
+    distill = client.read_deployment_by_name("distill/distill")
+    client.update_deployment_schedule(distill.id, distill.schedules[0].id, active=True)
+    own = IntervalSchedule(interval=3600)
+    client.create_deployment_schedules(distill.id, [DeploymentScheduleCreate(schedule=own, active=True)])
+    client.update_deployment(distill.id, DeploymentUpdate(paused=True, tags=["mine"]))
+    client.update_global_concurrency_limit(SHARED_LIMIT, _limit(3))
+    before = _schedules(client)
+    assert {slug for slug, _, _ in before} == {"weekly", None}
+
+    register(pool="machines", directory=tmp_path)
+    distill = client.read_deployment_by_name("distill/distill")
+    assert distill.paused
+    assert _schedules(client) == before
+    assert distill.tags == ["rskd", "distillation"]
+    assert client.read_global_concurrency_limit_by_name(SHARED_LIMIT).limit == 3
+
+    client.update_deployment(distill.id, DeploymentUpdate(paused=False))
+    for schedule in distill.schedules:
+        client.update_deployment_schedule(distill.id, schedule.id, active=False)
+    before = _schedules(client)
+    register(pool="machines", directory=tmp_path)
+    assert not client.read_deployment_by_name("distill/distill").paused
+    assert _schedules(client) == before
+    assert not any(active for _, active, _ in before)
+
+
+def test_a_declared_schedule_that_is_missing_comes_switched_off(client, tmp_path):
+    register(pool="machines", directory=tmp_path)
+    distill = client.read_deployment_by_name("distill/distill")
+    for schedule in distill.schedules:
+        client.delete_deployment_schedule(distill.id, schedule.id)
+    register(pool="machines", directory=tmp_path)
+    assert [(slug, active) for slug, active, _ in _schedules(client)] == [("weekly", False)]
+
+
+def _limit(limit: int):
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+
+    return GlobalConcurrencyLimitUpdate(limit=limit)
+
+
+def _schedules(client) -> set:
+    """Slug, switch and identity of each schedule of distill."""
+    found = client.read_deployment_by_name("distill/distill").schedules
+    return {(schedule.slug, schedule.active, schedule.id) for schedule in found}

@@ -1,0 +1,347 @@
+"""The stack of one machine as a user runs it: `python -m infra.stack` over real servers, on free ports."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
+
+from flows.stage import SHARED_LIMIT
+from infra.stack.leftovers import left_of
+from infra.stack.services import WORKER, services_of, short_ray_folder
+from infra.stack.settings import GRPC_OFFSET, StackSettings, load_settings
+from infra.stack.supervision import Supervisor
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 300  # a process comes back, a stage begins: 20 on an idle machine
+
+
+class Stack:
+    """One stack, told what to do by its command line."""
+
+    def __init__(self, file: Path, environment: dict[str, str] | None = None):
+        self.file = file
+        self.environment = os.environ | (environment or {})
+
+    def __call__(self, *command: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "infra.stack", *command, "--file", str(self.file)]
+        return subprocess.run(words, cwd=ROOT, env=self.environment, capture_output=True, text=True)
+
+    @property
+    def settings(self) -> StackSettings:
+        return load_settings(self.file)
+
+    @property
+    def left(self) -> list[psutil.Process]:
+        return left_of(str(self.settings.folder))
+
+    def pids(self) -> dict[str, int]:
+        return {name: info["pid"] for name, info in Supervisor(self.settings).processes().items()}
+
+
+def stack_file(folder: Path) -> Path:
+    """A stack.toml in `folder` with ports that are free now."""
+    ports = iter(free_ports(15))
+    text = f"""
+    folder = "{folder / "stack"}"
+    prefect = {{port = {next(ports)}, worker_port = {next(ports)}}}
+    mlflow = {{port = {next(ports)}}}
+    object_store = {{port = {next(ports)}, internal_ports = [{next(ports)}, {next(ports)}, {next(ports)}]}}
+    prometheus = {{port = {next(ports)}}}
+    [ray]
+    port = {next(ports)}
+    dashboard_port = {next(ports)}
+    metrics_port = {next(ports)}
+    agent_port = {next(ports)}
+    client_port = {next(ports)}
+    """
+    file = folder / "stack.toml"
+    file.write_text(text)
+    return file
+
+
+def free_ports(number: int) -> list[int]:
+    ports: list[int] = []
+    for port in range(21_000 + os.getpid() % 20_000, 65_000 - GRPC_OFFSET):
+        if is_free(port) and is_free(port + GRPC_OFFSET):
+            ports.append(port)
+        if len(ports) == number:
+            return ports
+    raise RuntimeError("no free ports")
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack that is up."""
+    stack = Stack(stack_file(tmp_path_factory.mktemp("up")))
+    started = stack("up")
+    try:
+        assert started.returncode == 0, started.stderr
+        yield stack
+    finally:
+        stack("down")
+        assert stack.left == []
+
+
+@pytest.fixture
+def other_stack(tmp_path: Path) -> Iterator[Stack]:
+    """One that is down, without the optional services."""
+    file = stack_file(tmp_path)
+    file.write_text("optional = []\n" + file.read_text())
+    stack = Stack(file)
+    yield stack
+    stack("down")
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[SyncPrefectClient]:
+    with api_of(stack) as client:
+        yield client
+
+
+@contextmanager
+def api_of(stack: Stack) -> Iterator[SyncPrefectClient]:
+    url = f"http://127.0.0.1:{stack.settings.prefect.port}/api"
+    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+        yield client
+
+
+def test_it_answers_and_says_where(stack):
+    assert stack("status").returncode == 0
+    said = json.loads(stack("status", "--json").stdout)
+    assert list(said) == [service.name for service in services_of(stack.settings)]
+    assert {"prefect", WORKER, "mlflow", "object-store", "ray"} <= set(said)
+    assert all(said[name].startswith(("running", "starting")) for name in said)
+    for service in services_of(stack.settings):
+        assert f"answers at {service.address}" in said[service.name]
+        if service.name in ("prefect", "mlflow", "ray"):
+            page = urllib.request.urlopen(service.address, timeout=10)
+            assert page.headers["content-type"].startswith("text/html")
+
+
+def test_up_twice_is_once(stack):
+    before = stack.pids()
+    again = stack("up")
+    assert again.returncode == 0, again.stderr
+    assert stack.pids() == before
+
+
+def test_everything_listens_on_loopback_alone(stack):
+    pids = {process.pid for process in stack.left}
+    listening = [c for c in psutil.net_connections("tcp") if c.pid in pids and c.status == psutil.CONN_LISTEN]
+    assert len(listening) > 10
+    assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}
+
+
+def test_secrets_are_for_the_owner_and_not_in_command_lines_or_logs(stack):
+    settings = stack.settings
+    secrets = [
+        (settings.folder / "ray-token").read_text(),
+        json.loads((settings.folder / "s3.json").read_text())["identities"][0]["credentials"][0]["secretKey"],
+    ]
+    assert settings.folder.stat().st_mode & 0o077 == 0
+    shown = [" ".join(process.cmdline()) for process in stack.left]
+    written = [log.read_text(errors="replace") for log in settings.logs.iterdir()]
+    written.append((settings.folder / "supervisord.conf").read_text())
+    for secret in secrets:
+        assert not any(secret in text for text in shown + written)
+
+
+def test_deployments_are_registered(client):
+    distill = client.read_deployment_by_name("distill/distill")
+    assert distill.job_variables == {"working_dir": str(ROOT)}
+    assert distill.parameters["config"]["tracking"]["uri"].startswith("http://127.0.0.1:")
+
+
+@pytest.mark.parametrize("service", ["prefect", WORKER, "mlflow", "object-store", "ray"])
+def test_what_is_killed_is_restarted(stack, service):
+    """And nothing of its last process is left, which might answer in its place."""
+    before, last = stack.pids()[service], left_of(str(stack.settings.folder), service)
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: not any(process in left_of(str(stack.settings.folder), service) for process in last))
+    wait_until(lambda: stack.pids()[service] not in (0, before) and answers(stack, service))
+    assert 0 not in stack.pids().values()
+
+
+@pytest.mark.parametrize(("service", "part"), [("ray", "raylet"), ("ray", "gcs_server"), ("mlflow", "uvicorn")])
+def test_so_is_a_service_whose_part_is_killed(stack, service, part):
+    def parts() -> list[psutil.Process]:
+        of_service = left_of(str(stack.settings.folder), service)
+        return [process for process in of_service if any(part in word for word in process.cmdline()[:3])]
+
+    killed = parts()[0]
+    killed.kill()
+    wait_until(lambda: killed not in parts())
+    time.sleep(2)  # until those that watch it have noticed
+    wait_until(lambda: parts() and answers(stack, service))
+
+
+def test_other_settings_need_a_restart(stack, tmp_path):
+    other = tmp_path / "stack.toml"
+    other.write_text(stack.file.read_text() + "\n[unknown]\nport = 1")
+    refused(Stack(other)("up"), "unknown: unknown key")
+    changed = stack.file.read_text().replace("prefect = {", 'prefect = {pool = "other", ')
+    other.write_text(changed)
+    refused(Stack(other)("up"), "runs with other settings: make down, then make up")
+
+
+def test_a_cancelled_run_leaves_no_process_and_its_rerun_resumes(stack, client, tmp_path, tiny_teacher_dir):
+    """With a local Ray of its own, cancelled in the middle of caching."""
+    config = tiny_config(tmp_path, tiny_teacher_dir)
+    distill = client.read_deployment_by_name("distill/distill")
+    before = {process.pid for process in left_of(str(stack.settings.folder), WORKER)}
+    run = client.create_flow_run_from_deployment(distill.id, parameters={"config": config})
+    parts = tmp_path / "root" / "tiny" / "caches" / "default" / "parts"
+    wait_until(lambda: len(list(parts.glob("part-*.json"))) >= 1)
+    of_the_run = [p for p in left_of(str(stack.settings.folder), WORKER) if p.pid not in before]
+    names = " ".join(" ".join(process.cmdline()[:1]) for process in of_the_run)
+    assert "raylet" in names
+    assert "gcs_server" in names
+    client.set_flow_run_state(run.id, Cancelling())
+    wait_until(lambda: client.read_flow_run(run.id).state.name == "Cancelled")
+    wait_until(lambda: not any(process.is_running() for process in of_the_run), seconds=60)
+    committed = {part.name: part.read_bytes() for part in parts.glob("part-*.json")}
+    assert committed
+
+    again = client.create_flow_run_from_deployment(distill.id, parameters={"config": config})
+    wait_until(lambda: places_taken(client) == 1)
+    server = stack.pids()["prefect"]
+    os.kill(server, signal.SIGKILL)  # the run outlives it, and keeps its place
+    wait_until(lambda: stack.pids()["prefect"] not in (0, server) and answers(stack, "prefect"))
+    assert places_taken(client) == 1 or client.read_flow_run(again.id).state.is_final()
+    wait_until(lambda: client.read_flow_run(again.id).state.is_final())
+    assert client.read_flow_run(again.id).state.is_completed(), client.read_flow_run(again.id).state.message
+    now = {part.name: part.read_bytes() for part in parts.glob("part-*.json")}
+    assert committed.items() < now.items()
+    assert (tmp_path / "root" / "tiny" / "report.html").exists()
+
+
+def test_a_supervisor_that_died(stack):
+    supervisord = int((stack.settings.folder / "supervisord.pid").read_text())
+    os.kill(supervisord, signal.SIGKILL)
+    refused(stack("status"), f"no stack runs in {stack.settings.folder}: make up")
+    healed = stack("up")
+    assert healed.returncode == 0, healed.stderr
+    assert stack("status").returncode == 0
+
+
+def test_down_leaves_data_and_nothing_running_and_a_backup_restores(other_stack, tmp_path):
+    stack = other_stack
+    folder = stack.settings.folder
+    assert stack("down").returncode == 0
+    assert stack("up").returncode == 0
+    assert set(stack.pids()) == {"prefect", WORKER, "mlflow"}
+    with api_of(stack) as client:
+        client.pause_deployment(client.read_deployment_by_name("distill/distill").id)
+    mlflow = MlflowClient(f"http://127.0.0.1:{stack.settings.mlflow.port}")
+    run = mlflow.create_run("0").info.run_id
+    mlflow.log_text(run, "kept", "note.txt")
+
+    assert stack("down").returncode == 0
+    assert stack.left == []
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", stack.settings.prefect.port))
+    assert not short_ray_folder(stack.settings).is_symlink()
+    assert (folder / "prefect" / "prefect.db").exists()
+    assert (folder / "mlflow" / "mlflow.db").exists()
+    assert stack("down").returncode == 0
+    refused(stack("status"), f"no stack runs in {folder}: make up")
+    assert "Application startup complete" in stack("logs", "mlflow").stdout
+    refused(stack("logs", "nonsense"), "no log of nonsense in")
+
+    restored = tmp_path / "restored"
+    shutil.copytree(folder, restored, ignore=shutil.ignore_patterns("ray", "logs", "*.sock"))
+    shutil.rmtree(folder)
+    stack.file.write_text(stack.file.read_text().replace(str(folder), str(restored)))
+    assert stack("up").returncode == 0
+    with api_of(stack) as client:
+        assert client.read_deployment_by_name("distill/distill").paused
+    assert mlflow.get_run(run).info.run_id == run
+    assert Path(mlflow.download_artifacts(run, "note.txt", str(tmp_path))).read_text() == "kept"
+
+
+def test_a_port_in_use(other_stack):
+    port = other_stack.settings.mlflow.port
+    with socket.create_server(("127.0.0.1", port)):
+        said = refused(other_stack("up"), f"mlflow.port={port} is in use by ")
+        assert f"(pid {os.getpid()}): end that, or set another port" in said
+    assert other_stack.left == []
+
+
+def test_a_service_that_cannot_start(other_stack):
+    """Its database cannot be made: named with the last line of its log, and `make down` cleans up."""
+    nowhere = "prefect = {database = 'sqlite+aiosqlite:////dev/null/prefect.db', "
+    other_stack.file.write_text(other_stack.file.read_text().replace("prefect = {", nowhere))
+    refused(other_stack("up"), "prefect keeps ending (")
+    shown = other_stack("status")
+    assert shown.returncode == 2
+    assert "does not answer" in shown.stdout
+    assert other_stack("down").returncode == 0
+    assert other_stack.left == []
+
+
+def refused(done: subprocess.CompletedProcess[str], message: str) -> str:
+    """One line on stderr and exit code 2."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = done.stderr.splitlines()
+    assert message in line
+    return line
+
+
+def places_taken(client: SyncPrefectClient) -> int:
+    return client.read_global_concurrency_limit_by_name(SHARED_LIMIT).active_slots
+
+
+def answers(stack: Stack, name: str) -> bool:
+    return next(service for service in services_of(stack.settings) if service.name == name).answers()
+
+
+def wait_until(condition, seconds: float = SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.5)
+
+
+def tiny_config(folder: Path, teacher: Path) -> dict:
+    return {
+        "name": "tiny",
+        "storage": {"root": str(folder / "root")},
+        "corpus": {
+            "source": {"kind": "python_docs"},
+            "seq_len": 64,
+            "max_windows": 256,
+            "eval_windows": 8,
+            "windows_per_part": 8,
+        },
+        "teacher": {"model": str(teacher), "dtype": "float32", "batch_windows": 1},
+        "student": {"init": "teacher_layers", "num_layers": 1},
+        "train": {"steps": 4, "global_batch": 2, "micro_batch": 2, "precision": "float32"},
+        "evaluate": {"max_windows": 4},
+        "tracking": {"enabled": False},
+    }
