@@ -17,7 +17,6 @@ from flows.watch_source import watch_source
 from rskd.config import DistillConfig, validate_config
 from rskd.tracking.connection import tracking_uri_of
 
-
 pytestmark = pytest.mark.e2e
 
 
