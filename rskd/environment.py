@@ -1,4 +1,4 @@
-"""What of the environment keeps the pieces of rskd from working together: proxies, temporary folders, homes.
+"""What of the environment keeps the pieces of rskd from working: proxies, temporary folders, homes, busy neighbours.
 
 What is changed are variables of this process and of those that it starts; entry points call `prepare`.
 """
@@ -17,9 +17,13 @@ _RAY_SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000000/sockets/plasma_
 
 
 def prepare() -> None:
-    """Loopback without a proxy, and a home for libraries where HOME has none."""
+    """Loopback without a proxy, a home for libraries where HOME has none, and threads that sleep while they wait.
+
+    OpenMP's threads spin otherwise: where a neighbour takes a core, a step of training takes many times as long.
+    """
     _reach_loopback_directly()
     _find_a_home()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported, which comes later
 
 
 def _reach_loopback_directly() -> None:

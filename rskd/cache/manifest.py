@@ -281,9 +281,10 @@ def check_same_head(stored: Head, wanted: Head, uri: str) -> None:
     if changed.key == "teacher.fingerprint":
         now = f"{wanted['teacher']['model']} (as it is now)"
         changed = Difference("teacher.model", stored["teacher"]["model"], now)
+    undo = f"set {changed.key}={changed.made}" if changed.key.startswith("corpus.") else "undo the change"
     raise CacheMismatchError(
-        f"cache {uri} was made with {changed}: undo the change, or choose another name for the run or the sampling and "
-        "run rskd cache"
+        f"cache {uri} was made with {changed}: {undo}, or choose another name for the run or the sampling and run rskd "
+        "cache"
     )
 
 

@@ -205,6 +205,7 @@ def test_a_killed_actor(config: DistillConfig, flawless: DistillConfig):
     check_finished(config, flawless, kept)
 
 
+@pytest.mark.e2e
 def test_a_killed_object_store(object_store, make_config: MakeConfig, flawless: DistillConfig):
     config = make_config(object_store.make_bucket())
     with ThreadPoolExecutor(1) as pool:
@@ -277,6 +278,7 @@ def test_an_upload_that_was_never_completed(object_store, make_config: MakeConfi
     assert inspect(config.cache_uri("default")) == inspect(flawless.cache_uri("default"))
 
 
+@pytest.mark.e2e
 def test_an_object_store_killed_in_the_middle_of_training(
     object_store, make_config: MakeConfig, flawless: DistillConfig
 ):

@@ -86,6 +86,7 @@ def test_one_pass_writes_every_cache(make_config: MakeConfig, tiny_teacher_dir: 
     assert all(summary["skipped"] for summary in again.values())
 
 
+@pytest.mark.e2e
 def test_what_is_missing_is_done_again_to_the_same_bytes(make_config: MakeConfig):
     config = make_config()
     pack_corpus(config)
@@ -105,6 +106,7 @@ def test_what_is_missing_is_done_again_to_the_same_bytes(make_config: MakeConfig
     assert cache_shas(config, "rskd") == before["rskd"]
 
 
+@pytest.mark.e2e
 def test_parts_do_not_depend_on_the_number_of_workers(make_config: MakeConfig, tmp_path: Path):
     one = make_config()
     two = make_config(tmp_path / "other", teacher={"workers": 2})

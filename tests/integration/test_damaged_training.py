@@ -30,8 +30,8 @@ TRAIN = {
 }
 
 
-def _config(root: Path, teacher: Path, **train) -> DistillConfig:
-    text = root / "text"
+def _config(root: Path, teacher: Path, text: Path | None = None, **train) -> DistillConfig:
+    text = text or root / "text"
     if not text.exists():
         text.mkdir(parents=True)
         for name in sorted(topics)[:12]:
@@ -87,7 +87,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_teacher_dir: Path) ->
 def copy(trained: DistillConfig, tmp_path: Path, tiny_teacher_dir: Path) -> DistillConfig:
     """A distillation of its own, trained to the end."""
     shutil.copytree(trained.storage.root, tmp_path / "store")
-    return _config(tmp_path, tiny_teacher_dir)
+    return _config(tmp_path, tiny_teacher_dir, Path(str(trained.corpus.source.uri)))
 
 
 def _forget_student(config: DistillConfig) -> None:
@@ -178,7 +178,7 @@ def test_a_student_without_weights_is_not_skipped(trained: DistillConfig, copy: 
 def test_with_ray_train_it_goes_on_alike(trained, copy, tiny_teacher_dir: Path, caplog, of_ray: str):
     """Also from the checkpoints that training in process left: how a run is executed is no part of it."""
     _forget_student(copy)
-    config = _config(Path(copy.storage.root).parent, tiny_teacher_dir, workers=1)
+    config = _config(Path(copy.storage.root).parent, tiny_teacher_dir, Path(str(copy.corpus.source.uri)), workers=1)
     _, newest = _checkpoints(copy)
     _flip(newest / "optimizer.safetensors")
     train_student(config)

@@ -11,6 +11,8 @@ from rskd import records
 from rskd.config import DistillConfig, validate_config
 from rskd.errors import ConfigError, MissingOutputError
 from rskd.jobs.compare_gradients import compare_gradients
+from rskd.lineage.inputs import Inputs
+from rskd.lineage.student import open_source, student_recipe
 from rskd.storage import Store
 from rskd.student.checkpoint import RESULT_FILE
 
@@ -23,6 +25,7 @@ def config(tmp_path: Path, tiny_teacher_dir: Path) -> DistillConfig:
             "storage": {"root": str(tmp_path)},
             "corpus": {"source": {"kind": "python_docs"}, "seq_len": 16},
             "teacher": {"model": str(tiny_teacher_dir), "dtype": "float32"},
+            "objective": {"kind": "full_kd"},
             "students": {"one": {}, "two": {}},
         }
     )
@@ -31,11 +34,13 @@ def config(tmp_path: Path, tiny_teacher_dir: Path) -> DistillConfig:
 def train(config: DistillConfig, student: str, teacher: Path) -> None:
     """A student that is its teacher."""
     shutil.copytree(teacher, config.student_uri(student))
-    records.write(Store(config.student_uri(student)), RESULT_FILE, {})
+    inputs = Inputs(config)
+    recipe = student_recipe(inputs, student, open_source(inputs, student), balances_router=False)
+    records.write(Store(config.student_uri(student)), RESULT_FILE, {"recipe": recipe})
 
 
 def test_record_and_page(config: DistillConfig, tiny_teacher_dir: Path):
-    write_corpus(config.corpus_uri("train"), windows=20, seq_len=16)
+    write_corpus(config, windows=20)
     train(config, "two", tiny_teacher_dir)
     found = compare_gradients(config, "two", windows=19)
     assert found["tokens"] == 16 * 16  # whole groups
@@ -55,7 +60,7 @@ def test_what_is_wrong_is_said_in_one_line(config: DistillConfig, tiny_teacher_d
         compare_gradients(config, "nobody", windows=16)
     with pytest.raises(MissingOutputError, match="run rskd pack"):
         compare_gradients(config, "one", windows=16)
-    write_corpus(config.corpus_uri("train"), windows=20, seq_len=16)
+    write_corpus(config, windows=20)
     with pytest.raises(ConfigError, match="--windows 21 exceeds the 20 windows"):
         compare_gradients(config, "one", windows=21)
     with pytest.raises(MissingOutputError, match="run rskd train --student one"):

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,15 @@ def test_the_folder_of_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.delenv("RAY_TMPDIR")
     monkeypatch.setenv("TMPDIR", "/proc/t")
     assert environment.ray_temporary_folder() == own
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(given: dict[str, str], found: str):
+    program = (
+        "import os, sys, rskd.cli, flows.distill; from rskd import environment\n"
+        "assert 'torch' not in sys.modules  # which reads it when it is imported\n"
+        "environment.prepare(); print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    without = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", program], env=without | given, capture_output=True, text=True)
+    assert done.stdout.strip() == found, done.stderr

@@ -92,7 +92,9 @@ def test_what_was_measured_is_used_for_the_same_configuration_alone(tmp_path: Pa
     with tracking.stage(config, "train", "default") as run:
         for step, speed in enumerate((1.0, 40.0, 50.0)):
             run.metrics({"tokens_per_s": speed}, step)
-    write_cache(config.cache_uri("default"), head=make_head(sampling__statistics=[]))
+    write_cache(
+        config.cache_uri("default"), head=make_head(sampling__statistics=[], teacher__model=str(tiny_teacher_dir))
+    )
     plan = estimate(config, tokens=2000)
     assert plan["teacher"] == {"tokens_per_s": 500.0, "seconds": 4.0, "source": "measured"}
     assert plan["students"]["default"]["seconds"] == 100.0
@@ -127,7 +129,7 @@ def test_a_probe_fits_the_unique_tokens_of_caches_that_do_not_exist(tmp_path: Pa
     )
     with pytest.raises(MissingOutputError, match="rskd pack"):
         probe(config, windows=2)
-    write_corpus(config.corpus_uri("train"))
+    write_corpus(config)
     found = probe(config, windows=100)  # more than there are
     plan = estimate(config)["caches"]
     assert {name: cache["source"] for name, cache in plan.items()} == {
