@@ -13,6 +13,8 @@ from prefect.testing.utilities import prefect_test_harness
 from flows.deployments import DEPLOYMENTS, register
 from flows.stage import SHARED_LIMIT
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[SyncPrefectClient]:

@@ -138,6 +138,7 @@ def test_a_cache_alone_is_enough(make_config, trained, tiny_teacher_dir: Path, t
     assert _losses(elsewhere, "one") == pytest.approx(_losses(config, "one"), rel=1e-4)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("max_failures", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_lost_worker_goes_on_from_the_last_checkpoint(make_config, trained, max_failures: int):
     name = f"lost_{max_failures}"
