@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rskd import records, tracking
+from rskd.cache.inspection import inspect
+from rskd.cache.manifest import manifest_name
 from rskd.config import DistillConfig, RayConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.errors import ConfigError, MissingOutputError, explained_by
@@ -36,6 +38,7 @@ from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.pages.figures import reliability_diagrams
 from rskd.progress import progress_bar
 from rskd.storage import Store
+from rskd.student.checkpoint import finished_student, student_digest
 
 GAP_COVERED = "pct_ce_to_fullkd"
 
@@ -81,12 +84,29 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
                     tracked.figure(reliability_diagrams(models), "reliability")
                 _write(store, part, models)
                 for model, metrics in models.items():
-                    tracked.metrics({f"{model}/{metric}": value for metric, value in _logged(part, metrics).items()})
+                    logged = _logged(part, metrics)
+                    tracked.metrics({f"{model}/{metric}": value for metric, value in logged.items()})
+                    if model in config.student_specs:
+                        digest = student_digest(finished_student(config.student_uri(model), model))
+                        data = {"dataset": "held-out windows", "dataset_digest": corpus.manifest.digest}
+                        tracked.model_metrics(digest, logged, **data)
             if failures:
                 raise ConfigError("; ".join(str(failure) for failure in failures))
     evaluation = results.read_results(config)
     assert evaluation is not None  # it was there, or has just been written
+    if pending:
+        tracking.log_headline(config, {name: _figures(config, name, evaluation) for name in config.student_specs})
     return {name: summary(model) for name, model in evaluation["models"].items()} | {"skipped": not pending}
+
+
+def _figures(config: DistillConfig, student: str, evaluation: dict[str, Any]) -> dict[str, float]:
+    """What people compare students by."""
+    spec, found = config.student_specs[student], evaluation["models"][student]
+    figures = {metric: found[metric] for metric in METRICS}
+    figures["tokens_per_s"] = finished_student(config.student_uri(student), student)["summary"]["tokens_per_s"]
+    if spec.objective.kind == "sparse_kd" and Store(config.cache_uri(spec.sampling)).exists(manifest_name(0)):
+        figures["bytes_per_token"] = inspect(config.cache_uri(spec.sampling))["bytes_per_token"]
+    return figures
 
 
 def _is_made(store: Store, part: Part) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from rskd import tracking
 from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig
 from rskd.errors import CacheMismatchError
@@ -17,7 +18,7 @@ from rskd.student.checkpoint import LOG_FILE
 
 
 def write_report(config: DistillConfig) -> str:
-    """Write the report to `config.report_uri` and return that.
+    """Write the report to `config.report_uri`, and to the distillation's run in MLflow, and return that.
 
     Raises ConfigError where a path that the config names does not exist; MissingOutputError where the evaluation does
     not, and CacheMismatchError where it, or what it was made from, is not what the configuration says.
@@ -26,6 +27,8 @@ def write_report(config: DistillConfig) -> str:
         page = render(_gather(config))
     home, _, name = config.report_uri.rpartition("/")
     Store(home).write(name, page.encode())
+    if config.tracking.enabled:
+        tracking.distillation(config).text(name, page)
     return config.report_uri
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SQLITE = "sqlite:///"
+_OPENS_ON_RUNS = {"mlflow.experimentKind": "custom_model_development"}  # else on an overview of GenAI
 
 
 def tracking_uri_of(config: DistillConfig) -> str:
@@ -81,7 +82,9 @@ def experiment_of(client: MlflowClient, config: DistillConfig) -> str:
             )
         return found.experiment_id
     own = config.tracking.uri is None  # else artifacts go where the server puts them
-    return client.create_experiment(name, artifact_location=_artifacts_uri(config) if own else None)
+    return client.create_experiment(
+        name, artifact_location=_artifacts_uri(config) if own else None, tags=_OPENS_ON_RUNS
+    )
 
 
 def _artifacts_uri(config: DistillConfig) -> str:

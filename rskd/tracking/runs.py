@@ -127,6 +127,23 @@ class Run:
         with self._forgiving(f"artifact {name}"):
             self._client.log_text(self.run_id, content, name)
 
+    def describe(self, markdown: str) -> None:
+        """Set the description that the run's page begins with."""
+        with self._forgiving("description"):
+            self._client.set_tag(self.run_id, "mlflow.note.content", markdown)
+
+    def model_metrics(self, digest: str, values: Mapping[str, float], *, dataset: str, dataset_digest: str) -> None:
+        """Log numbers of the model whose files have this digest, so that the Models page compares models by them."""
+        from mlflow.entities import Metric
+
+        with self._forgiving("metrics of a model"):
+            found = self._client.search_logged_models([self.experiment_id], f"tags.`{DIGEST}` = '{digest}'")
+            now = int(time.time() * 1000)
+            named = {"dataset_name": dataset, "dataset_digest": dataset_digest[:_DIGEST_LENGTH]}
+            for model in list(found)[:1]:
+                batch = [Metric(escaped(key), value, now, 0, model.model_id, **named) for key, value in values.items()]
+                self._client.log_batch(self.run_id, metrics=batch)
+
     def model(self, uri: str, *, name: str, digest: str) -> None:
         """Log a Hugging Face directory, whose files have this digest, as a logged model of this run.
 
@@ -201,6 +218,7 @@ class _Untracked(Run):
     def figure(self, figure: Figure, name: str) -> None: ...
     def dataset(self, uri: str, manifest: Mapping[str, Any], *, name: str, context: str = "training") -> None: ...
     def text(self, name: str, content: str) -> None: ...
+    def model_metrics(self, digest: str, values: Mapping[str, float], *, dataset: str, dataset_digest: str) -> None: ...
     def model(self, uri: str, *, name: str, digest: str) -> None: ...
 
 
@@ -217,6 +235,7 @@ def distillation(config: DistillConfig) -> Run:
         if run_id is None:
             tags = {_DISTILLATION: Store(config.home).absolute_uri, _STAGE: "distillation"}
             run_id = client.create_run(experiment_id, run_name=config.name, tags=tags).info.run_id
+            Run(tracking_uri, experiment_id, run_id).params(_sections(config, None))
     return Run(tracking_uri, experiment_id, run_id)
 
 
