@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
@@ -13,13 +14,29 @@ from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
+from flows.progress import LiveProgress
 from rskd.config import DistillConfig
 from rskd.errors import ConfigError, OutputError, explained_by
+from rskd.progress import watched_by
 
 T = TypeVar("T")
 
 SHARED_LIMIT = "rskd-stages"  # a global concurrency limit of the Prefect server: how many stages run at once
 _NEVER_WAIT = ("pack", "students", "report")  # stages without a model to run
+
+
+class _OneLine(logging.Filter):
+    """No traceback above what rskd explains in one line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and explained_by(error) is not None:
+            record.exc_info = record.exc_text = None
+        return True
+
+
+for _name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_name).addFilter(_OneLine())
 
 
 def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
@@ -39,7 +56,7 @@ def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
     cache_policy=NO_CACHE,
 )
 def _stage(name: str, stage: Callable[..., Any], *args: Any) -> Any:
-    with _its_turn(name):
+    with _its_turn(name), watched_by(LiveProgress(get_run_logger())):
         return stage(*args)
 
 

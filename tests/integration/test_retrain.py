@@ -54,7 +54,11 @@ def test_champion_then_nothing_new_then_new_text_and_back(config: DistillConfig,
     assert third["verdict"] in ("PROMOTE", "HOLD", "REJECT")
     assert all(row["challenger"] is not None and row["champion"] is not None for row in third["ledger"])
     with get_client(sync_client=True) as client:
-        pages = [artifact.data for artifact in client.read_artifacts() if artifact.key == "verdict"]
+        artifacts = client.read_artifacts()
+    pages = [artifact.data for artifact in artifacts if artifact.key == "verdict"]
+    shown = [artifact for artifact in artifacts if artifact.key == "progress"]
+    assert any("train default: 2 of 2" in str(artifact.description) for artifact in shown)
+    assert all(artifact.flow_run_id and artifact.data == 100 for artifact in shown)
     assert any("nothing new" in str(page) for page in pages)
     assert any("| lm_loss |" in str(page) and "against version\n1" in str(page) for page in pages)
 
