@@ -119,7 +119,7 @@ def test_inputs_figures_and_models_are_stored(root: Path, client: MlflowClient, 
     with tracking.stage(make_config(root), "train") as run:
         run.dataset(str(root / "cache"), {"digest": digest, "totals": {"tokens": 5}}, name="default")
         run.figure(go.Figure(go.Scatter(y=[1, 2])), "reliability")
-        run.model(str(tiny_teacher_dir), name="student-1.5")
+        run.model(str(tiny_teacher_dir), name="student-1.5", digest="d")
     logged = client.get_run(run.run_id)
     dataset = logged.inputs.dataset_inputs[0].dataset
     assert digest.startswith(dataset.digest)
@@ -142,7 +142,7 @@ def test_an_s3_root_keeps_runs_here_and_artifacts_there(
     for file in tiny_teacher_dir.iterdir():
         student.write(file.name, file.read_bytes())
     with tracking.stage(config, "train", "a") as run:
-        run.model(student.uri, name="a")
+        run.model(student.uri, name="a", digest="d")
     assert run.tracking_uri == f"sqlite:///{tmp_path}/.rskd/mlflow.db"
     logged = MlflowClient(run.tracking_uri).get_run(run.run_id)
     model = MlflowClient(run.tracking_uri).get_logged_model(logged.outputs.model_outputs[0].model_id)
@@ -187,7 +187,7 @@ def test_names_that_mlflow_refuses_are_escaped(root: Path, client: MlflowClient,
     with tracking.stage(config, "train", "t=0.8") as run:
         run.metrics({"t=0.8/lm_loss": 1.0, "kd+ce/lm_loss": 2.0, "学生/lm_loss": 3.0, "a:b": 4.0})
         run.params({"a=b": "x" * 7000})
-        run.model(str(tiny_teacher_dir), name="kd+ce.1")
+        run.model(str(tiny_teacher_dir), name="kd+ce.1", digest="d")
     logged = client.get_run(run.run_id)
     assert logged.data.metrics == {
         "t:3d:0.8/lm_loss": 1.0,
@@ -220,7 +220,7 @@ def test_a_metric_that_mlflow_refuses_loses_no_other(
 def test_a_root_with_a_percent_sign(tmp_path: Path, tiny_teacher_dir: Path):
     config = make_config(tmp_path / "a%20b c")
     with tracking.stage(config, "train") as run:
-        run.model(str(tiny_teacher_dir), name="s")
+        run.model(str(tiny_teacher_dir), name="s", digest="d")
     [weights] = (tmp_path / "a%20b c" / "mlartifacts").rglob("model.safetensors")
     assert weights.read_bytes() == (tiny_teacher_dir / "model.safetensors").read_bytes()
     assert (tmp_path / "a%20b c" / "mlflow.db").stat().st_size > 0
