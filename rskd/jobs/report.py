@@ -12,6 +12,7 @@ from rskd.errors import CacheMismatchError
 from rskd.evaluation.results import read_results
 from rskd.lineage.evaluation import check_part, evaluation_parts, report_digest
 from rskd.lineage.inputs import Inputs, inputs_first
+from rskd.lineage.student import check_student
 from rskd.pages.report import Findings, render
 from rskd.storage import Store
 from rskd.student.checkpoint import LOG_FILE
@@ -34,7 +35,10 @@ def write_report(config: DistillConfig) -> str:
 
 def _gather(config: DistillConfig) -> Findings:
     """Read what earlier stages left behind."""
-    _, parts = evaluation_parts(Inputs(config))
+    inputs = Inputs(config)
+    _, parts = evaluation_parts(inputs)
+    for student in config.student_specs:
+        check_student(inputs, student)  # whose settings the page shows
     store = Store(config.home)
     for part in parts:
         changed = check_part(store, part)

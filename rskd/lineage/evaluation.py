@@ -14,7 +14,7 @@ from rskd.errors import ConfigError, MissingOutputError
 from rskd.evaluation import results
 from rskd.lineage.corpus import open_corpus
 from rskd.lineage.inputs import Inputs
-from rskd.lineage.student import check_student
+from rskd.lineage.student import check_student, settings_digest
 from rskd.models.digests import sha256_of
 from rskd.storage import Store
 
@@ -35,16 +35,24 @@ class Part:
 def evaluation_parts(inputs: Inputs) -> tuple[PackedCorpus, list[Part]]:
     """The held-out windows, and all parts that the configuration asks for, those windows first.
 
-    Raises what `open_corpus` and `check_student` do; ConfigError where no window is held out.
+    The first evaluation takes the students as they were trained; a later one refuses those that were not trained as the
+    configuration says, if it has changed since then. Raises what `open_corpus` and `check_student` do; ConfigError where
+    no window is held out.
     """
     config = inputs.config
     corpus = open_corpus(inputs, "eval")
     if corpus.num_rows == 0:
         raise ConfigError(f"{corpus.uri} has no windows: set corpus.eval_windows and choose another name")
     settings = config.evaluate
+    configured = {student: settings_digest(inputs, student) for student in config.student_specs}
+    made = records.read(Store(config.home), results.windows_file(config))
+    before = made.get("configured", dict.fromkeys(configured)) if made else {}
     models = {
         "teacher": {"fingerprint": inputs.teacher_fingerprints[0], "dtype": config.teacher.dtype},
-        "students": {student: records.digest(check_student(inputs, student)) for student in config.student_specs},
+        "students": {
+            student: records.digest(check_student(inputs, student, configured=before.get(student, digest)))
+            for student, digest in configured.items()
+        },
     }
     read = models | {"corpus": corpus.manifest.fingerprint}
     num_windows = num_held_out(config, corpus)
@@ -53,6 +61,7 @@ def evaluation_parts(inputs: Inputs) -> tuple[PackedCorpus, list[Part]]:
         "windows": num_windows,
         "tokens": num_windows * corpus.seq_len,
         "tokenizer": corpus.manifest.tokenizer["fingerprint"],
+        "configured": configured,
     }
     parts = [Part("windows", results.windows_file(config), recipe, num_windows, facts)]
     if settings.speculative is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
+from rskd import records
 from rskd.cache.reader import LogitCache
 from rskd.config import ObjectiveConfig, SamplingConfig, StudentConfig, StudentSpec, TrainConfig
 from rskd.corpus.packed_corpus import PackedCorpus
@@ -16,6 +18,8 @@ from rskd.lineage.inputs import Inputs
 from rskd.models.files import architecture_fingerprint, model_fingerprint
 from rskd.student.checkpoint import finished_student
 from rskd.tracking.registry import REGISTERED
+
+_logger = logging.getLogger(__name__)
 
 Source = LogitCache | PackedCorpus
 Recipe = dict[str, Any]
@@ -51,21 +55,30 @@ def student_recipe(inputs: Inputs, student: str, source: Source, *, balances_rou
     return _settings(inputs, student, balances_router=balances_router) | {"source": source.manifest.digest}
 
 
-def check_student(inputs: Inputs, student: str) -> dict[str, Any]:
+def check_student(inputs: Inputs, student: str, *, configured: str | None = None) -> dict[str, Any]:
     """The record of a finished student, which was trained as the configuration says, from what is there now.
 
-    Where its cache or corpus is gone, all but the content of that is compared. Raises MissingOutputError and
-    CorruptPartError for its files; CacheMismatchError, naming the setting.
+    Where its cache or corpus is gone, all but the content of that is compared. One that was trained with other settings
+    (as by --set) is refused, or warned about where `configured` is the digest of the settings: with them it was taken as
+    it is before. Raises MissingOutputError and CorruptPartError for its files; CacheMismatchError, naming what changed.
     """
     uri = inputs.config.student_uri(student)
     record = finished_student(uri, student)
     source = _source_if_there(inputs, student)  # if that is another's, no training helps
     changed = changed_since(record, inputs, student, source)
-    if changed is not None:
-        raise CacheMismatchError(
-            f"student {uri} was {told(changed)}: run rskd train --student {student}, or undo the change"
-        )
-    return record
+    if changed is None:
+        return record
+    if configured == settings_digest(inputs, student):
+        _logger.warning("student %s is taken as it is, though it was %s", student, told(changed))
+        return record
+    raise CacheMismatchError(
+        f"student {uri} was {told(changed)}: run rskd train --student {student}, or undo the change"
+    )
+
+
+def settings_digest(inputs: Inputs, student: str) -> str:
+    """Digest of what the configuration says of a student."""
+    return records.digest(_settings(inputs, student, balances_router=False))
 
 
 def changed_since(record: dict[str, Any], inputs: Inputs, student: str, source: Source | None) -> Difference | None:

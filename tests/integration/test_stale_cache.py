@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_runs import tiny_settings, write_texts
+from tiny_runs import STAGES, tiny_settings, write_texts
 from transformers import AutoModelForCausalLM
 
 from rskd.config import DistillConfig, validate_config
@@ -52,3 +52,19 @@ def test_a_cache_of_another_teacher_is_refused_and_one_of_a_moved_teacher_is_not
     model.save_pretrained(moved)
     with pytest.raises(CacheMismatchError, match=r"made with teacher.model=.*, not .*moved \(as it is now\)"):
         train_student(config_of(cached, moved))
+
+
+def test_a_first_evaluation_takes_a_student_as_it_is_and_a_changed_configuration_does_not(
+    cached: Path, tiny_teacher_dir: Path, caplog: pytest.LogCaptureFixture
+):
+    as_trained = config_of(cached, tiny_teacher_dir, objective={"ce_weight": 0.1})
+    STAGES["train"](as_trained)
+    config = config_of(cached, tiny_teacher_dir)
+    assert STAGES["evaluate"](config)["skipped"] is False
+    assert "taken as it is, though it was trained with objective.ce_weight=0.1, not 0.0" in caplog.text
+    assert STAGES["evaluate"](config)["skipped"] is True
+    with pytest.raises(CacheMismatchError, match=r"trained with objective\.ce_weight=0\.1, not 0\.0: run rskd train"):
+        STAGES["report"](config)  # which says what it learned from
+    with pytest.raises(CacheMismatchError, match=r"trained with objective\.ce_weight=0\.1, not 0\.5: run rskd train"):
+        STAGES["evaluate"](config_of(cached, tiny_teacher_dir, objective={"ce_weight": 0.5}))
+    assert STAGES["evaluate"](as_trained)["skipped"] is True
