@@ -36,8 +36,8 @@ def evaluation_parts(inputs: Inputs) -> tuple[PackedCorpus, list[Part]]:
     """The held-out windows, and all parts that the configuration asks for, those windows first.
 
     The first evaluation takes the students as they were trained; a later one refuses those that were not trained as the
-    configuration says, if it has changed since then. Raises what `open_corpus` and `check_student` do; ConfigError where
-    no window is held out.
+    configuration says, if it has changed since then. Raises what `open_corpus` and `check_student` do; ConfigError
+    where no window is held out.
     """
     config = inputs.config
     corpus = open_corpus(inputs, "eval")

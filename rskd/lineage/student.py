@@ -59,8 +59,8 @@ def check_student(inputs: Inputs, student: str, *, configured: str | None = None
     """The record of a finished student, which was trained as the configuration says, from what is there now.
 
     Where its cache or corpus is gone, all but the content of that is compared. One that was trained with other settings
-    (as by --set) is refused, or warned about where `configured` is the digest of the settings: with them it was taken as
-    it is before. Raises MissingOutputError and CorruptPartError for its files; CacheMismatchError, naming what changed.
+    (as by --set) is refused, or warned about where `configured` is the digest of the settings: with them it was taken
+    before. Raises MissingOutputError and CorruptPartError for its files; CacheMismatchError, naming what changed.
     """
     uri = inputs.config.student_uri(student)
     record = finished_student(uri, student)

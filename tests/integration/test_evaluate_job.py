@@ -77,7 +77,7 @@ def save_student(config: DistillConfig, student: str, teacher: Path, noise: floa
     store.write("training_log.jsonl", b'{"step": 1, "loss": 6.0, "tokens": 32}\n')
     inputs = Inputs(config)
     recipe = student_recipe(inputs, student, open_source(inputs, student), balances_router=False)
-    records.write(store, "rskd.json", {"recipe": recipe, "summary": {"noise": noise}})
+    records.write(store, "rskd.json", {"recipe": recipe, "summary": {"noise": noise, "tokens_per_s": 1.0}})
 
 
 @pytest.fixture(scope="module")
