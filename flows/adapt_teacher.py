@@ -21,6 +21,7 @@ from flows.demo import METRICS, print_metrics
 from flows.distill import distill
 from flows.pack_corpus import pack_corpus
 from flows.settings import run_app
+from flows.stage import show_status
 from flows.train_student import train_student
 from rskd.cli import ConfigArgument, Outcome, SetOption
 from rskd.config import DistillConfig, load_config, validate_config
@@ -37,6 +38,7 @@ def adapt_teacher(config: DistillConfig, steps: int = 200, lr: float = 2e-5) -> 
 
     Everything else is as in `config.train`. Returns the summary of the training; `uri` is the adapted teacher's.
     """
+    show_status(config)
     pack_corpus(config)
     return train_student(adaptation(config, steps=steps, lr=lr), ADAPTED)
 

@@ -68,3 +68,19 @@ def test_a_first_evaluation_takes_a_student_as_it_is_and_a_changed_configuration
     with pytest.raises(CacheMismatchError, match=r"trained with objective\.ce_weight=0\.1, not 0\.5: run rskd train"):
         STAGES["evaluate"](config_of(cached, tiny_teacher_dir, objective={"ce_weight": 0.5}))
     assert STAGES["evaluate"](as_trained)["skipped"] is True
+
+
+def test_after_another_packing_every_stage_gives_the_same_advice(tmp_path: Path, tiny_teacher_dir: Path):
+    write_texts(tmp_path / "text")
+    config = config_of(tmp_path, tiny_teacher_dir)
+    for stage in ("pack", "cache", "train"):
+        STAGES[stage](config)
+    for changed in ({"windows_per_part": 64}, {"max_windows": 100}):
+        shutil.rmtree(Path(config.home, "corpus"))
+        again = config_of(tmp_path, tiny_teacher_dir, corpus=changed)
+        STAGES["pack"](again)
+        for stage in ("cache", "train", "evaluate"):
+            with pytest.raises(
+                CacheMismatchError, match="choose another name for the run, or remove the cache, and run"
+            ):
+                STAGES[stage](again)
