@@ -38,7 +38,7 @@ STAGES: dict[str, Callable[[DistillConfig], dict]] = {
     "evaluate": evaluate_students,
 }
 OUTPUTS = {"pack": "corpus", "cache": "caches", "train": "students", "evaluate": "evaluation"}
-SIGNS = {"pack": "corpus/*/parts/*", "cache": "caches/*/parts/*", "train": "checkpoints/*/*/checkpoint*/trainer.json"}
+SIGNS = {"pack": "../.lock-*", "cache": "caches/*/parts/*", "train": "checkpoints/*/*/checkpoint*/trainer.json"}
 ONE_EACH = [
     ("train", signal.SIGTERM),
     *(
