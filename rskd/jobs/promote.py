@@ -22,8 +22,8 @@ from rskd.jobs.evaluate import evaluation_run, follow
 from rskd.jobs.evaluate_worker import evaluate_windows
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.ray_session import ensure_ray, require_gpus
-from rskd.lineage.corpus import corpus_recipe, open_corpus
-from rskd.lineage.evaluation import num_held_out
+from rskd.lineage.corpus import corpus_recipe
+from rskd.lineage.evaluation import num_held_out, open_held_out
 from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.lineage.student import check_student
 from rskd.storage import Store
@@ -50,13 +50,13 @@ def promote_student(config: DistillConfig, student: str = "default") -> dict[str
     registry, inputs = Registry.of(config), Inputs(config)
     _ = inputs.corpus_head  # the teacher and its tokenizer, before the outputs
     with inputs_first(config):
-        corpus = open_corpus(inputs, "eval")
+        corpus = open_held_out(inputs)
         record = check_student(inputs, student)
     champion, digest = registry.version(CHAMPION), student_digest(record)
     store, file = Store(config.home).child(RECORDS_FOLDER), f"{student}.json"
     done = records.read(store, file)
     if champion is not None and champion.digest == digest:
-        told = {"verdict": "PROMOTE", "reason": "it is the champion", "ledger": [], "against": champion.version}
+        told = {"verdict": "PROMOTE", "reason": "it is the champion", "ledger": [], "against": None}
         known = done["decision"] if done and done["recipe"]["student"] == digest else told
         return known | _place(registry, champion) | {"skipped": True}
     recipe = _recipe(inputs, corpus, digest, champion)
@@ -78,7 +78,7 @@ def promote_student(config: DistillConfig, student: str = "default") -> dict[str
         uri = config.student_uri(student)
         version = registry.register(uri, digest, name=student, run=tracked, tags=tags, description=description)
         if decision.verdict == "PROMOTE":
-            registry.promote(version.version)
+            registry.promote_over(champion, version.version)
         else:
             registry.set_alias(CHALLENGER, version.version)
         found = {

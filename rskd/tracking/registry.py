@@ -22,7 +22,6 @@ from rskd.tracking.connection import client_of, created_once, explained, trackin
 from rskd.tracking.runs import DIGEST, Run
 
 if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
 REGISTERED = "models:/"  # how the name of a registered model begins
@@ -135,10 +134,10 @@ class Registry:
         from mlflow.exceptions import MlflowException
 
         with explained(self.tracking_uri):
-            model = self._logged(run.experiment_id, digest)
+            model = run.logged_model(digest)
             if model is None:
                 run.model(uri, name=name, digest=digest)
-                model = self._logged(run.experiment_id, digest)
+                model = run.logged_model(digest)
             if model is None:
                 raise RskdError(f"MLflow at {self.tracking_uri} does not keep student {uri}: see the warning above")
             try:
@@ -156,17 +155,27 @@ class Registry:
                 )
             )
 
-    def _logged(self, experiment_id: str, digest: str) -> LoggedModel | None:
-        found = self._client.search_logged_models([experiment_id], f"tags.`{DIGEST}` = '{digest}'")
-        return next(iter(found), None)
-
     def promote(self, version: int) -> Version:
         """Make a version the champion, and the champion of before `previous`; the same again changes nothing."""
         with self._exclusively():
-            new, old = self.get(version), self.version(CHAMPION)
-            if old is not None and old.version != version:
-                self.set_alias(PREVIOUS, old.version)
-            self.set_alias(CHAMPION, version)
+            return self._crown(version, self.version(CHAMPION))
+
+    def promote_over(self, champion: Version | None, version: int) -> Version:
+        """`promote` a version that was judged against `champion`. Raises RskdError where that is not champion now."""
+        with self._exclusively():
+            current = self.version(CHAMPION)
+            if _number(current) != _number(champion):
+                raise RskdError(
+                    f"version {version} of {self.name} was judged against version {_number(champion)}, but version "
+                    f"{_number(current)} is the champion now: run it again"
+                )
+            return self._crown(version, current)
+
+    def _crown(self, version: int, current: Version | None) -> Version:
+        new = self.get(version)
+        if current is not None and current.version != version:
+            self.set_alias(PREVIOUS, current.version)
+        self.set_alias(CHAMPION, version)
         return new
 
     def rollback(self) -> Version:
@@ -235,6 +244,10 @@ def local_model(config: DistillConfig, model: str) -> str:
     if version is None:
         raise ConfigError(f"model {model}: registered model {name} has no {alias}: promote a version, or name one")
     return registry.download(version)
+
+
+def _number(version: Version | None) -> int | None:
+    return version and version.version
 
 
 def _version(found: ModelVersion) -> Version:

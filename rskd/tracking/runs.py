@@ -33,6 +33,7 @@ from rskd.tracking.names import escaped, model_name, shortened
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
     from plotly.graph_objects import Figure
 
 FLUSH_SECONDS = 5.0
@@ -137,12 +138,18 @@ class Run:
         from mlflow.entities import Metric
 
         with self._forgiving("metrics of a model"):
-            found = self._client.search_logged_models([self.experiment_id], f"tags.`{DIGEST}` = '{digest}'")
+            model = self.logged_model(digest)
+            if model is None:  # it was trained without tracking
+                return
             now = int(time.time() * 1000)
             named = {"dataset_name": dataset, "dataset_digest": dataset_digest[:_DIGEST_LENGTH]}
-            for model in list(found)[:1]:
-                batch = [Metric(escaped(key), value, now, 0, model.model_id, **named) for key, value in values.items()]
-                self._client.log_batch(self.run_id, metrics=batch)
+            batch = [Metric(escaped(key), value, now, 0, model.model_id, **named) for key, value in values.items()]
+            self._client.log_batch(self.run_id, metrics=batch)
+
+    def logged_model(self, digest: str) -> LoggedModel | None:
+        """The newest logged model of the experiment whose files have this digest."""
+        found = self._client.search_logged_models([self.experiment_id], f"tags.`{DIGEST}` = '{digest}'", max_results=1)
+        return next(iter(found), None)
 
     def model(self, uri: str, *, name: str, digest: str) -> None:
         """Log a Hugging Face directory, whose files have this digest, as a logged model of this run.

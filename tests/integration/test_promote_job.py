@@ -8,7 +8,7 @@ from tiny_runs import STAGES, tiny_settings, write_texts
 from transformers import AutoModelForCausalLM
 
 from rskd.config import DistillConfig, validate_config
-from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError
+from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError, RskdError
 from rskd.jobs.promote import promote_student
 from rskd.jobs.train import train_student
 from rskd.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS, Registry
@@ -75,7 +75,9 @@ def test_a_champion_a_better_one_a_worse_one_and_back(tmp_path: Path, tiny_teach
     found = promote_student(other_seed)
     assert {row["metric"]: row["verdict"] for row in found["ledger"]}["top1_agreement"] == "not guarded"
     registry.promote(3)  # by hand, whatever the gate said
-    assert aliases(registry) == {CHAMPION: 3, CHALLENGER: aliases(registry)[CHALLENGER], PREVIOUS: 1}
+    assert (aliases(registry)[CHAMPION], aliases(registry)[PREVIOUS]) == (3, 1)
+    with pytest.raises(RskdError, match="was judged against version 1, but version 3 is the champion now"):
+        registry.promote_over(registry.get(1), 2)
     assert registry.rollback().version == 1
     assert aliases(registry)[CHAMPION] == 1
     assert aliases(registry)[PREVIOUS] == 3
