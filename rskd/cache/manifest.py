@@ -28,7 +28,7 @@ HEAD_FILE = "head.json"
 PARTS_FOLDER = "parts"
 _HEAD_SECTIONS = ("sampling", "teacher", "tokenizer", "corpus")
 # A corpus grows (its parts are compared one by one), and a fingerprint tells a teacher's weights wherever they lie.
-FREE_FIELDS = {
+_FREE_FIELDS = {
     "corpus": {"fingerprint", "parts"},
     "teacher": {"model", "revision", "engine_version"},
 }
@@ -262,14 +262,15 @@ def head_identity(head: Head) -> str:
 
 
 def cache_recipe(head: Head) -> dict[str, dict[str, Any]]:
-    """What the parts of a cache depend on."""
+    """What the parts of a cache depend on, in the sections that `head` has."""
     return {
         section: {
             key: value
             for key, value in {**_ADDED_FIELDS.get(section, {}), **head[section]}.items()
-            if key not in FREE_FIELDS.get(section, ())
+            if key not in _FREE_FIELDS.get(section, ())
         }
         for section in _HEAD_SECTIONS
+        if section in head
     }
 
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rskd import records, tracking
-from rskd.cache.inspection import inspect
-from rskd.cache.manifest import manifest_name
+from rskd.cache.manifest import newest_manifest
 from rskd.config import DistillConfig, RayConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.errors import ConfigError, MissingOutputError, explained_by
@@ -33,12 +32,20 @@ from rskd.jobs.evaluate_worker import (
 )
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.ray_session import ensure_ray, require_gpus
-from rskd.lineage.evaluation import Part, check_part, evaluation_parts, num_held_out
+from rskd.lineage.evaluation import (
+    Part,
+    Records,
+    check_part,
+    evaluated_students,
+    evaluation_parts,
+    num_held_out,
+    open_held_out,
+)
 from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.pages.figures import reliability_diagrams
 from rskd.progress import progress_bar
 from rskd.storage import Store
-from rskd.student.checkpoint import finished_student, student_digest
+from rskd.student.checkpoint import student_digest
 
 GAP_COVERED = "pct_ce_to_fullkd"
 
@@ -62,7 +69,8 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
     if config.evaluate.tasks:
         find_tasks(config.evaluate.tasks, config.evaluate.task_path)
     with inputs_first(config):
-        corpus, parts = evaluation_parts(inputs)
+        corpus, students = open_held_out(inputs), evaluated_students(inputs)
+        parts = evaluation_parts(inputs, corpus, students)
     pending = [part for part in parts if not _is_made(store, part)]
     failures: list[ConfigError] = []
     if pending:
@@ -86,8 +94,8 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
                 for model, metrics in models.items():
                     logged = _logged(part, metrics)
                     tracked.metrics({f"{model}/{metric}": value for metric, value in logged.items()})
-                    if model in config.student_specs:
-                        digest = student_digest(finished_student(config.student_uri(model), model))
+                    if model in students:
+                        digest = student_digest(students[model])
                         data = {"dataset": "held-out windows", "dataset_digest": corpus.manifest.digest}
                         tracked.model_metrics(digest, logged, **data)
             if failures:
@@ -95,17 +103,24 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
     evaluation = results.read_results(config)
     assert evaluation is not None  # it was there, or has just been written
     if pending:
-        tracking.log_headline(config, {name: _figures(config, name, evaluation) for name in config.student_specs})
+        tracking.log_headline(config, _figures(config, students, evaluation))
     return {name: summary(model) for name, model in evaluation["models"].items()} | {"skipped": not pending}
 
 
-def _figures(config: DistillConfig, student: str, evaluation: dict[str, Any]) -> dict[str, float]:
-    """What people compare students by."""
-    spec, found = config.student_specs[student], evaluation["models"][student]
-    figures = {metric: found[metric] for metric in METRICS}
-    figures["tokens_per_s"] = finished_student(config.student_uri(student), student)["summary"]["tokens_per_s"]
-    if spec.objective.kind == "sparse_kd" and Store(config.cache_uri(spec.sampling)).exists(manifest_name(0)):
-        figures["bytes_per_token"] = inspect(config.cache_uri(spec.sampling))["bytes_per_token"]
+def _figures(config: DistillConfig, students: Records, evaluation: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """What people compare the students by."""
+    bytes_per_token = {
+        name: manifest.totals["bytes"] / manifest.totals["tokens"]
+        for name in config.cache_samplings
+        if (manifest := newest_manifest(Store(config.cache_uri(name)))) is not None
+    }
+    figures = {}
+    for student, record in students.items():
+        spec, found = config.student_specs[student], evaluation["models"][student]
+        figures[student] = {metric: found[metric] for metric in METRICS}
+        figures[student]["tokens_per_s"] = record["summary"]["tokens_per_s"]
+        if spec.objective.kind == "sparse_kd" and spec.sampling in bytes_per_token:
+            figures[student]["bytes_per_token"] = bytes_per_token[spec.sampling]
     return figures
 
 

@@ -10,7 +10,7 @@ from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig
 from rskd.errors import CacheMismatchError
 from rskd.evaluation.results import read_results
-from rskd.lineage.evaluation import check_part, evaluation_parts, report_digest
+from rskd.lineage.evaluation import check_part, evaluation_parts, open_held_out, report_digest
 from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.lineage.student import check_student
 from rskd.pages.report import Findings, render
@@ -36,11 +36,10 @@ def write_report(config: DistillConfig) -> str:
 def _gather(config: DistillConfig) -> Findings:
     """Read what earlier stages left behind."""
     inputs = Inputs(config)
-    _, parts = evaluation_parts(inputs)
-    for student in config.student_specs:
-        check_student(inputs, student)  # whose settings the page shows
+    corpus = open_held_out(inputs)
+    students = {student: check_student(inputs, student) for student in config.student_specs}  # the page has settings
     store = Store(config.home)
-    for part in parts:
+    for part in evaluation_parts(inputs, corpus, students):
         changed = check_part(store, part)
         if changed is not None:
             raise CacheMismatchError(f"{store.uri}/{part.file} was made with {changed}: run rskd evaluate")

@@ -6,10 +6,10 @@ from typing import Any
 
 from rskd.cache.layout import most_frequent
 from rskd.cache.manifest import (
-    FREE_FIELDS,
     HEAD_FILE,
     CacheManifest,
     Head,
+    cache_recipe,
     check_no_surplus,
     check_same_head,
     check_same_windows,
@@ -102,9 +102,9 @@ def teacher_head(inputs: Inputs, begun: Head | None = None, vllm_version: str | 
 
 def teacher_recipe(inputs: Inputs) -> dict[str, Any]:
     """What targets depend on of it, but for its weights."""
-    return {
-        key: value for key, value in teacher_head(inputs).items() if key not in FREE_FIELDS["teacher"] | {"fingerprint"}
-    }
+    recipe = cache_recipe({"teacher": teacher_head(inputs)})["teacher"]
+    del recipe["fingerprint"]
+    return recipe
 
 
 def _head(

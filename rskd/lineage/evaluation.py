@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from rskd.lineage.student import check_student, settings_digest
 from rskd.models.digests import sha256_of
 from rskd.storage import Store
 
+Records = Mapping[str, dict[str, Any]]  # by student
 _TASKS = ("*.yaml", "*.yml", "*.py")
 
 
@@ -32,27 +34,37 @@ class Part:
     facts: dict[str, Any] = field(default_factory=dict)  # what else its file holds
 
 
-def evaluation_parts(inputs: Inputs) -> tuple[PackedCorpus, list[Part]]:
-    """The held-out windows, and all parts that the configuration asks for, those windows first.
-
-    The first evaluation takes the students as they were trained; a later one refuses those that were not trained as the
-    configuration says, if it has changed since then. Raises what `open_corpus` and `check_student` do; ConfigError
-    where no window is held out.
-    """
-    config = inputs.config
+def open_held_out(inputs: Inputs) -> PackedCorpus:
+    """The held-out windows. Raises what `open_corpus` does; ConfigError where there is none."""
     corpus = open_corpus(inputs, "eval")
     if corpus.num_rows == 0:
         raise ConfigError(f"{corpus.uri} has no windows: set corpus.eval_windows and choose another name")
-    settings = config.evaluate
-    configured = {student: settings_digest(inputs, student) for student in config.student_specs}
+    return corpus
+
+
+def evaluated_students(inputs: Inputs) -> Records:
+    """The record of each student that an evaluation takes.
+
+    The first takes the students as they were trained; a later one refuses those that were not trained as the
+    configuration says, if it has changed since then. Raises what `check_student` does.
+    """
+    config = inputs.config
+    configured = _configured(inputs)
     made = records.read(Store(config.home), results.windows_file(config))
     before = made.get("configured", dict.fromkeys(configured)) if made else {}
+    return {
+        student: check_student(inputs, student, configured=before.get(student, digest))
+        for student, digest in configured.items()
+    }
+
+
+def evaluation_parts(inputs: Inputs, corpus: PackedCorpus, students: Records) -> list[Part]:
+    """All parts that the configuration asks for, the windows of `corpus` first."""
+    config = inputs.config
+    settings = config.evaluate
     models = {
         "teacher": {"fingerprint": inputs.teacher_fingerprints[0], "dtype": config.teacher.dtype},
-        "students": {
-            student: records.digest(check_student(inputs, student, configured=before.get(student, digest)))
-            for student, digest in configured.items()
-        },
+        "students": {student: records.digest(record) for student, record in students.items()},
     }
     read = models | {"corpus": corpus.manifest.fingerprint}
     num_windows = num_held_out(config, corpus)
@@ -61,7 +73,7 @@ def evaluation_parts(inputs: Inputs) -> tuple[PackedCorpus, list[Part]]:
         "windows": num_windows,
         "tokens": num_windows * corpus.seq_len,
         "tokenizer": corpus.manifest.tokenizer["fingerprint"],
-        "configured": configured,
+        "configured": _configured(inputs),
     }
     parts = [Part("windows", results.windows_file(config), recipe, num_windows, facts)]
     if settings.speculative is not None:
@@ -71,7 +83,11 @@ def evaluation_parts(inputs: Inputs) -> tuple[PackedCorpus, list[Part]]:
     for task in settings.tasks:
         recipe = models | {"task": task, "limit": settings.task_limit, **_task_files(settings.task_path)}
         parts.append(Part("task", results.task_file(task), recipe, 1 + len(config.student_specs)))
-    return corpus, parts
+    return parts
+
+
+def _configured(inputs: Inputs) -> dict[str, str]:
+    return {student: settings_digest(inputs, student) for student in inputs.config.student_specs}
 
 
 def num_held_out(config: DistillConfig, corpus: PackedCorpus) -> int:

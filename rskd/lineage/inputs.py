@@ -30,6 +30,7 @@ class Inputs:
 
     def __init__(self, config: DistillConfig):
         self.config = config
+        self._fingerprints: dict[str, tuple[str, str]] = {}
 
     @cached_property
     def teacher_dir(self) -> str:
@@ -38,10 +39,16 @@ class Inputs:
         model = local_model(config, config.teacher.model)
         return resolve_model(model, revision=config.teacher.revision, teachers=config.teachers_uri)
 
-    @cached_property
+    @property
     def teacher_fingerprints(self) -> tuple[str, str]:
-        """`rskd.models.files.model_fingerprints`; reads the weights."""
-        return model_fingerprints(self.teacher_dir)
+        """`fingerprints` of the teacher."""
+        return self.fingerprints(self.teacher_dir)
+
+    def fingerprints(self, directory: str) -> tuple[str, str]:
+        """`rskd.models.files.model_fingerprints`; the weights are read once."""
+        if directory not in self._fingerprints:
+            self._fingerprints[directory] = model_fingerprints(directory)
+        return self._fingerprints[directory]
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -20,7 +20,7 @@ from rskd.corpus.sources import Group, list_files, located, new_groups
 from rskd.errors import ConfigError, CorruptPartError, MissingOutputError, OutputError
 from rskd.lineage.cache import check_cache, check_parts
 from rskd.lineage.corpus import open_corpus, packed_so_far
-from rskd.lineage.evaluation import check_part, evaluation_parts, report_digest
+from rskd.lineage.evaluation import check_part, evaluated_students, evaluation_parts, open_held_out, report_digest
 from rskd.lineage.inputs import Inputs
 from rskd.lineage.student import changed_since, open_source, told
 from rskd.models.digests import RESULT_FILE, check_sizes
@@ -147,7 +147,7 @@ def _evaluation(inputs: Inputs) -> StageStatus:
     store = Store(inputs.config.home)
     there = Store(inputs.config.evaluation_uri).exists()
     try:
-        _, parts = evaluation_parts(inputs)
+        parts = evaluation_parts(inputs, open_held_out(inputs), evaluated_students(inputs))
     except MissingOutputError as error:
         return StageStatus("evaluate", "", "stale" if there else "missing", "refused", str(error))
     except (ConfigError, OutputError) as error:

@@ -15,7 +15,7 @@ from rskd.errors import CacheMismatchError, MissingOutputError
 from rskd.lineage.cache import open_cache, teacher_recipe, windows_head
 from rskd.lineage.corpus import open_corpus
 from rskd.lineage.inputs import Inputs
-from rskd.models.files import architecture_fingerprint, model_fingerprint
+from rskd.models.files import architecture_fingerprint
 from rskd.student.checkpoint import finished_student
 from rskd.tracking.registry import REGISTERED
 
@@ -129,8 +129,9 @@ def _starting_point(inputs: Inputs, spec: StudentSpec) -> dict[str, Any]:
     directory = Path(inputs.located(model or inputs.teacher_dir))
     if student.init == "teacher_layers" or not directory.is_dir():
         return {}
-    fingerprint = model_fingerprint if student.init == "checkpoint" else architecture_fingerprint
-    return {"model": _short(fingerprint(str(directory)))}
+    if student.init == "checkpoint":
+        return {"model": _short(inputs.fingerprints(str(directory))[0])}
+    return {"model": _short(architecture_fingerprint(str(directory)))}
 
 
 def _targets(inputs: Inputs, spec: StudentSpec) -> Recipe:
