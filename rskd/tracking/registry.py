@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from rskd.config import DistillConfig
 from rskd.errors import ConfigError, RskdError
-from rskd.tracking.connection import client_of, created_once, explained, tracking_uri_of, tracking_uri_of_root
+from rskd.tracking.connection import (
+    client_of,
+    created_once,
+    explained,
+    sqlite_path,
+    tracking_uri_of,
+    tracking_uri_of_root,
+)
 from rskd.tracking.runs import DIGEST, Run
 
 if TYPE_CHECKING:
@@ -60,13 +67,21 @@ class Registry:
 
     @classmethod
     def at(cls, tracking_uri: str | None, name: str) -> Registry:
-        """That of a registered model; without a URI in the MLflow beside .rskd."""
-        return cls(tracking_uri or tracking_uri_of_root(".rskd"), name)
+        """That of a registered model which is there; without a URI in the MLflow beside .rskd.
+
+        Raises ConfigError for one that is not. Nothing is created by asking.
+        """
+        registry = cls(tracking_uri or tracking_uri_of_root(".rskd"), name)
+        if re.search(r"[/:'\"]", name) or not registry.versions():
+            raise ConfigError(f"{registry.tracking_uri} has no registered model {name}: correct the name or the URI")
+        return registry
 
     def version(self, alias: str) -> Version | None:
         """The version with this alias; None where there is none."""
         from mlflow.exceptions import MlflowException
 
+        if self._is_absent:
+            return None
         with explained(self.tracking_uri, writing=False):
             try:
                 return _version(self._client.get_model_version_by_alias(self.name, alias))
@@ -83,17 +98,11 @@ class Registry:
         return found
 
     def summary(self) -> dict[str, Any]:
-        """Version, source, verdict and reason of what has an alias, and how many versions there are.
-
-        Raises ConfigError where there is no such registered model.
-        """
-        versions = self.versions()
-        if not versions:
-            raise ConfigError(f"{self.tracking_uri} has no registered model {self.name}: correct the name or the URI")
+        """Version, source, verdict and reason of what has an alias, and how many versions there are."""
         by_alias = {alias: self.version(alias) for alias in (CHAMPION, CHALLENGER, PREVIOUS)}
         return {
             "model": self.name,
-            "versions": len(versions),
+            "versions": len(self.versions()),
             **{
                 alias: version
                 and {
@@ -109,6 +118,8 @@ class Registry:
 
     def versions(self) -> list[Version]:
         """All of them, the newest first."""
+        if self._is_absent:
+            return []
         with explained(self.tracking_uri, writing=False):
             found = self._client.search_model_versions(f"name = '{self.name}'", order_by=["version_number DESC"])
         return [_version(version) for version in found]
@@ -222,6 +233,12 @@ class Registry:
                 f"alias {alias} of {self.name} was set to version {version} and is {now}: another process promotes, "
                 "run it again"
             )
+
+    @property
+    def _is_absent(self) -> bool:
+        """Whether the database is a file that does not exist: MLflow would make one."""
+        file = sqlite_path(self.tracking_uri)
+        return file is not None and not file.exists()
 
     @property
     def _client(self):

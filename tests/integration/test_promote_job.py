@@ -48,8 +48,10 @@ def test_a_champion_a_better_one_a_worse_one_and_back(tmp_path: Path, tiny_teach
         promote_student(config)
     registry = Registry.of(config)
     assert registry.name == "tiny"
-    with pytest.raises(ConfigError, match="has no registered model tiny"):
-        registry.summary()
+    for name in ("tiny", "no'body"):
+        with pytest.raises(ConfigError, match=f"has no registered model {name}"):
+            Registry.at(registry.tracking_uri, name)
+    assert not list(tmp_path.rglob("mlflow.db*"))  # asking makes no database
 
     make_student(config)
     first = promote_student(config)
