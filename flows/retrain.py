@@ -34,6 +34,7 @@ def retrain(config: DistillConfig, student: str | None = None) -> dict[str, Any]
     from rskd.jobs.promote import promote_student
 
     name = student or _only_student(config)
+    config.student_spec(name)  # before the teacher runs for it
     show_status(config)
     done = [pack_corpus(config), *cache_logits(config).values(), train_student(config, name)]
     found = run_stage(f"promote {name}", promote_student, config, name)

@@ -22,6 +22,7 @@ from rskd.config.sections import (
     TrackingConfig,
     TrainConfig,
 )
+from rskd.errors import ConfigError
 
 _LONGEST_NAME = 64
 
@@ -154,6 +155,13 @@ class DistillConfig(Section):
     def registered_model(self) -> str:
         """Name of the registry's model whose champion the students of this distillation stand against."""
         return self.promotion.model or self.name
+
+    def student_spec(self, student: str) -> StudentSpec:
+        """That of one student. Raises ConfigError for a name that is none of theirs."""
+        if student not in self.student_specs:
+            known = ", ".join(self.student_specs)
+            raise ConfigError(f"student {student} is not in students ({known}): name one of them")
+        return self.student_specs[student]
 
     @property
     def home(self) -> str:

@@ -50,8 +50,7 @@ def compare_gradients(config: DistillConfig, student: str, *, windows: int) -> d
     Raises ConfigError for a student or number of windows that is not there, MissingOutputError for what has to be made
     first.
     """
-    if student not in config.student_specs:
-        raise ConfigError(f"student {student} is not in students ({', '.join(config.student_specs)}): name one of them")
+    spec = config.student_spec(student)
     inputs = Inputs(config)
     uri = config.student_uri(student)
     with inputs_first(config):
@@ -65,7 +64,7 @@ def compare_gradients(config: DistillConfig, student: str, *, windows: int) -> d
         "end_of_text_id": manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None,
     }
     with whole_copy(Store(uri)) as (directory, _):
-        model = load_model(str(directory), config.student_specs[student].student.attention)
+        model = load_model(str(directory), spec.student.attention)
     torch.nn.Module.to(model, device)
     teacher = TransformersTeacher.load(config.teacher, model_dir=inputs.teacher_dir, device=device)
     similarities = gradient_similarity(

@@ -15,7 +15,6 @@ from typing import Any
 from rskd import records, tracking
 from rskd.config import DistillConfig
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.errors import ConfigError
 from rskd.evaluation.promotion import Measured, decide
 from rskd.evaluation.results import WINDOW_VALUES
 from rskd.jobs.evaluate import evaluation_run, follow
@@ -45,8 +44,7 @@ def promote_student(config: DistillConfig, student: str = "default") -> dict[str
     Raises ConfigError for a wrong config or path, or an MLflow that cannot be used; MissingOutputError and
     CacheMismatchError for a corpus or student that is not there, or not what the configuration says.
     """
-    if student not in config.student_specs:
-        raise ConfigError(f"student {student} is not in students ({', '.join(config.student_specs)}): name one of them")
+    config.student_spec(student)
     registry, inputs = Registry.of(config), Inputs(config)
     _ = inputs.corpus_head  # the teacher and its tokenizer, before the outputs
     with inputs_first(config):

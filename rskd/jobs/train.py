@@ -86,9 +86,7 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
 def _prepare(inputs: Inputs, student: str) -> tuple[TrainingRun, LogitCache | PackedCorpus]:
     """Check the config and the paths it names, then the outputs of earlier stages. The run and what it reads."""
     config = inputs.config
-    if student not in config.student_specs:
-        raise ConfigError(f"student {student} is not in students ({', '.join(config.student_specs)}): name one of them")
-    spec = config.student_specs[student]
+    spec = config.student_spec(student)
     Store(config.storage.root).check_writable()
     teacher_dir, head = inputs.teacher_dir, inputs.corpus_head
     if spec.student.model is not None:
