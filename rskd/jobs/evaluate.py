@@ -82,7 +82,7 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
             tracked.dataset(corpus.uri, manifest, name="held-out windows", context="evaluation")
             for part in pending:
                 try:
-                    title = Path(part.file).stem
+                    title = part.recipe.get("task", part.kind)
                     models = follow(config.ray, _work(part), run, title=title, units=part.units)
                 except Exception as error:
                     failures.append(_as_task_failure(part, error))

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sysconfig
 import time
@@ -15,8 +14,7 @@ from typing import Any
 
 import fsspec
 import pytest
-
-_GRPC_OFFSET = 10_000  # where SeaweedFS puts the gRPC port of each of its services
+from free_ports import free_ports
 
 
 class ObjectStore:
@@ -31,7 +29,7 @@ class ObjectStore:
             _identity("reader", self.reader_key, self.reader_secret, ["Read", "List"]),
         ]
         (home / "s3.json").write_text(json.dumps({"identities": identities}))
-        master, volume, filer, s3 = _free_ports(4)
+        master, volume, filer, s3 = free_ports(4)
         self.endpoint = f"http://127.0.0.1:{s3}"
         self._command = [
             *(_binary(), "server", f"-dir={home}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
@@ -127,22 +125,3 @@ def _binary() -> str:
 
 def _identity(name: str, key: str, secret: str, actions: list[str]) -> dict[str, Any]:
     return {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
-
-
-def _free_ports(number: int) -> list[int]:
-    ports: list[int] = []
-    for port in range(21_000 + os.getpid() % 20_000, 65_000 - _GRPC_OFFSET):
-        if _is_free(port) and _is_free(port + _GRPC_OFFSET):
-            ports.append(port)
-        if len(ports) == number:
-            return ports
-    raise RuntimeError("no free ports")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from free_ports import free_ports
 from mlflow import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -23,7 +24,7 @@ from prefect.states import Cancelling
 from flows.stage import SHARED_LIMIT
 from infra.stack.leftovers import left_of
 from infra.stack.services import WORKER, services_of, short_ray_folder
-from infra.stack.settings import GRPC_OFFSET, StackSettings, load_settings
+from infra.stack.settings import StackSettings, load_settings
 from infra.stack.supervision import Supervisor
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
@@ -74,25 +75,6 @@ def stack_file(folder: Path) -> Path:
     file = folder / "stack.toml"
     file.write_text(text)
     return file
-
-
-def free_ports(number: int) -> list[int]:
-    ports: list[int] = []
-    for port in range(21_000 + os.getpid() % 20_000, 65_000 - GRPC_OFFSET):
-        if is_free(port) and is_free(port + GRPC_OFFSET):
-            ports.append(port)
-        if len(ports) == number:
-            return ports
-    raise RuntimeError("no free ports")
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 @pytest.fixture(scope="module")
