@@ -12,17 +12,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rskd import records
 from rskd.config import DistillConfig
 from rskd.errors import ConfigError, first_line
-from rskd.full_disk import full_disk_explained
 from rskd.models.digests import check_files, sha256_of, tensors_in
+from rskd.models.local_copies import kept_copies, new_directory
 from rskd.storage import Store
 
 _SOURCE = "rskd_source.json"  # in a converted directory: the file that it was made from
@@ -214,12 +211,12 @@ def _converted(gguf: Path, revision: str | None, teachers: Store) -> str:
 
 def _converted_on_s3(gguf: Path, source: dict[str, str], name: str, teachers: Store) -> Path:
     """The same for an object store: a local copy, downloaded if the conversion is there and uploaded if it is not."""
-    directory = Path.home() / ".cache" / "rskd" / "teachers" / name
+    directory = kept_copies("teachers") / name
     remote = teachers.child(name)
     marker = json.dumps(source).encode()
     if not directory.exists():
         if remote.exists(_SOURCE):
-            with _new_directory(directory) as temporary:
+            with new_directory(directory) as temporary:
                 for file in remote.list():
                     remote.fs.get_file(remote.full_path(file), str(temporary / file))
         else:
@@ -238,7 +235,7 @@ def _convert(gguf: Path, source: dict[str, str], directory: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _check_gguf(gguf)
-    with _new_directory(directory) as temporary:
+    with new_directory(directory) as temporary:
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             loaded, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
@@ -279,24 +276,6 @@ def _check_gguf(gguf: Path) -> None:
             f"model {gguf} scales its rotary embedding (rope_freqs.weight), which Transformers does not read: "
             "name the model's own Hugging Face directory"
         )
-
-
-@contextmanager
-def _new_directory(directory: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `directory` as a whole at the end, unless another process was faster."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        full_disk_explained(directory.parent, "put that folder on a larger disk"),
-        tempfile.TemporaryDirectory(prefix=".tmp-", dir=directory.parent, ignore_cleanup_errors=True) as parent,
-    ):
-        temporary = Path(parent) / directory.name
-        temporary.mkdir()
-        yield temporary
-        try:
-            temporary.rename(directory)
-        except OSError:
-            if not directory.is_dir():
-                raise
 
 
 def _source_of(directory: Path) -> dict[str, str] | None:

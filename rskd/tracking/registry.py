@@ -15,9 +15,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from rskd import records
 from rskd.config import DistillConfig
 from rskd.errors import ConfigError, RskdError
+from rskd.models.local_copies import kept_copies, new_directory
 from rskd.tracking.connection import (
     client_of,
     created_once,
@@ -200,11 +203,18 @@ class Registry:
         return previous
 
     def download(self, version: Version) -> str:
-        """A local folder with its files."""
+        """A local folder with its files: where MLflow keeps them, or a copy that is made the first time."""
         from mlflow.artifacts import download_artifacts
 
-        with explained(self.tracking_uri, writing=False):
-            return download_artifacts(artifact_uri=version.source, tracking_uri=self.tracking_uri)
+        uris = {"artifact_uri": version.source, "tracking_uri": self.tracking_uri}
+        if urlsplit(version.source).scheme in ("", "file"):
+            with explained(self.tracking_uri, writing=False):
+                return download_artifacts(**uris)
+        copy = kept_copies("registered") / f"{version.model}-{version.version}-{records.digest(uris)[:12]}"
+        if not copy.exists():
+            with new_directory(copy) as folder, explained(self.tracking_uri, writing=False):
+                download_artifacts(**uris, dst_path=str(folder))
+        return str(copy / version.source.rsplit("/", 1)[-1])
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:

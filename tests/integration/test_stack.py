@@ -20,12 +20,17 @@ from mlflow import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
+from tiny_runs import STAGES, tiny_settings, write_texts
 
 from flows.stage import SHARED_LIMIT
 from infra.stack.leftovers import left_of
 from infra.stack.services import WORKER, services_of, short_ray_folder
 from infra.stack.settings import StackSettings, load_settings
 from infra.stack.supervision import Supervisor
+from rskd.config import validate_config
+from rskd.jobs.promote import promote_student
+from rskd.jobs.train import train_student
+from rskd.models.digests import check_files
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
@@ -221,6 +226,24 @@ def test_a_cancelled_run_leaves_no_process_and_its_rerun_resumes(stack, client, 
     now = {part.name: part.read_bytes() for part in parts.glob("part-*.json")}
     assert committed.items() < now.items()
     assert (tmp_path / "root" / "tiny" / "report.html").exists()
+
+
+def test_a_registered_student_is_downloaded_once(stack, tmp_path, tiny_teacher_dir, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    write_texts(tmp_path / "text")
+    tracking = {"uri": f"http://127.0.0.1:{stack.settings.mlflow.port}"}
+    settings = tiny_settings(tmp_path, tiny_teacher_dir, tracking=tracking | {"enabled": True})
+    config = validate_config(settings)
+    for stage in ("pack", "cache", "train"):
+        STAGES[stage](config)
+    assert promote_student(config)["champion"] == 1
+    kept = tmp_path / "home" / ".cache" / "rskd" / "registered"
+    for name in ("challenger", "another"):
+        student = {"model": "models:/tiny@champion", "init": "checkpoint"}
+        train_student(validate_config(settings | {"students": {name: {"student": student}}}), name)
+        [copy] = kept.iterdir()
+        assert copy.name.startswith("tiny-1-")
+    check_files(copy / "artifacts")
 
 
 def test_a_supervisor_that_died(stack):
