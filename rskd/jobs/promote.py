@@ -74,7 +74,9 @@ def promote_student(config: DistillConfig, student: str = "default") -> dict[str
         }
         description = f"Student {student} of {config.name}. {decision.verdict}: {decision.reason}."
         uri = config.student_uri(student)
-        version = registry.register(uri, digest, name=student, run=tracked, tags=tags, description=description)
+        version = registry.register(
+            uri, digest, name=f"{config.name} {student}", run=tracked, tags=tags, description=description
+        )
         if decision.verdict == "PROMOTE":
             registry.promote_over(champion, version.version)
         else:

@@ -79,7 +79,7 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
         summary["seconds"] = time.monotonic() - started
         record = {"recipe": recipe, "summary": summary, "files": files}
         records.write(target, RESULT_FILE, record)
-        tracked.model(target.uri, name=student, digest=student_digest(record))
+        tracked.model(target.uri, name=f"{config.name} {student}", digest=student_digest(record))
     return summary | {"skipped": False}
 
 

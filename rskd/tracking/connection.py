@@ -16,12 +16,12 @@ from rskd.config import DistillConfig
 from rskd.errors import ConfigError, first_line
 from rskd.file_lock import file_lock
 from rskd.storage import Store
+from rskd.tracking import views
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SQLITE = "sqlite:///"
-_OPENS_ON_RUNS = {"mlflow.experimentKind": "custom_model_development"}  # else on an overview of GenAI
 
 
 def tracking_uri_of(config: DistillConfig) -> str:
@@ -80,11 +80,12 @@ def experiment_of(client: MlflowClient, config: DistillConfig) -> str:
                 f"tracking.experiment {name} was deleted: restore it (mlflow experiments restore --experiment-id "
                 f"{found.experiment_id}, with MLFLOW_TRACKING_URI={client.tracking_uri}), or name another"
             )
+        if views.lack(found.tags):
+            for key, value in views.TAGS.items():
+                client.set_experiment_tag(found.experiment_id, key, value)
         return found.experiment_id
     own = config.tracking.uri is None  # else artifacts go where the server puts them
-    return client.create_experiment(
-        name, artifact_location=_artifacts_uri(config) if own else None, tags=_OPENS_ON_RUNS
-    )
+    return client.create_experiment(name, artifact_location=_artifacts_uri(config) if own else None, tags=views.TAGS)
 
 
 def _artifacts_uri(config: DistillConfig) -> str:

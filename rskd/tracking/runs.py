@@ -21,6 +21,7 @@ from rskd import interrupts
 from rskd.config import DistillConfig
 from rskd.errors import first_line
 from rskd.storage import Store
+from rskd.tracking import views
 from rskd.tracking.connection import (
     client_of,
     created_once,
@@ -68,8 +69,16 @@ class Run:
     @property
     def url(self) -> str:
         """The run's page in the MLflow UI: the server's, or a local one's on its default port."""
-        server = self.tracking_uri if self.tracking_uri.startswith("http") else LOCAL_UI
-        return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"{self._server}/#/experiments/{self.experiment_id}/runs/{self.run_id}?{views.OPENED_WITH}"
+
+    @property
+    def view_url(self) -> str:
+        """The page of all distillations of the experiment."""
+        return views.distillations_url(self._server, self.experiment_id)
+
+    @property
+    def _server(self) -> str:
+        return (self.tracking_uri if self.tracking_uri.startswith("http") else LOCAL_UI).rstrip("/")
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log numbers at a step; what is none is warned about and left out."""
@@ -266,9 +275,10 @@ def stage(config: DistillConfig, name: str, student: str | None = None) -> Itera
             parent = distillation(config)
             client = client_of(parent.tracking_uri)
             tags = {MLFLOW_PARENT_RUN_ID: parent.run_id, _STAGE: name} | ({_STUDENT: student} if student else {})
+            run_name = " ".join(filter(None, (config.name, name, student)))
             with explained(parent.tracking_uri):
                 client.update_run(parent.run_id, status="RUNNING")
-                created = client.create_run(parent.experiment_id, run_name=f"{name} {student or ''}".strip(), tags=tags)
+                created = client.create_run(parent.experiment_id, run_name=run_name, tags=tags)
             run = Run(parent.tracking_uri, parent.experiment_id, created.info.run_id)
             runs += [run, parent]
         run.params(params)

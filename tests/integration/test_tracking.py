@@ -198,7 +198,7 @@ def test_names_that_mlflow_refuses_are_escaped(root: Path, client: MlflowClient,
     assert logged.data.params["samplings.t:3d:0.8.num_samples"] == "22"
     assert logged.data.params["samplings.学生.num_samples"] == "22"
     assert logged.data.params["a:3d:b"] == "x" * 5999 + "…"
-    assert logged.info.run_name == "train t=0.8"
+    assert logged.info.run_name == f"{make_config(root).name} train t=0.8"
     assert client.get_logged_model(logged.outputs.model_outputs[0].model_id).name == "kd+ce-1"
 
 
