@@ -80,6 +80,31 @@ def deferred() -> Iterator[None]:
 
 
 @contextmanager
+def recognised() -> Iterator[None]:
+    """Within it, an error that a library made of an interrupt is that interrupt again.
+
+    C code does: Ray's `CoreWorker.wait` leaves a SystemError, whose cause is what the handler of the signal raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        interrupt = _interrupt_behind(error)
+        if interrupt is None:
+            raise
+        raise interrupt from None
+
+
+def _interrupt_behind(error: BaseException) -> BaseException | None:
+    """KeyboardInterrupt, or Prefect's signal of its own, that this error came from."""
+    if isinstance(error, GeneratorExit | SystemExit):
+        return None
+    if not isinstance(error, Exception):
+        return error
+    behind = error.__cause__ or error.__context__
+    return behind and _interrupt_behind(behind)
+
+
+@contextmanager
 def handlers_kept() -> Iterator[None]:
     """Whatever handles the signals within it, afterwards they are handled as before."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}

@@ -18,6 +18,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from rskd import interrupts
 from rskd.config import DistillConfig
 from rskd.file_lock import file_lock
 from rskd.storage import Store
@@ -44,6 +45,7 @@ def one_at_a_time(stage: Callable[Concatenate[DistillConfig, P], T]) -> Callable
         with ExitStack() as stack:
             with suppress(OSError):  # a root that cannot be written is for the stage to explain
                 stack.enter_context(file_lock(_lock_path(config, what), on_wait))
+            stack.enter_context(interrupts.recognised())
             return stage(config, *args, **kwargs)
 
     return alone

@@ -282,7 +282,8 @@ def stage(config: DistillConfig, name: str, student: str | None = None) -> Itera
             run = Run(parent.tracking_uri, parent.experiment_id, created.info.run_id)
             runs += [run, parent]
         run.params(params)
-        yield run
+        with interrupts.recognised():
+            yield run
         status = "FINISHED"
     except Exception:
         status = "FAILED"

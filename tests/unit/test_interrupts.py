@@ -88,3 +88,32 @@ def test_handlers_of_libraries_do_not_stay():
     with interrupts.handlers_kept():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def _in_c_code() -> None:
+    raise SystemError("returned a result with an exception set") from KeyboardInterrupt()
+
+
+def _by_a_handler() -> None:
+    try:
+        raise KeyboardInterrupt
+    finally:
+        raise RuntimeError("a worker died")
+
+
+def _of_another_kind() -> None:
+    try:
+        raise ValueError("first")
+    finally:
+        raise FileNotFoundError("second")
+
+
+@pytest.mark.parametrize("work", [_in_c_code, _by_a_handler])
+def test_an_error_made_of_an_interrupt_is_that_interrupt(work):
+    with pytest.raises(KeyboardInterrupt), interrupts.recognised():
+        work()
+
+
+def test_any_other_error_stays():
+    with pytest.raises(FileNotFoundError), interrupts.recognised():
+        _of_another_kind()
