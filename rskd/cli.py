@@ -16,21 +16,18 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
-from rich.bar import Bar
-from rich.console import Console
-from rich.table import Table
 
 from rskd import environment, interrupts
 from rskd.config import load_config
 from rskd.errors import OutputError, explained_by, first_line
+from rskd.outcome import Outcome
 
 if TYPE_CHECKING:
-    from rskd.cache.histogram import Histogram
     from rskd.tracking.registry import Registry
 
 app = typer.Typer(
@@ -49,18 +46,6 @@ SetOption = Annotated[
 UriArgument = Annotated[str, typer.Argument(metavar="URI", help="A cache: a local folder or s3://bucket/prefix.")]
 
 _INTERRUPTED = interrupts.exit_code(signal.SIGINT)
-_MOST_BARS, _BAR_WIDTH = 24, 50  # of a histogram in the terminal
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command found: data for --json, a table and histograms for people, and the exit code."""
-
-    data: dict[str, Any]
-    title: str
-    rows: dict[str, Any] = field(default_factory=dict)
-    histograms: dict[str, Histogram] = field(default_factory=dict)
-    exit_code: int = 0
 
 
 def main() -> NoReturn:
@@ -90,7 +75,7 @@ def run(command: Callable[[], Any], *, as_json: bool = False, debug: bool = Fals
             if as_json:
                 print(json.dumps(outcome.data, default=str), file=stdout)
             else:
-                _print_table(outcome)
+                outcome.show()
             return outcome.exit_code
         except BaseException as error:
             if debug:
@@ -132,38 +117,6 @@ def _stdout_for_json_alone() -> Iterator[Any]:
 @contextmanager
 def _plain_stdout() -> Iterator[Any]:
     yield sys.stdout
-
-
-def _print_table(outcome: Outcome) -> None:
-    table = Table(title=outcome.title, title_justify="left", show_header=False)
-    for key, value in (outcome.rows or outcome.data).items():
-        table.add_row(
-            key, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
-        )
-    Console().print(table, *_drawn(outcome.histograms))
-
-
-def _drawn(histograms: dict[str, Histogram]) -> list[Table]:
-    from rskd.cache.histogram import LABELS
-
-    return [_bars(label, histograms[name]) for name, label in LABELS.items() if name in histograms]
-
-
-def _bars(label: str, histogram: Histogram) -> Table:
-    """A histogram, a row for a few bins with their share of all positions."""
-    from rskd.cache.histogram import grouped
-
-    bins = grouped(histogram, _MOST_BARS)
-    width, counts = bins["width"], bins["counts"]
-    last = 1 if histogram["width"] == 1 else 0  # of whole numbers: 8 to 11 are four
-    table = Table(title=f"\nshare of positions by {label}", title_justify="left", show_header=False, box=None)
-    for column in ("right", "left", "right"):
-        table.add_column(justify=column)
-    for index, count in enumerate(counts):
-        start = bins["low"] + index * width
-        values = f"{start:g}" if width == last else f"{start:g} to {start + width - last:g}"
-        table.add_row(values, Bar(max(counts), 0, count, width=_BAR_WIDTH), f"{count / sum(counts):.1%}")
-    return table
 
 
 @app.command()
@@ -360,6 +313,25 @@ def _registry(name: str, tracking_uri: str | None) -> Registry:
     from rskd.tracking.registry import Registry
 
     return Registry.at(tracking_uri, name)
+
+
+@app.command()
+def dashboard(
+    root: Annotated[str, typer.Argument(metavar="ROOT", help="A storage.root: a local folder or s3://bucket/prefix.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page; ROOT/dashboard.html by default.")] = None,
+    serve: Annotated[
+        int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Serve it on 127.0.0.1 in place of --out.")
+    ] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(metavar="URI", envvar="MLFLOW_TRACKING_URI", help="MLflow; that of ROOT by default.")
+    ] = None,
+) -> Outcome:
+    """Write one page of everything that was distilled under a root."""
+    from rskd.dashboard.publish import serve_dashboard, write_dashboard
+
+    if serve is not None:
+        return Outcome(serve_dashboard(root, serve, tracking_uri=tracking_uri), "dashboard")
+    return Outcome(write_dashboard(root, out, tracking_uri=tracking_uri), "dashboard")
 
 
 @app.command()

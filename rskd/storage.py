@@ -143,6 +143,22 @@ class Store:
             found = self.fs.find(path, detail=True).values() if recursive else self.fs.ls(path, detail=True)
         return {entry["name"][len(path) :].lstrip("/"): entry["size"] for entry in found if entry["type"] == "file"}
 
+    def folders(self, folder: str = "") -> list[str]:
+        """Names of the folders directly in a folder, sorted; empty where there is no such folder."""
+        path = self.full_path(folder)
+        found = []
+        with self.explained(folder), suppress(FileNotFoundError, NotADirectoryError):
+            found = self.fs.ls(path, detail=True)
+        names = (entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "directory")
+        return sorted(name for name in names if not name.startswith("."))
+
+    def modified(self, name: str = "") -> float:
+        """When a file was written, or a local folder changed, in seconds since 1970; 0 for a folder of a bucket."""
+        if not self.is_local and not name:
+            return 0.0
+        with self.explained(name):
+            return self.fs.modified(self.full_path(name)).timestamp()
+
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
         with self.explained(name), suppress(FileNotFoundError):

@@ -25,6 +25,7 @@ def inspect(uri: str) -> dict[str, Any]:
     return {
         "complete": newest is not None,
         "generation": manifest.generation if newest else None,
+        "digest": manifest.digest if newest else None,
         "tokens": totals["tokens"],
         "rows": totals["rows"],
         "parts": len(manifest.parts),

@@ -13,11 +13,12 @@ from typing import Any
 import yaml
 
 from rskd.cache.histogram import LABELS
-from rskd.config import DistillConfig, StudentSpec
+from rskd.config import DistillConfig
 from rskd.errors import ConfigError
 from rskd.evaluation.downstream import mean_score
 from rskd.pages.figures import histograms, loss_curves, reliability_diagrams
 from rskd.pages.parts import definitions, figure_html, html_page, section, table
+from rskd.pages.wording import objective_in_words, sampling_in_words
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def _models_table(config: DistillConfig, models: dict[str, dict[str, Any]]) -> s
     for name, spec in config.student_specs.items():
         chosen = best if len(students) > 1 else {}
         values = [_value(models[name], metric, chosen.get(metric.key)) for metric in columns]
-        rows.append([escape(name), *_objective(config, spec), *values])
+        sampling = config.cache_samplings[spec.sampling].model_dump() if spec.objective.kind == "sparse_kd" else None
+        rows.append([escape(name), *objective_in_words(spec.objective.model_dump(), sampling), *values])
     return table(head, rows, num_text=3)
 
 
@@ -138,19 +140,6 @@ def _value(model: dict[str, Any], metric: Metric, best: float | None) -> str:
     if error:
         text += f"<small>± {format(metric.scale * error, metric.format)}</small>"
     return f"<b>{text}</b>" if best == metric.sign * model[metric.key] else text
-
-
-def _objective(config: DistillConfig, spec: StudentSpec) -> tuple[str, str]:
-    """What a student learned from: its loss, and its targets."""
-    objective = spec.objective
-    if objective.kind == "ce":
-        return "cross-entropy", "labels"
-    loss = "KD" if objective.divergence == "forward" else f"KD ({objective.divergence})"
-    mixture = f"{objective.ce_weight:g}·CE + {1 - objective.ce_weight:g}·{loss}" if objective.ce_weight else loss
-    if objective.kind == "full_kd":
-        return mixture, "teacher online"
-    residual = "" if objective.residual == "none" else f", rest: {objective.residual}"
-    return mixture, _sampling(config.cache_samplings[spec.sampling].model_dump()) + residual
 
 
 def _tasks_table(models: dict[str, dict[str, Any]]) -> str:
@@ -203,7 +192,7 @@ def _caches_table(caches: dict[str, dict[str, Any]]) -> str:
     rows = [
         [
             escape(name),
-            _sampling(cache["sampling"]),
+            sampling_in_words(cache["sampling"]),
             f"{cache['tokens']:,}",
             f"{cache['bytes'] / 2**20:,.1f}",
             f"{cache['bytes_per_token']:.1f}" if cache["tokens"] else "–",
@@ -212,14 +201,6 @@ def _caches_table(caches: dict[str, dict[str, Any]]) -> str:
         for name, cache in caches.items()
     ]
     return table(head, rows, num_text=2)
-
-
-def _sampling(sampling: dict[str, Any]) -> str:
-    if sampling["method"] in ("top_k", "top_p"):
-        mass = f", p = {sampling['p']:g}" if sampling["method"] == "top_p" else ""
-        return f"{sampling['method']}, k = {sampling['k']}{mass}"
-    temperature = f", t = {sampling['temperature']:g}" if sampling["temperature"] != 1 else ""
-    return f"{sampling['method']}, N = {sampling['num_samples']}{temperature}"
 
 
 def _histograms(caches: dict[str, dict[str, Any]]) -> str:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 FLUSH_SECONDS = 5.0
 RETRY_SECONDS = 60.0
 LOCAL_UI = "http://127.0.0.1:5000"  # where `mlflow server` serves a store that is no server itself
-_DISTILLATION, _STAGE, _STUDENT = "rskd.distillation", "rskd.stage", "rskd.student"
+DISTILLATION, STAGE, _STUDENT = "rskd.distillation", "rskd.stage", "rskd.student"
 DIGEST = "rskd.digest"  # of a model's files
 _SPEED = "tokens_per_s"
 _METRICS_PER_BATCH, _PARAMS_PER_BATCH, _DIGEST_LENGTH = 1000, 100, 36  # MLflow's limits
@@ -249,7 +249,7 @@ def distillation(config: DistillConfig) -> Run:
         experiment_id = experiment_of(client, config)
         run_id = _find_distillation(client, config, experiment_id)
         if run_id is None:
-            tags = {_DISTILLATION: Store(config.home).absolute_uri, _STAGE: "distillation"}
+            tags = {DISTILLATION: Store(config.home).absolute_uri, STAGE: "distillation"}
             run_id = client.create_run(experiment_id, run_name=config.name, tags=tags).info.run_id
             Run(tracking_uri, experiment_id, run_id).params(_sections(config, None))
     return Run(tracking_uri, experiment_id, run_id)
@@ -274,7 +274,7 @@ def stage(config: DistillConfig, name: str, student: str | None = None) -> Itera
         with interrupts.deferred():
             parent = distillation(config)
             client = client_of(parent.tracking_uri)
-            tags = {MLFLOW_PARENT_RUN_ID: parent.run_id, _STAGE: name} | ({_STUDENT: student} if student else {})
+            tags = {MLFLOW_PARENT_RUN_ID: parent.run_id, STAGE: name} | ({_STUDENT: student} if student else {})
             run_name = " ".join(filter(None, (config.name, name, student)))
             with explained(parent.tracking_uri):
                 client.update_run(parent.run_id, status="RUNNING")
@@ -313,7 +313,7 @@ def measured_speed(config: DistillConfig, name: str, student: str | None, params
         parent = _find_distillation(client, config, experiment.experiment_id) if experiment else None
         if experiment is None or parent is None:
             return None
-        tags = {MLFLOW_PARENT_RUN_ID: parent, _STAGE: name} | ({_STUDENT: student} if student else {})
+        tags = {MLFLOW_PARENT_RUN_ID: parent, STAGE: name} | ({_STUDENT: student} if student else {})
         wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         runs = client.search_runs(
             [experiment.experiment_id],
@@ -330,10 +330,10 @@ def measured_speed(config: DistillConfig, name: str, student: str | None, params
 def _find_distillation(client: MlflowClient, config: DistillConfig, experiment_id: str) -> str | None:
     """Id of the parent run of a distillation."""
     found = client.search_runs(
-        [experiment_id], f"attributes.run_name = '{config.name}' and tags.`{_STAGE}` = 'distillation'"
+        [experiment_id], f"attributes.run_name = '{config.name}' and tags.`{STAGE}` = 'distillation'"
     )
     home = Store(config.home).absolute_uri
-    return next((run.info.run_id for run in found if run.data.tags[_DISTILLATION] == home), None)
+    return next((run.info.run_id for run in found if run.data.tags[DISTILLATION] == home), None)
 
 
 def _sections(config: DistillConfig, student: str | None) -> dict[str, Any]:

@@ -1,0 +1,132 @@
+// Figures by Plotly, in the page's colours.
+
+const PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]; // Okabe and Ito: safe for the colour-blind
+const DASHES = ["solid", "dash", "dot"];
+const SYMBOLS = { systematic: "circle", random: "diamond", top_k: "square", top_p: "cross", labels: "x" };
+
+const METRICS = {
+  lm_loss: { label: "LM loss, nats/token", short: "LM loss", better: -1 },
+  kl_to_teacher: { label: "KL to the teacher, nats/token", short: "KL to teacher", better: -1 },
+  ece: { label: "ECE", short: "ECE", better: -1 },
+  acceptance: { label: "acceptance", short: "acceptance", better: 1 },
+  top1_agreement: { label: "top-1 agreement", short: "top-1", better: 1 },
+};
+
+// Of the student or cache at a place among those that are shown: the same in every figure.
+const style = (index) => ({ color: PALETTE[index % PALETTE.length], dash: DASHES[Math.floor(index / PALETTE.length) % DASHES.length] });
+// Plotly reads a small part of HTML in names, and it must be none of theirs.
+const plain = (text) => String(text).replace(/[&<>]/g, (sign) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[sign]);
+
+function resolved(variable) {
+  const probe = h("span", { style: `color: var(${variable})` });
+  document.body.append(probe);
+  const color = getComputedStyle(probe).color;
+  probe.remove();
+  return color;
+}
+
+const titled = ({ title = "", ...axis } = {}) => ({ ...axis, title: { text: title } });
+
+// An element that is drawn once it is on the page.
+function chart(label, traces, layout = {}) {
+  const element = h("div", { class: "chart", role: "img", "aria-label": label });
+  const ink = resolved("--ink"), line = resolved("--line");
+  const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true };
+  const whole = {
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: "system-ui, sans-serif", size: 13, color: ink },
+    margin: { l: 60, r: 15, t: 15, b: 50 },
+    height: 380,
+    legend: { orientation: "h", y: -0.28, yanchor: "top" },
+    ...layout,
+    xaxis: { ...axis, ...titled(layout.xaxis) },
+    yaxis: { ...axis, ...titled(layout.yaxis) },
+  };
+  requestAnimationFrame(() => element.isConnected && Plotly.newPlot(element, traces, whole, { responsive: true, displayModeBar: false }));
+  return element;
+}
+
+function learningCurves(shown, against) {
+  const traces = shown.filter((one) => one.curve).map((one) => ({
+    x: one.curve[against], y: one.curve.loss, name: plain(key(one)), mode: "lines", line: { ...style(shown.indexOf(one)), width: 2 },
+  }));
+  const title = against === "tokens" ? "training tokens" : "seconds of training";
+  return chart("Learning curves", traces, { xaxis: { title, rangemode: "tozero" }, yaxis: { title: "training loss, nats/token" } });
+}
+
+function reliability(shown) {
+  const traces = shown.filter((one) => one.measured).map((one) => {
+    const bins = one.measured.reliability;
+    const kept = bins.count.map((count, bin) => bin).filter((bin) => bins.count[bin]);
+    const total = bins.count.reduce((sum, count) => sum + count, 0);
+    return {
+      x: kept.map((bin) => bins.confidence[bin]), y: kept.map((bin) => bins.accuracy[bin]),
+      name: `${plain(key(one))}: ECE ${percent(one.measured.ece)}`, mode: "lines+markers",
+      line: { ...style(shown.indexOf(one)), width: 2 }, marker: { size: kept.map((bin) => 5 + 14 * Math.sqrt(bins.count[bin] / total)) },
+      text: kept.map((bin) => `${bins.count[bin].toLocaleString("en")} tokens`),
+    };
+  });
+  const diagonal = { x: [0, 1], y: [0, 1], mode: "lines", line: { color: resolved("--soft"), dash: "dot" }, hoverinfo: "skip", showlegend: false };
+  return chart("Reliability", [diagonal, ...traces], { xaxis: { title: "confidence", range: [0, 1] }, yaxis: { title: "accuracy", range: [0, 1] } });
+}
+
+// Mean of the paired differences over windows, and 1.96 standard errors of it.
+function pairedDifference(values, baseline) {
+  const differences = values.map((value, index) => value - baseline[index]).filter(Number.isFinite);
+  const mean = differences.reduce((sum, one) => sum + one, 0) / differences.length;
+  const variance = differences.reduce((sum, one) => sum + (one - mean) ** 2, 0) / (differences.length - 1);
+  return { mean, interval: 1.96 * Math.sqrt(variance / differences.length), windows: differences.length };
+}
+
+function differences(shown, baseline, metric) {
+  const compared = shown.filter((one) => one !== baseline && one.measured?.windows && one.comparable === baseline.comparable);
+  const traces = compared.map((one) => {
+    const { mean, interval, windows } = pairedDifference(one.measured.windows[metric], baseline.measured.windows[metric]);
+    const { color } = style(shown.indexOf(one));
+    return {
+      x: [mean], y: [plain(key(one))], mode: "markers", showlegend: false, marker: { color, size: 11 },
+      error_x: { type: "data", array: [interval], color },
+      hovertemplate: `%{x:+.4g} ± ${number(interval, 3)}, ${windows} windows<extra></extra>`,
+    };
+  });
+  const shapes = [{ type: "line", x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1, line: { color: resolved("--soft"), dash: "dot" } }];
+  const title = `${METRICS[metric].label}: difference to ${plain(key(baseline))}`;
+  return chart("Paired differences", traces, { shapes, xaxis: { title }, yaxis: { autorange: "reversed" }, height: 120 + 40 * compared.length });
+}
+
+// Points that no other one beats in both: less x, and better y.
+function pareto(points, better) {
+  const sorted = [...points].sort((a, b) => a.x - b.x || better * (b.y - a.y));
+  const line = [];
+  for (const point of sorted) if (!line.length || better * (point.y - line.at(-1).y) > 0) line.push(point);
+  return line;
+}
+
+function frontier(points, x, metric) {
+  const methods = [...new Set(points.map((point) => point.method))];
+  const traces = methods.map((method) => {
+    const own = points.filter((point) => point.method === method);
+    const color = PALETTE[Object.keys(SYMBOLS).indexOf(method) % PALETTE.length];
+    return {
+      x: own.map((point) => point.x), y: own.map((point) => point.y), text: own.map((point) => plain(point.label)), name: method, mode: "markers",
+      error_y: { type: "data", array: own.map((point) => point.error ?? 0), color, thickness: 1 }, marker: { color, symbol: SYMBOLS[method], size: 11 },
+      hovertemplate: "%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
+    };
+  });
+  const best = pareto(points, METRICS[metric].better);
+  const line = { x: best.map((p) => p.x), y: best.map((p) => p.y), mode: "lines", name: "Pareto line", line: { color: resolved("--soft"), dash: "dot", shape: "hv" }, hoverinfo: "skip" };
+  return chart("Frontier", [line, ...traces], { xaxis: { title: x, rangemode: "tozero" }, yaxis: { title: METRICS[metric].label }, height: 480 });
+}
+
+function histograms(caches, name, label) {
+  const traces = caches.filter((cache) => cache.histograms?.[name]).map((cache, index) => {
+    const { low, width, counts } = cache.histograms[name];
+    const total = counts.reduce((sum, count) => sum + count, 0);
+    return {
+      x: counts.map((_, bin) => low + width * (name === "num_unique" ? bin : bin + 0.5)), y: counts.map((count) => count / total),
+      name: plain(key(cache)), mode: "lines", line: { ...style(index), shape: "hvh", width: 2 },
+    };
+  });
+  return chart(label, traces, { xaxis: { title: label }, yaxis: { title: "share of positions", tickformat: ".0%" } });
+}
