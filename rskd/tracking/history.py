@@ -35,7 +35,7 @@ def champions(tracking_uri: str) -> list[dict[str, Any]]:
         rows.append(
             {
                 "model": version.name,
-                "version": int(version.version),
+                "version": number,
                 "aliases": [alias for alias in (CHAMPION, CHALLENGER, PREVIOUS) if alias in aliases],
                 "created": version.creation_timestamp / 1000,
                 "description": version.description,
