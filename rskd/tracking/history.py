@@ -29,9 +29,8 @@ def champions(tracking_uri: str) -> list[dict[str, Any]]:
     for version in versions:
         if "rskd.verdict" not in version.tags:
             continue
-        aliases = {
-            alias for alias, number in models[version.name].aliases.items() if str(number) == str(version.version)
-        }
+        number = int(version.version)
+        aliases = {alias for alias, of in models[version.name].aliases.items() if int(of) == number}
         rows.append(
             {
                 "model": version.name,
