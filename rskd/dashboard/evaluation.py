@@ -65,6 +65,6 @@ def _windows(home: Store, evaluation: dict[str, Any]) -> dict[str, dict[str, lis
     except MissingOutputError:
         return {}
     return {
-        name: {metric: [rounded(value) for value in values.means[metric][:_MOST_WINDOWS]] for metric in _COMPARED}
+        name: {metric: rounded(values.means[metric][:_MOST_WINDOWS]) for metric in _COMPARED}
         for name, values in from_parquet(data).items()
     }

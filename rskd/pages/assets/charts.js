@@ -38,6 +38,7 @@ function chart(label, traces, layout = {}) {
     font: { family: "system-ui, sans-serif", size: 13, color: ink },
     margin: { l: 60, r: 15, t: 15, b: 50 },
     height: 380,
+    showlegend: true,
     legend: { orientation: "h", y: -0.28, yanchor: "top" },
     ...layout,
     xaxis: { ...axis, ...titled(layout.xaxis) },
