@@ -64,8 +64,8 @@ class Teacher(Protocol):
 class TeacherWorker:
     """A Ray Data actor: `worker({"part": index, "caches": names, "is_first": bool})` writes that part of those caches.
 
-    Returns who did it, the number of tokens, the clock (s) when inference started and ended, and of the first part the
-    `doubt` that the teacher is a model of this text.
+    Returns who did it, the number of tokens, the bytes of the written part files, the clock (s) when inference started
+    and ended, and of the first part the `doubt` that the teacher is a model of this text.
     """
 
     def __init__(self, run: CacheRun):
@@ -101,8 +101,10 @@ class TeacherWorker:
             started = time.time()
             data = self._infer(teacher, windows, list(task["caches"]))
             ended = time.time()
-        for name, part_data in data.items():
+        committed = [
             self._writers[name].commit_part(part.index, part_data, corpus_sha256=part.sha256)
+            for name, part_data in data.items()
+        ]
         doubt = None
         if task["is_first"]:
             doubt = doubt_teacher(
@@ -111,7 +113,9 @@ class TeacherWorker:
                 vocab_size=self._corpus.manifest.tokenizer["vocab_size"],
             )
         tokens = part.rows * self._corpus.seq_len
-        return {"worker": self._name, "tokens": tokens, "started": started, "ended": ended, "doubt": doubt}
+        num_bytes = sum(one.bytes for one in committed)
+        clock = {"started": started, "ended": ended}
+        return {"worker": self._name, "tokens": tokens, "bytes": num_bytes, "doubt": doubt} | clock
 
     def _infer(self, teacher: Teacher, windows: Windows, caches: list[str]) -> dict[str, PartData]:
         """The part's targets for each cache, from batches cut from its first row; vLLM cuts its own.

@@ -57,6 +57,7 @@ class Run:
         self.tracking_uri = tracking_uri
         self.experiment_id = experiment_id
         self.run_id = run_id
+        self.parent: Run | None = None  # of a stage, where it began
         self._pending: list[tuple[str, float, int, int]] = []  # key, value, time in ms, step
         self._next_flush = time.monotonic() + FLUSH_SECONDS
         self._lock = threading.Lock()
@@ -270,6 +271,7 @@ def stage(config: DistillConfig, name: str, student: str | None = None) -> Itera
                 client.update_run(parent.run_id, status="RUNNING")
                 created = client.create_run(parent.experiment_id, run_name=f"{name} {student or ''}".strip(), tags=tags)
             run = Run(parent.tracking_uri, parent.experiment_id, created.info.run_id)
+            run.parent = parent
             runs += [run, parent]
         run.params(params)
         yield run
