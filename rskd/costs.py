@@ -91,4 +91,4 @@ def rows(costs: Mapping[str, Costs], prices: CostsConfig) -> list[list[str]]:
 def _money(money: float | None) -> str:
     if money is None:
         return "–"
-    return f"{money:,.2f}" if money >= 1 else f"{money:.2g}"
+    return f"{money:,.2f}" if money >= 1 else f"{money:.4f}"

@@ -13,9 +13,10 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
-from rskd import records
+from rskd import records, tracking
 from rskd.cache.manifest import CacheManifest, cache_recipe
 from rskd.cache.writer import CacheWriter
 from rskd.config import DistillConfig
@@ -77,6 +78,7 @@ def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
         tracked = work.run
         described = {"digest": corpus.manifest.digest, "totals": corpus.manifest.totals}
         tracked.dataset(corpus.uri, described, name="train windows")
+        run = replace(run, monitored=tracking.for_workers(tracked, config))
         done = _follow(config, run, tasks, work, rows=sum(parts[task["part"]].rows for task in tasks))
         timing = {"seconds": time.time() - started, **_timing(done, started)}
         summaries = {}

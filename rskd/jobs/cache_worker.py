@@ -13,6 +13,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rskd import tracking
 from rskd.cache.codec import PartData
 from rskd.cache.writer import CacheWriter
 from rskd.config import SamplingConfig, TeacherConfig
@@ -47,6 +49,7 @@ class CacheRun:
     cache_uris: dict[str, str]
     heads: dict[str, dict[str, Any]]
     runtime_env: dict[str, Any]  # of the workers
+    monitored: tracking.Run | None = None  # by workers on other machines than the driver's
 
 
 class Teacher(Protocol):
@@ -76,6 +79,8 @@ class TeacherWorker:
         self._corpus = PackedCorpus.open(run.corpus_uri)
         self._writers = {name: CacheWriter(uri, manifest_head=run.heads[name]) for name, uri in run.cache_uris.items()}
         self._inference = threading.Lock()
+        self._monitoring = ExitStack()  # until the actor's process ends
+        self._monitoring.enter_context(tracking.monitored(run.monitored))
 
     @cached_property
     def _teacher(self) -> Teacher:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rskd import records
+from rskd import records, tracking
 from rskd.cache.histogram import percentile
 from rskd.cache.reader import LogitCache
 from rskd.config import DistillConfig, StudentSpec
@@ -78,7 +78,8 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
             else:
                 from rskd.jobs.training.on_ray import train_on_ray
 
-                checkpoint = train_on_ray(run, checkpoints, show, name=name, config=config.ray)
+                tracked = tracking.for_workers(work.run, config)
+                checkpoint = train_on_ray(run, checkpoints, show, name=name, config=config.ray, tracked=tracked)
         summary, files = _publish(checkpoint, target)
         work.add(bytes_written=sum(file["bytes"] for file in files.values()))
         summary["seconds"] = time.monotonic() - started

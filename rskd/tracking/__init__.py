@@ -2,5 +2,15 @@
 
 from rskd.tracking.headline import log_headline, page
 from rskd.tracking.runs import Run, distillation, measured_speed, stage
+from rskd.tracking.system_metrics import for_workers, monitored
 
-__all__ = ["Run", "distillation", "log_headline", "measured_speed", "page", "stage"]
+__all__ = [
+    "Run",
+    "distillation",
+    "for_workers",
+    "log_headline",
+    "measured_speed",
+    "monitored",
+    "page",
+    "stage",
+]

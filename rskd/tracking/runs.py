@@ -30,6 +30,7 @@ from rskd.tracking.connection import (
     tracking_uri_of,
 )
 from rskd.tracking.names import escaped, model_name, shortened
+from rskd.tracking.system_metrics import monitored
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -274,7 +275,8 @@ def stage(config: DistillConfig, name: str, student: str | None = None) -> Itera
             run.parent = parent
             runs += [run, parent]
         run.params(params)
-        yield run
+        with monitored(run, by_node=config.ray.address is not None):
+            yield run
         status = "FINISHED"
     except Exception:
         status = "FAILED"
