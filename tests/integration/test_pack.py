@@ -58,6 +58,7 @@ def make_config(tmp_path: Path, text: Path, tiny_teacher_dir: Path):
                 "teacher": {"model": str(tiny_teacher_dir)},
                 "ray": {"enabled": with_ray},
                 "train": {"workers": int(with_ray)},
+                "tracking": {"enabled": False},
             }
         )
 
