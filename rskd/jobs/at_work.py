@@ -72,7 +72,7 @@ def at_work(
                     _record(config, file, makes, own, run)
                 except Exception as error:  # the stage is done, or its own error is the one to report
                     level = logging.WARNING if finished else logging.DEBUG
-                    _logger.log(level, "costs of %s are not recorded (%s)", file, first_line(error))
+                    _logger.log(level, "costs of %s are not fully recorded (%s)", file, first_line(error))
 
 
 def costs_of(config: DistillConfig, stage: str, student: str | None = None) -> dict[str, Any] | None:

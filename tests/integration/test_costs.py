@@ -156,4 +156,4 @@ def test_costs_that_cannot_be_written_are_warned_about(
     Path(config.home).mkdir(parents=True)
     with at_work(config, "pack", reserves=Reserved(1), makes={}):
         Path(config.home, "costs").write_text("a file in place of the folder")
-    assert "costs of pack.json are not recorded" in caplog.text
+    assert "costs of pack.json are not fully recorded" in caplog.text
