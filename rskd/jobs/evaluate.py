@@ -123,7 +123,7 @@ def _track(run: tracking.Run, part: Part, models: Findings, students: Records, c
 
 def student_figures(config: DistillConfig) -> dict[str, dict[str, float]]:
     """What people compare the evaluated students by: METRICS, tokens_per_s, and bytes_per_token of their cache."""
-    evaluation = results.read_results(config)
+    models = (results.read_results(config) or {"models": {}})["models"]
     bytes_per_token = {
         name: manifest.totals["bytes"] / manifest.totals["tokens"]
         for name in config.cache_samplings
@@ -132,9 +132,9 @@ def student_figures(config: DistillConfig) -> dict[str, dict[str, float]]:
     figures = {}
     for student, spec in config.student_specs.items():
         record = records.read(Store(config.student_uri(student)), RESULT_FILE)
-        if evaluation is None or record is None:
+        if record is None or student not in models:
             continue
-        figures[student] = {metric: evaluation["models"][student][metric] for metric in METRICS}
+        figures[student] = {metric: models[student][metric] for metric in METRICS}
         figures[student]["tokens_per_s"] = record["summary"]["tokens_per_s"]
         if spec.objective.kind == "sparse_kd" and spec.sampling in bytes_per_token:
             figures[student]["bytes_per_token"] = bytes_per_token[spec.sampling]
