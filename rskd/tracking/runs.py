@@ -274,7 +274,7 @@ def stage(config: DistillConfig, name: str, student: str | None = None) -> Itera
             run = Run(parent.tracking_uri, parent.experiment_id, created.info.run_id)
             run.parent = parent
             runs += [run, parent]
-        run.params(params)
+            run.params(params)
         with monitored(run, by_node=config.ray.address is not None):
             yield run
         status = "FINISHED"
