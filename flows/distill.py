@@ -13,7 +13,12 @@ from uuid import UUID
 
 import typer
 from prefect import flow
-from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
 
 from flows.cache_logits import cache_logits
 from flows.evaluate_student import evaluate_student
@@ -24,11 +29,13 @@ from flows.train_student import train_student
 from rskd.cli import ConfigArgument, Outcome, SetOption
 from rskd.config import DistillConfig, load_config
 
+_LINKS = {"report": "Report", "mlflow": "MLflow runs of this distillation"}
+
 
 @flow(name="distill", flow_run_name="distill-{config.name}")
 def distill(config: DistillConfig) -> dict[str, Any]:
     """Distil the teacher into every student of the configuration, evaluate them, and write the report."""
-    from rskd.jobs.report import write_report
+    from rskd.jobs.report import summary_page, write_report
     from rskd.tracking import distillation
 
     students = list(config.student_specs)
@@ -54,10 +61,15 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     report = run_stage("report", write_report, config)
     finished(num_stages)
 
-    create_link_artifact(key="report", link=Path(report).absolute().as_uri() if "://" not in report else report)
+    links = {"report": Path(report).absolute().as_uri() if "://" not in report else report}
     if config.tracking.enabled:
-        url = distillation(config).url
-        create_link_artifact(key="mlflow", link=url, description="MLflow runs of this distillation")
+        links["mlflow"] = distillation(config).url
+    for key, link in links.items():
+        create_link_artifact(key=key, link=link, description=_LINKS[key])
+    linked = "\n".join(f"- [{_LINKS[key]}]({link})" for key, link in links.items())
+    create_markdown_artifact(
+        f"# {config.name}\n\n{summary_page(config)}\n{linked}\n", key="summary", description=f"Summary of {config.name}"
+    )
     return {"corpus": corpus, "caches": caches, "students": trained, "metrics": metrics, "report": report}
 
 

@@ -22,6 +22,7 @@ from flows.train_student import train_student
 from rskd.cli import ConfigArgument, Outcome, SetOption
 from rskd.config import DistillConfig, load_config
 from rskd.errors import ConfigError
+from rskd.markdown import markdown_table
 
 
 @flow(name="retrain", flow_run_name="retrain-{config.name}")
@@ -67,13 +68,12 @@ def _page(config: DistillConfig, student: str, said: str, found: dict[str, Any])
         ]
         for row in found["ledger"]
     ]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
     return f"""# {said}
 
 Student `{student}` of `{config.name}` is version {found["version"]} of `{found["model"]}`, judged against version
 {found["against"] or "none"}; the champion is version {found["champion"] or "none"}.
 
-{table}
+{markdown_table(head, rows)}
 """
 
 

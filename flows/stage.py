@@ -90,13 +90,18 @@ def show_status(config: DistillConfig) -> None:
 
 
 def publish(key: str, description: str, summaries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Show summaries as a table artifact, one row for each, and say in the log which were skipped."""
+    """Show summaries as a table artifact, one row for each, and say in the log which were skipped.
+
+    Of what a summary nests, its costs alone are shown: `cost.money`.
+    """
     logger = get_run_logger()
     for name, summary in summaries.items():
         if summary.get("skipped"):
             logger.info("%s: already there and matching, skipped", name)
     rows = [
-        {"name": name} | {column: value for column, value in summary.items() if not isinstance(value, dict | list)}
+        {"name": name}
+        | {column: value for column, value in summary.items() if not isinstance(value, dict | list | None)}
+        | {f"cost.{column}": value for column, value in (summary.get("cost") or {}).items()}
         for name, summary in summaries.items()
     ]
     create_table_artifact(key=key, table=rows, description=description)

@@ -1,4 +1,4 @@
-"""What a distillation will cost: storage, teacher time, parts and epochs, for a number of tokens.
+"""What a distillation will cost: storage, teacher and student time, money, for a number of tokens.
 
 Measured where there is a cache of this configuration, or a finished stage in MLflow. Fitted, for the unique tokens of a
 cache that does not exist, where `probe` ran the teacher on a few windows. Else from the defaults below. `source` says
@@ -19,6 +19,7 @@ from rskd import records, tracking
 from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig, SamplingConfig, TeacherConfig
 from rskd.corpus.packed_corpus import PackedCorpus
+from rskd.costs import COSTS, Reserved
 from rskd.evaluation.unique_tokens import PowerLaw, UniqueTokens, rounds_against_unique_tokens
 from rskd.lineage.corpus import open_corpus
 from rskd.lineage.inputs import Inputs, inputs_first
@@ -49,9 +50,9 @@ _SPEED_DEPENDS_ON = {"micro_batch", "precision", "workers", "gpus_per_worker", "
 def estimate(config: DistillConfig, *, tokens: int | None = None) -> dict[str, Any]:
     """Costs of distilling `tokens` training tokens (those of the packed corpus by default).
 
-    Returns corpus {tokens, windows, parts}, teacher {tokens_per_s, seconds, source}, caches {<name>: bytes,
-    bytes_per_token, unique_per_token, source}, students {<name>: tokens, epochs, tokens_per_s, seconds, source}; the
-    speed of a student that was not trained yet is unknown: None.
+    Returns corpus {tokens, windows, parts}, teacher {tokens_per_s, source, and COSTS}, caches {<name>: bytes,
+    bytes_per_token, unique_per_token, source}, students {<name>: tokens, epochs, tokens_per_s, source, and COSTS}, and
+    `break_even` (see there); the speed of a student that was not trained yet, and its costs, are unknown: None.
 
     Raises ConfigError for a teacher that does not exist, MissingOutputError without `tokens` and a packed corpus.
     """
@@ -65,13 +66,44 @@ def estimate(config: DistillConfig, *, tokens: int | None = None) -> dict[str, A
     speed = measured or teacher_tokens_per_s(
         config.teacher, num_parameters(inputs.teacher_dir, trust_remote_code=config.teacher.trust_remote_code)
     )
+    teacher = {
+        "tokens_per_s": speed,
+        **_costs(config, _by_teacher(config), tokens / speed),
+        "source": _source(measured),
+    }
     laws = _probed_laws(config)
     caches = {name: _cache(config, name, sampling, laws) for name, sampling in config.cache_samplings.items()}
     return {
         "corpus": {"tokens": tokens, "windows": windows, "parts": math.ceil(windows / config.corpus.windows_per_part)},
-        "teacher": {"tokens_per_s": speed, "seconds": tokens / speed, "source": _source(measured)},
+        "teacher": teacher,
         "caches": {name: cache | {"bytes": round(tokens * cache["bytes_per_token"])} for name, cache in caches.items()},
         "students": {name: _student(config, name, tokens) for name in config.student_specs},
+        "break_even": break_even(config, tokens=tokens, tokens_per_s=speed),
+    }
+
+
+def break_even(config: DistillConfig, *, tokens: int, tokens_per_s: float) -> dict[str, Any] | None:
+    """From where on a cache is cheaper than a teacher online; None where no student learns from a cache.
+
+    Cached, the teacher runs once over the `tokens` of the corpus. Online it runs over each token that a student trains
+    on, steps·global_batch·seq_len of them, for each student again. At the same speed and on the same machines:
+
+        cached = tokens / tokens_per_s        online = Σ_students steps·global_batch·seq_len / tokens_per_s
+
+    Returns `students`, the least whole number n of students of the configured (mean) tokens T for which n·T > tokens;
+    `epochs`, the passes over the corpus of each of the n configured students beyond which n·epochs > 1, so 1/n; and
+    `cached` and `online`, the COSTS of the teacher for the configured students. Training comes on top of both, alike.
+    """
+    specs = config.student_specs.items()
+    trained = [_trained_tokens(config, name) for name, spec in specs if spec.objective.kind == "sparse_kd"]
+    if not trained:
+        return None
+    reserved = _by_teacher(config)
+    return {
+        "students": tokens * len(trained) // sum(trained) + 1,
+        "epochs": 1 / len(trained),
+        "cached": _costs(config, reserved, tokens / tokens_per_s),
+        "online": _costs(config, reserved, sum(trained) / tokens_per_s),
     }
 
 
@@ -167,17 +199,33 @@ def _cache(
 
 def _student(config: DistillConfig, name: str, tokens: int) -> dict[str, Any]:
     """Passes over `tokens`, and the time of training at the speed at which the same student was trained before."""
-    spec = config.student_specs[name]
-    trained = spec.train.steps * spec.train.global_batch * config.corpus.seq_len
+    spec, trained = config.student_specs[name], _trained_tokens(config, name)
     params = spec.model_dump(mode="json", include={"student": True, "objective": {"kind"}, "train": _SPEED_DEPENDS_ON})
     speed = tracking.measured_speed(config, "train", name, params)
     return {
         "tokens": trained,
         "epochs": trained / tokens,
         "tokens_per_s": speed,
-        "seconds": trained / speed if speed else None,
+        **_costs(config, Reserved.by_workers(spec.train.workers, spec.train), trained / speed if speed else None),
         "source": _source(speed),
     }
+
+
+def _trained_tokens(config: DistillConfig, student: str) -> int:
+    train = config.student_specs[student].train
+    return train.steps * train.global_batch * config.corpus.seq_len
+
+
+def _by_teacher(config: DistillConfig) -> Reserved:
+    return Reserved.by_workers(config.teacher.workers, config.teacher)
+
+
+def _costs(config: DistillConfig, reserved: Reserved, seconds: float | None) -> dict[str, float | None]:
+    """COSTS of holding something for so many seconds; None where these are not known."""
+    if seconds is None:
+        return dict.fromkeys(COSTS)
+    priced = reserved.costs(seconds).priced(config.costs)
+    return {name: getattr(priced, name) for name in COSTS}
 
 
 def _source(measured: float | None) -> str:

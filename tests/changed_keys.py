@@ -123,6 +123,8 @@ CASES: dict[str, Case] = {
     "promotion.confidence": Case(0.9, "----"),
     "promotion.resamples": Case(2000, "----"),
     "promotion.seed": Case(1, "----"),
+    "costs.price_per_gpu_hour": Case(2.5, "----"),
+    "costs.price_per_core_hour": Case(0.05, "----"),
     "tracking.enabled": Case(True, "----"),
     "tracking.uri": Case("sqlite:///{root}/other.db", "----"),
     "tracking.experiment": Case("other", "----"),

@@ -9,6 +9,7 @@ from rskd.config.distillation import DistillConfig, StudentSpec
 from rskd.config.files import load_config, validate_config
 from rskd.config.promotion import PromotionConfig
 from rskd.config.sections import (
+    CostsConfig,
     EvaluateConfig,
     ObjectiveConfig,
     RayConfig,
@@ -21,6 +22,7 @@ from rskd.config.sections import (
 )
 
 __all__ = [
+    "CostsConfig",
     "DistillConfig",
     "EvaluateConfig",
     "ObjectiveConfig",

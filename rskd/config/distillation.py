@@ -12,6 +12,7 @@ from rskd.config.promotion import PromotionConfig
 from rskd.config.section import Name, Section
 from rskd.config.sections import (
     CorpusConfig,
+    CostsConfig,
     EvaluateConfig,
     ObjectiveConfig,
     RayConfig,
@@ -58,6 +59,9 @@ class DistillConfig(Section):
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="Evaluation on the held-out windows.")
     promotion: PromotionConfig = Field(
         default=PromotionConfig(), description="When a student takes the place of the registry's champion."
+    )
+    costs: CostsConfig = Field(
+        default=CostsConfig(), description="Prices, for the money that a run costs; they change no output."
     )
     tracking: TrackingConfig = Field(default=TrackingConfig(), description="MLflow.")
     ray: RayConfig = Field(default=RayConfig(), description="Ray.")

@@ -326,6 +326,20 @@ class EvaluateConfig(Section):
         return self
 
 
+class CostsConfig(Section):
+    price_per_gpu_hour: float | None = Field(
+        default=None,
+        ge=0,
+        description="What an hour of one GPU costs, in your currency. Money is left out where it is missing.",
+    )
+    price_per_core_hour: float | None = Field(
+        default=None,
+        ge=0,
+        description="What an hour of one CPU core costs, in your currency; 0 where the price of the GPUs includes it. "
+        "Money is left out where it is missing.",
+    )
+
+
 class TrackingConfig(Section):
     enabled: bool = Field(default=True, description="False tracks nothing, and needs no MLflow.")
     uri: Uri | None = Field(

@@ -13,16 +13,19 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
-from rskd import tracking
-from rskd.cache.manifest import CacheManifest
+from rskd import records, tracking
+from rskd.cache.manifest import CacheManifest, cache_recipe
 from rskd.cache.writer import CacheWriter
 from rskd.config import DistillConfig
 from rskd.cores import warn_of_threads
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.corpus.sources import list_files, located
+from rskd.costs import Reserved
 from rskd.errors import ConfigError
+from rskd.jobs.at_work import AtWork, at_work, costs_of
 from rskd.jobs.cache_worker import CacheRun, TeacherWorker
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.ray_session import ensure_ray
@@ -44,9 +47,10 @@ def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
     """Write every cache of `config` that is not finished; the teacher runs over what any of them lacks, once.
 
     Returns for each cache uri, parts, rows, tokens, bytes_per_token, unique_per_token, teacher_lm_loss (nats/token,
-    None if a part was made before it was measured) and skipped, and for those that were worked on also what all
-    shared: seconds, startup_seconds (until the first inference), tokens_per_s (of all workers, after start-up),
-    stall_seconds (of workers that waited for storage or for work). Warns if the loss on the first part is implausible.
+    None if a part was made before it was measured), skipped, and what all caches share: cost (`rskd.costs`) of all
+    attempts, None where none was recorded; of those that were worked on also seconds, startup_seconds (until the first
+    inference), tokens_per_s (of all workers, after start-up), stall_seconds (of workers that waited for storage or for
+    work). Warns if the loss on the first part is implausible.
 
     Raises ConfigError for a wrong config or path, MissingOutputError for a corpus that was not packed,
     CacheMismatchError for a corpus or cache made with other settings, CorruptPartError.
@@ -60,18 +64,22 @@ def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
     tasks: list[dict[str, Any]] = [{"part": index, "caches": names} for index, names in lacking.items() if names]
     tasks = [task | {"is_first": task is tasks[0]} for task in tasks]
     if not tasks:
+        shared = {"cost": costs_of(config, "cache"), "skipped": True}
         return {
-            name: _summary(config.cache_uri(name), writer.finish(parts)) | {"skipped": True}
-            for name, writer in writers.items()
+            name: _summary(config.cache_uri(name), writer.finish(parts)) | shared for name, writer in writers.items()
         }
 
     warn_of_threads("teacher.threads_per_worker", config.teacher.threads_per_worker)
     ensure_ray(config.ray)
     worked_on = {name for task in tasks for name in task["caches"]}
-    with tracking.stage(config, "cache") as tracked:
+    reserves = Reserved.by_workers(min(config.teacher.workers, len(tasks)), config.teacher)
+    makes = {name: records.digest(cache_recipe(head)) for name, head in run.heads.items()}
+    with at_work(config, "cache", reserves=reserves, makes=makes) as work:
+        tracked = work.run
         described = {"digest": corpus.manifest.digest, "totals": corpus.manifest.totals}
         tracked.dataset(corpus.uri, described, name="train windows")
-        done = _follow(config, run, tasks, rows=sum(parts[task["part"]].rows for task in tasks))
+        run = replace(run, monitored=tracking.for_workers(tracked, config))
+        done = _follow(config, run, tasks, work, rows=sum(parts[task["part"]].rows for task in tasks))
         timing = {"seconds": time.time() - started, **_timing(done, started)}
         summaries = {}
         for name, writer in writers.items():
@@ -80,7 +88,8 @@ def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
             measured = ("bytes_per_token", "unique_per_token", "teacher_lm_loss")
             tracked.metrics({f"{name}/{key}": summary[key] for key in measured if summary[key] is not None})
         tracked.metrics(timing)
-    return summaries
+    cost = costs_of(config, "cache")
+    return {name: summary | {"cost": cost} for name, summary in summaries.items()}
 
 
 def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
@@ -107,7 +116,9 @@ def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
     return run, corpus
 
 
-def _follow(config: DistillConfig, run: CacheRun, tasks: list[dict[str, Any]], *, rows: int) -> list[dict[str, Any]]:
+def _follow(
+    config: DistillConfig, run: CacheRun, tasks: list[dict[str, Any]], work: AtWork, *, rows: int
+) -> list[dict[str, Any]]:
     """Run the tasks to their end; what the workers say of each."""
     done: list[dict[str, Any]] = []
     seq_len = config.corpus.seq_len
@@ -116,6 +127,7 @@ def _follow(config: DistillConfig, run: CacheRun, tasks: list[dict[str, Any]], *
             if row["doubt"]:
                 _logger.warning(row["doubt"])
             done.append(row)
+            work.add(tokens=row["tokens"], bytes_written=row["bytes"])
             advance(row["tokens"] // seq_len, f"{_timing(done, row['started'])['tokens_per_s']:.0f} tokens/s")
     return done
 

@@ -13,6 +13,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rskd import tracking
 from rskd.cache.codec import PartData
 from rskd.cache.writer import CacheWriter
 from rskd.config import SamplingConfig, TeacherConfig
@@ -47,6 +49,7 @@ class CacheRun:
     cache_uris: dict[str, str]
     heads: dict[str, dict[str, Any]]
     runtime_env: dict[str, Any]  # of the workers
+    monitored: tracking.Run | None = None  # by workers on other machines than the driver's
 
 
 class Teacher(Protocol):
@@ -64,8 +67,8 @@ class Teacher(Protocol):
 class TeacherWorker:
     """A Ray Data actor: `worker({"part": index, "caches": names, "is_first": bool})` writes that part of those caches.
 
-    Returns who did it, the number of tokens, the clock (s) when inference started and ended, and of the first part the
-    `doubt` that the teacher is a model of this text.
+    Returns who did it, the number of tokens, the bytes of the written part files, the clock (s) when inference started
+    and ended, and of the first part the `doubt` that the teacher is a model of this text.
     """
 
     def __init__(self, run: CacheRun):
@@ -76,6 +79,8 @@ class TeacherWorker:
         self._corpus = PackedCorpus.open(run.corpus_uri)
         self._writers = {name: CacheWriter(uri, manifest_head=run.heads[name]) for name, uri in run.cache_uris.items()}
         self._inference = threading.Lock()
+        self._monitoring = ExitStack()  # until the actor's process ends
+        self._monitoring.enter_context(tracking.monitored(run.monitored))
 
     @cached_property
     def _teacher(self) -> Teacher:
@@ -101,8 +106,10 @@ class TeacherWorker:
             started = time.time()
             data = self._infer(teacher, windows, list(task["caches"]))
             ended = time.time()
-        for name, part_data in data.items():
+        committed = [
             self._writers[name].commit_part(part.index, part_data, corpus_sha256=part.sha256)
+            for name, part_data in data.items()
+        ]
         doubt = None
         if task["is_first"]:
             doubt = doubt_teacher(
@@ -111,7 +118,9 @@ class TeacherWorker:
                 vocab_size=self._corpus.manifest.tokenizer["vocab_size"],
             )
         tokens = part.rows * self._corpus.seq_len
-        return {"worker": self._name, "tokens": tokens, "started": started, "ended": ended, "doubt": doubt}
+        num_bytes = sum(one.bytes for one in committed)
+        clock = {"started": started, "ended": ended}
+        return {"worker": self._name, "tokens": tokens, "bytes": num_bytes, "doubt": doubt} | clock
 
     def _infer(self, teacher: Teacher, windows: Windows, caches: list[str]) -> dict[str, PartData]:
         """The part's targets for each cache, from batches cut from its first row; vLLM cuts its own.

@@ -16,12 +16,15 @@ from typing import Any
 from rskd import records, tracking
 from rskd.cache.manifest import newest_manifest
 from rskd.config import DistillConfig, RayConfig
+from rskd.cores import usable_cores
 from rskd.corpus.packed_corpus import PackedCorpus
+from rskd.costs import Reserved
 from rskd.errors import ConfigError, MissingOutputError, explained_by
 from rskd.evaluation import results
 from rskd.evaluation.downstream import find_tasks, mean_score
 from rskd.evaluation.language_modeling import pct_ce_to_fullkd
 from rskd.evaluation.window_values import METRICS
+from rskd.jobs.at_work import at_work, recorded_costs
 from rskd.jobs.evaluate_worker import (
     EvaluationRun,
     Findings,
@@ -42,6 +45,7 @@ from rskd.lineage.evaluation import (
     open_held_out,
 )
 from rskd.lineage.inputs import Inputs, inputs_first
+from rskd.models.digests import RESULT_FILE
 from rskd.pages.figures import reliability_diagrams
 from rskd.progress import progress_bar
 from rskd.storage import Store
@@ -76,10 +80,11 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
     if pending:
         ensure_ray(config.ray)
         require_gpus(config.ray, "evaluate.gpus", config.evaluate.gpus)
-        run = evaluation_run(config, corpus, inputs.teacher_dir, config.student_specs)
-        with tracking.stage(config, "evaluate") as tracked:
+        makes = {part.file: records.digest(part.recipe) for part in parts}
+        with at_work(config, "evaluate", reserves=reserved(config), makes=makes) as work:
             manifest = {"digest": corpus.manifest.digest, "totals": corpus.manifest.totals}
-            tracked.dataset(corpus.uri, manifest, name="held-out windows", context="evaluation")
+            work.run.dataset(corpus.uri, manifest, name="held-out windows", context="evaluation")
+            run = evaluation_run(config, corpus, inputs.teacher_dir, config.student_specs)
             for part in pending:
                 try:
                     title = part.recipe.get("task", part.kind)
@@ -89,35 +94,47 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
                     continue
                 if part is parts[0]:
                     models = _with_gap_covered(config, models)
-                    tracked.figure(reliability_diagrams(models), "reliability")
-                _write(store, part, models)
-                for model, metrics in models.items():
-                    logged = _logged(part, metrics)
-                    tracked.metrics({f"{model}/{metric}": value for metric, value in logged.items()})
-                    if model in students:
-                        digest = student_digest(students[model])
-                        data = {"dataset": "held-out windows", "dataset_digest": corpus.manifest.digest}
-                        tracked.model_metrics(digest, logged, **data)
+                    work.run.figure(reliability_diagrams(models), "reliability")
+                    work.add(tokens=part.units * corpus.seq_len)
+                work.add(bytes_written=_write(store, part, models))
+                _track(work.run, part, models, students, corpus)
             if failures:
                 raise ConfigError("; ".join(str(failure) for failure in failures))
+        tracking.log_headline(config, student_figures(config), recorded_costs(config))
     evaluation = results.read_results(config)
     assert evaluation is not None  # it was there, or has just been written
-    if pending:
-        tracking.log_headline(config, _figures(config, students, evaluation))
     return {name: summary(model) for name, model in evaluation["models"].items()} | {"skipped": not pending}
 
 
-def _figures(config: DistillConfig, students: Records, evaluation: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """What people compare the students by."""
+def reserved(config: DistillConfig) -> Reserved:
+    """What an evaluation holds: all cores of its machine, and its GPUs."""
+    return Reserved(usable_cores(), config.evaluate.gpus)
+
+
+def _track(run: tracking.Run, part: Part, models: Findings, students: Records, corpus: PackedCorpus) -> None:
+    """Log what a part found, of a student also on its model."""
+    for model, metrics in models.items():
+        logged = _logged(part, metrics)
+        run.metrics({f"{model}/{metric}": value for metric, value in logged.items()})
+        if model in students:
+            data = {"dataset": "held-out windows", "dataset_digest": corpus.manifest.digest}
+            run.model_metrics(student_digest(students[model]), logged, **data)
+
+
+def student_figures(config: DistillConfig) -> dict[str, dict[str, float]]:
+    """What people compare the evaluated students by: METRICS, tokens_per_s, and bytes_per_token of their cache."""
+    models = (results.read_results(config) or {"models": {}})["models"]
     bytes_per_token = {
         name: manifest.totals["bytes"] / manifest.totals["tokens"]
         for name in config.cache_samplings
         if (manifest := newest_manifest(Store(config.cache_uri(name)))) is not None
     }
     figures = {}
-    for student, record in students.items():
-        spec, found = config.student_specs[student], evaluation["models"][student]
-        figures[student] = {metric: found[metric] for metric in METRICS}
+    for student, spec in config.student_specs.items():
+        record = records.read(Store(config.student_uri(student)), RESULT_FILE)
+        if record is None or student not in models:
+            continue
+        figures[student] = {metric: models[student][metric] for metric in METRICS}
         figures[student]["tokens_per_s"] = record["summary"]["tokens_per_s"]
         if spec.objective.kind == "sparse_kd" and spec.sampling in bytes_per_token:
             figures[student]["bytes_per_token"] = bytes_per_token[spec.sampling]
@@ -177,8 +194,11 @@ def _updates(ray: RayConfig, work: Work, run: EvaluationRun) -> Iterator[int | F
     return on_ray.follow(work, run, gpus=run.settings.gpus)
 
 
-def _write(store: Store, part: Part, models: Findings) -> None:
-    """Write the file of a part; what is known of single windows goes into a file of its own, which this one names."""
+def _write(store: Store, part: Part, models: Findings) -> int:
+    """Write the file of a part; what is known of single windows goes into a file of its own, which this one names.
+
+    Returns the bytes of both.
+    """
     values = {name: found[results.WINDOW_VALUES] for name, found in models.items() if results.WINDOW_VALUES in found}
     kept = {
         name: {key: value for key, value in found.items() if key != results.WINDOW_VALUES}
@@ -188,8 +208,10 @@ def _write(store: Store, part: Part, models: Findings) -> None:
     if values:
         content[results.WINDOW_VALUES] = results.write_window_values(store, values)
     records.write(store, part.file, content)
-    if values:
-        results.remove_older_window_values(store, content)
+    if not values:
+        return store.size(part.file)
+    results.remove_older_window_values(store, content)
+    return store.size(part.file) + store.size(content[results.WINDOW_VALUES]["file"])
 
 
 def _as_task_failure(part: Part, error: Exception) -> ConfigError:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from rskd import records
 from rskd.config import DistillConfig, RayConfig
 from rskd.corpus.hold_out import HoldOut, choose_hold_out, split_shares
 from rskd.corpus.packed_corpus import (
@@ -35,10 +36,12 @@ from rskd.corpus.packed_corpus import (
 from rskd.corpus.packing import DocumentCounts, Share, limited, repeated
 from rskd.corpus.sources import Group, list_files, located, new_groups
 from rskd.corpus.vocabulary import cut_ids
+from rskd.costs import Reserved
+from rskd.jobs.at_work import AtWork, at_work, costs_of
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.pack_worker import Recipe, count_group, task_of, write_group
-from rskd.jobs.ray_session import ensure_ray
-from rskd.lineage.corpus import SPLITS, packed_so_far
+from rskd.jobs.ray_session import ensure_ray, parallel_tasks
+from rskd.lineage.corpus import SPLITS, corpus_recipe, packed_so_far
 from rskd.lineage.inputs import Inputs
 from rskd.progress import progress_bar
 from rskd.storage import Store
@@ -50,10 +53,10 @@ _logger = logging.getLogger(__name__)
 def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     """Pack what `config.corpus` names and was not packed yet; added files never move what was packed.
 
-    Returns {"train": T, "eval": T, "bos", "skipped", "seconds"} and the sums of both, with T = {documents,
+    Returns {"train": T, "eval": T, "bos", "skipped", "seconds", "cost"} and the sums of both, with T = {documents,
     duplicate_documents, tokens, windows, dropped_tail_tokens, parts, uri}. Tokens include one end-of-text token a
     document, and those that begin it; duplicates are exact copies of documents of the same pack, and are packed; `bos`
-    is what corpus.bos came to.
+    is what corpus.bos came to; `cost` is that of all attempts (`rskd.costs`), None where none was recorded.
 
     Raises ConfigError for a source that is missing, empty or too small, a tokenizer that does not fit the teacher's or
     cannot do what corpus.bos says, a text with ids that the teacher has no output row for, an unwritable root;
@@ -71,16 +74,27 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
         return _summary(config, packed, started, skipped=True)
 
     ensure_ray(config.ray)
+    groups = dict(enumerate(added, start=len(recorded)))
+    reserves = Reserved(cores=min(len(groups), parallel_tasks(config.ray)))
+    with at_work(config, "pack", reserves=reserves, makes={"corpus": records.digest(corpus_recipe(head))}) as work:
+        manifests = _pack(inputs, packed, groups, work)
+    return _summary(config, manifests, started, skipped=False)
+
+
+def _pack(
+    inputs: Inputs, packed: dict[str, CorpusManifest] | None, groups: dict[int, Group], work: AtWork
+) -> dict[str, CorpusManifest]:
+    """Pack groups after what is packed; the manifests of both splits, as they are written."""
+    config, head = inputs.config, inputs.corpus_head
     layout = packed["train"].head if packed else head
     recipe = Recipe(
-        source=source,
+        source=located(config.corpus.source),
         tokenizer=inputs.tokenizer,
         bos=head["bos"],
         **{key: head["tokenizer"][key] for key in ("vocab_size", "end_of_text_id", "bos_ids")},
         uris={split: Store(config.corpus_uri(split)).absolute_uri for split in SPLITS},
         **{key: layout[key] for key in ("seq_len", "seed", "windows_per_part", "rows_per_group")},
     )
-    groups = dict(enumerate(added, start=len(recorded)))
     counts = _count(config.ray, recipe, groups)
     if cut := cut_ids(inputs.tokenizer, recipe.vocab_size):
         _logger.warning("ids that the teacher has no output row for are left out; no text uses them: %s", cut)
@@ -92,7 +106,7 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     if is_first:
         _warn_of_large_hold_out(shares, config.corpus.eval_windows)
     _limit_train_windows(shares, config, packed["train"])
-    parts, tails = _write(config.ray, recipe, groups, _places(shares, packed), hold_out)
+    parts, tails = _write(config.ray, recipe, groups, _places(shares, packed), hold_out, work)
     manifests = {}
     for split, manifest in packed.items():
         new = [groups[index].to_dict() | asdict(shares[index][split]) for index in groups]
@@ -102,7 +116,7 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
         _remove_other_parts(config, manifests)
     for split in reversed(SPLITS):  # train comes last: a corpus without a train manifest is packed again
         write_manifest(Store(config.corpus_uri(split)), manifests[split])
-    return _summary(config, manifests, started, skipped=False)
+    return manifests
 
 
 def _nothing_packed(
@@ -195,19 +209,22 @@ def _write(
     groups: dict[int, Group],
     places: dict[int, dict[str, dict[str, Any]]],
     hold_out: HoldOut,
+    work: AtWork,
 ) -> tuple[dict[str, list[PartInfo]], dict[str, list[int]]]:
     """Pass 2: the parts of each split, and the tail of the last group."""
-    rows = [task_of(index, group) | places[index] for index, group in groups.items()]
+    tasks = [task_of(index, group) | places[index] for index, group in groups.items()]
     parts: dict[str, list[PartInfo]] = {split: [] for split in SPLITS}
     tails: dict[str, list[int]] = {}
-    total = sum(row[split]["windows"] for row in rows for split in SPLITS)
+    total = sum(task[split]["windows"] for task in tasks for split in SPLITS)
     with progress_bar("pack windows", total) as advance:
-        for row in _run(ray, partial(write_group, recipe, hold_out), rows):
+        for row in _run(ray, partial(write_group, recipe, hold_out), tasks):
             written = [PartInfo(**part) for part in json.loads(row["parts"])]
             parts[row["split"]] += written
             if row["group"] == max(groups):
                 tails[row["split"]] = np.frombuffer(row["tail"], np.int32).tolist()
-            advance(sum(part.rows for part in written))
+            rows = sum(part.rows for part in written)
+            work.add(tokens=rows * recipe.seq_len, bytes_written=sum(part.bytes for part in written))
+            advance(rows)
     return parts, tails
 
 
@@ -234,4 +251,11 @@ def _summary(
         for split in SPLITS
     }
     sums = {key: sum(count[key] for count in counts.values()) for key in (*TOTALS, "duplicate_documents")}
-    return {**splits, **sums, "bos": manifests["train"].bos, "seconds": time.monotonic() - started, "skipped": skipped}
+    return {
+        **splits,
+        **sums,
+        "bos": manifests["train"].bos,
+        "seconds": time.monotonic() - started,
+        "cost": costs_of(config, "pack"),
+        "skipped": skipped,
+    }

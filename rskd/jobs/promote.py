@@ -12,12 +12,13 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from rskd import records, tracking
+from rskd import records
 from rskd.config import DistillConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.evaluation.promotion import Measured, decide
 from rskd.evaluation.results import WINDOW_VALUES
-from rskd.jobs.evaluate import evaluation_run, follow
+from rskd.jobs.at_work import at_work
+from rskd.jobs.evaluate import evaluation_run, follow, reserved
 from rskd.jobs.evaluate_worker import evaluate_windows
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.ray_session import ensure_ray, require_gpus
@@ -61,8 +62,11 @@ def promote_student(config: DistillConfig, student: str = "default") -> dict[str
     if done is not None and done["recipe"] == recipe:
         return done["decision"] | {"champion": champion and champion.version, "skipped": True}
 
-    with tracking.stage(config, "promote", student) as tracked:
+    makes = {"decision": records.digest(recipe)}
+    with at_work(config, "promote", student, reserves=reserved(config), makes=makes) as work:
+        tracked = work.run
         measured = _measure(inputs, corpus, student, registry, champion)
+        work.add(tokens=num_held_out(config, corpus) * corpus.seq_len)
         decision = decide(measured.get(_CHAMPION), measured[student], config.promotion)
         tracked.metrics({row["metric"]: row["challenger"] for row in decision.ledger if row["challenger"] is not None})
         tags = _identity(inputs, corpus) | {

@@ -58,6 +58,17 @@ def ensure_ray(config: RayConfig) -> None:
             handler.setLevel(logging.CRITICAL)
 
 
+def parallel_tasks(config: RayConfig) -> int:
+    """How many tasks of one core run side by side: one without Ray, else as many as it has cores."""
+    if not config.enabled:
+        return 1
+    if config.address is None:
+        return usable_cores()
+    import ray
+
+    return int(ray.cluster_resources()["CPU"])
+
+
 def require_gpus(config: RayConfig, setting: str, gpus: float) -> None:
     """ConfigError where this machine has fewer than `setting` asks for: the task would wait for ever.
 

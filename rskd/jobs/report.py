@@ -10,6 +10,8 @@ from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig
 from rskd.errors import CacheMismatchError
 from rskd.evaluation.results import read_results
+from rskd.jobs.at_work import recorded_costs
+from rskd.jobs.evaluate import student_figures
 from rskd.lineage.evaluation import check_part, evaluation_parts, open_held_out, report_digest
 from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.lineage.student import check_student
@@ -33,6 +35,11 @@ def write_report(config: DistillConfig) -> str:
     return config.report_uri
 
 
+def summary_page(config: DistillConfig) -> str:
+    """The students with their figures and the stages with their costs, in Markdown."""
+    return tracking.page(config, student_figures(config), recorded_costs(config))
+
+
 def _gather(config: DistillConfig) -> Findings:
     """Read what earlier stages left behind."""
     inputs = Inputs(config)
@@ -51,6 +58,7 @@ def _gather(config: DistillConfig) -> Findings:
         evaluation=evaluation,
         caches={name: inspect(config.cache_uri(name)) for name in config.cache_samplings if name in used},
         logs={student: _training_log(config.student_uri(student)) for student in config.student_specs},
+        costs=recorded_costs(config),
         made_from=report_digest(config),
     )
 

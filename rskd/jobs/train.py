@@ -23,7 +23,9 @@ from rskd.cache.reader import LogitCache
 from rskd.config import DistillConfig, StudentSpec
 from rskd.cores import warn_of_threads
 from rskd.corpus.packed_corpus import PackedCorpus
+from rskd.costs import Reserved
 from rskd.errors import CacheMismatchError, ConfigError, CorruptPartError, MissingOutputError
+from rskd.jobs.at_work import AtWork, at_work, costs_of
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.training.in_process import train_in_process
 from rskd.jobs.training.run import TrainingRun
@@ -45,7 +47,8 @@ _logger = logging.getLogger(__name__)
 def train_student(config: DistillConfig, student: str = "default") -> dict[str, Any]:
     """Train one student of `config` and write it to `config.student_uri(student)`; skipped if it is there and matches.
 
-    Returns uri, steps, tokens, loss (of the last step, nats/token), tokens_per_s, seconds, and `skipped`.
+    Returns uri, steps, tokens, loss (of the last step, nats/token), tokens_per_s, seconds, `skipped`, and `cost` of all
+    attempts (`rskd.costs`), None where none was recorded.
 
     Raises ConfigError for a wrong config or path, MissingOutputError and CacheMismatchError for the corpus or cache,
     NonFiniteError for a loss that diverged. None of them is retried; a lost worker is, from the newest checkpoint.
@@ -55,32 +58,35 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
     target = Store(config.student_uri(student))
     done = records.read(target, RESULT_FILE)
     if done is not None and _is_current(done, inputs, student, source) and _is_whole(target, done):
-        return done["summary"] | {"uri": target.uri, "skipped": True}
+        return done["summary"] | {"uri": target.uri, "cost": costs_of(config, "train", student), "skipped": True}
 
     if isinstance(source, LogitCache) and (reason := _bias(run.spec, source.manifest.sampling)):
         _logger.warning("student %s learns from a biased target: %s", student, reason)
     warn_of_threads("train.threads_per_worker", run.spec.train.threads_per_worker)
     started = time.monotonic()
     recipe = student_recipe(inputs, student, source, balances_router=run.balances_router)
-    with tracking.stage(config, "train", student) as tracked:
+    train, name = run.spec.train, records.digest(recipe)[:16]
+    reserves = Reserved.by_workers(train.workers, train)
+    with at_work(config, "train", student, reserves=reserves, makes={"student": name}) as work:
         manifest = {"digest": source.manifest.digest, "totals": source.manifest.totals}
-        tracked.dataset(source.uri, manifest, name=source.uri.rsplit("/", 1)[-1])
+        work.run.dataset(source.uri, manifest, name=source.uri.rsplit("/", 1)[-1])
         checkpoints = Store(config.checkpoints_uri(student))
-        name = records.digest(recipe)[:16]
-        with progress_bar(f"train {student}", run.spec.train.steps) as advance:
-            show = _shown_once(advance, tracked)
-            if run.spec.train.workers == 0:
+        with progress_bar(f"train {student}", train.steps) as advance:
+            show = _shown_once(advance, work, tokens=train.global_batch * run.seq_len)
+            if train.workers == 0:
                 checkpoint = train_in_process(run, checkpoints, show, name=name)
             else:
                 from rskd.jobs.training.on_ray import train_on_ray
 
-                checkpoint = train_on_ray(run, checkpoints, show, name=name, config=config.ray)
+                tracked = tracking.for_workers(work.run, config)
+                checkpoint = train_on_ray(run, checkpoints, show, name=name, config=config.ray, tracked=tracked)
         summary, files = _publish(checkpoint, target)
+        work.add(bytes_written=sum(file["bytes"] for file in files.values()))
         summary["seconds"] = time.monotonic() - started
         record = {"recipe": recipe, "summary": summary, "files": files}
         records.write(target, RESULT_FILE, record)
-        tracked.model(target.uri, name=f"{config.name} {student}", digest=student_digest(record))
-    return summary | {"skipped": False}
+        work.run.model(target.uri, name=f"{config.name} {student}", digest=student_digest(record))
+    return summary | {"cost": costs_of(config, "train", student), "skipped": False}
 
 
 def _prepare(inputs: Inputs, student: str) -> tuple[TrainingRun, LogitCache | PackedCorpus]:
@@ -137,15 +143,19 @@ def _hard_threshold(source: LogitCache | PackedCorpus, spec: StudentSpec) -> flo
     return percentile(histogram, spec.objective.hard_percentile)
 
 
-def _shown_once(advance: Callable[..., None], tracked: tracking.Run) -> Log:
-    """Show and track the metrics of each step; one that a restart repeats is the same, bit for bit, and left out."""
+def _shown_once(advance: Callable[..., None], work: AtWork, *, tokens: int) -> Log:
+    """Show and track the metrics of each step of so many tokens.
+
+    One that a restart repeats is the same, bit for bit, and left out; but it costs its tokens again.
+    """
     last = 0
 
     def show(step: int, metrics: dict[str, float]) -> None:
         nonlocal last
+        work.add(tokens=tokens)
         if step > last:
             advance(step - last, f"loss {metrics['loss']:.3f}")
-            tracked.metrics(metrics, step)
+            work.run.metrics(metrics, step)
             last = step
 
     return show

@@ -120,6 +120,6 @@ def check_part(store: Store, part: Part) -> Difference | None:
 
 
 def report_digest(config: DistillConfig) -> str:
-    """What a report was made from: the configuration and the evaluation."""
+    """What a report was made from: the configuration, but for its prices, and the evaluation."""
     evaluation = results.read_results(config)
-    return records.digest({"config": config.model_dump(mode="json"), "evaluation": evaluation})
+    return records.digest({"config": config.model_dump(mode="json", exclude={"costs"}), "evaluation": evaluation})

@@ -43,10 +43,10 @@ def definitions(facts: dict[str, str]) -> str:
     return "<dl>" + "".join(f"<div><dt>{k}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items()) + "</dl>"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, num_text: int) -> str:
+def table(head: Sequence[str], rows: Iterable[Iterable[str]], *, num_text: int) -> str:
     """A table whose first `num_text` columns are text; the others are numbers, aligned to the right. Cells are HTML."""
 
-    def row(tag: str, cells: Sequence[str]) -> str:
+    def row(tag: str, cells: Iterable[str]) -> str:
         return "<tr>" + "".join(
             f"<{tag}{'' if index < num_text else ' class=number'}>{cell}</{tag}>" for index, cell in enumerate(cells)
         )

@@ -1,19 +1,22 @@
 """The report of a distillation, and that of a cache: each one HTML page that needs no network.
 
-evaluation.json, caches, students' logs ─► Findings (rskd.jobs.report) ─► page ─► <home>/report.html
+evaluation.json, caches, students' logs, costs ─► Findings (rskd.jobs.report) ─► page ─► <home>/report.html
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from rskd import costs
 from rskd.cache.histogram import LABELS
 from rskd.config import DistillConfig
+from rskd.costs import Costs
 from rskd.errors import ConfigError
 from rskd.evaluation.downstream import mean_score
 from rskd.pages.figures import histograms, loss_curves, reliability_diagrams
@@ -51,6 +54,7 @@ class Findings:
     evaluation: dict[str, Any]
     caches: dict[str, dict[str, Any]]
     logs: dict[str, list[dict[str, float]]]
+    costs: Mapping[str, Costs] = field(default_factory=dict)  # by stage
     made_from: str = ""  # their digest
 
 
@@ -71,6 +75,8 @@ def render(findings: Findings) -> str:
     if findings.caches:
         body = _caches_table(findings.caches) + _histograms(findings.caches)
         sections.insert(2, section("Logit caches", body, _CACHE_NOTE))
+    if findings.costs:
+        sections.append(section("Costs", _costs_table(config, findings.costs), _costs_note(config)))
     settings = escape(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False))
     sections.append(f"<details><summary>Configuration</summary><pre>{settings}</pre></details>")
     return html_page("rskd distillation report", config.name, sections, findings.made_from)
@@ -203,6 +209,17 @@ def _caches_table(caches: dict[str, dict[str, Any]]) -> str:
     return table(head, rows, num_text=2)
 
 
+def _costs_table(config: DistillConfig, stages: Mapping[str, Costs]) -> str:
+    return table(costs.HEAD, [map(escape, row) for row in costs.rows(stages, config.costs)], num_text=1)
+
+
+def _costs_note(config: DistillConfig) -> str:
+    prices = config.costs
+    known = {"GPU-hour": prices.price_per_gpu_hour, "core-hour": prices.price_per_core_hour}
+    told = [f"{price:g} a {unit}" for unit, price in known.items() if price is not None]
+    return f"{_COSTS_NOTE} Prices: {', '.join(told) or 'none'}."
+
+
 def _histograms(caches: dict[str, dict[str, Any]]) -> str:
     """A figure for unique tokens and for each statistic that a cache has."""
     by_name = {
@@ -231,5 +248,11 @@ _LOSS_NOTE = (
 _RELIABILITY_NOTE = (
     "Accuracy of the top-1 prediction by its confidence. On the dotted line a model is calibrated; "
     "bars below it are over-confident. Darker bars hold more tokens."
+)
+_COSTS_NOTE = (
+    "Core- and GPU-seconds: what a stage reserves, busy or not, times its wall seconds, over all attempts that its "
+    "output is made of, failed ones included (not those that were killed without notice). Tokens: positions that were "
+    "packed, cached, trained on or evaluated on. Bytes: of outputs, without checkpoints. Money: in the currency of the "
+    "prices, – where one is missing."
 )
 _CACHE_NOTE = "Size counts every file of the cache. Unique tokens: distinct ids kept at a position."

@@ -1,6 +1,16 @@
 """MLflow: the only room that imports it."""
 
-from rskd.tracking.headline import log_headline
+from rskd.tracking.headline import log_headline, page
 from rskd.tracking.runs import Run, distillation, measured_speed, stage
+from rskd.tracking.system_metrics import for_workers, monitored
 
-__all__ = ["Run", "distillation", "log_headline", "measured_speed", "stage"]
+__all__ = [
+    "Run",
+    "distillation",
+    "for_workers",
+    "log_headline",
+    "measured_speed",
+    "monitored",
+    "page",
+    "stage",
+]

@@ -2,6 +2,7 @@
 
 evaluation ─► best student ─► lm_loss, ece, acceptance, kl_to_teacher, tokens_per_s, bytes_per_token
                   └── others that differ in their seeds alone ─► lm_loss_mean, lm_loss_sd, …
+costs of all stages ─► seconds, core_seconds, gpu_seconds, money (logged by `rskd.jobs.at_work` as each stage ends)
 """
 
 from __future__ import annotations
@@ -12,20 +13,25 @@ from typing import Any
 
 import yaml
 
+from rskd import costs
 from rskd.config import DistillConfig
+from rskd.costs import Costs
+from rskd.markdown import markdown_table
 from rskd.tracking.runs import distillation
 
 METRICS = ("lm_loss", "ece", "acceptance", "kl_to_teacher")
 
 
-def log_headline(config: DistillConfig, students: Mapping[str, Mapping[str, float]]) -> None:
-    """Log the figures of the students, METRICS and what else is known of each, with the configuration and a table."""
+def log_headline(
+    config: DistillConfig, students: Mapping[str, Mapping[str, float]], stages: Mapping[str, Costs]
+) -> None:
+    """Log the figures of the students, METRICS and what else is known of each, with the configuration and `page`."""
     if not config.tracking.enabled:
         return
     parent = distillation(config)
     parent.metrics(headline(config, students))
     parent.text("config.yaml", yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False))
-    parent.describe(_page(config, students))
+    parent.describe(page(config, students, stages))
     parent.flush()
 
 
@@ -50,17 +56,16 @@ def _without_seeds(config: DistillConfig, student: str) -> dict[str, Any]:
     return settings
 
 
-def _page(config: DistillConfig, students: Mapping[str, Mapping[str, float]]) -> str:
-    """The description of the parent run, in Markdown."""
+def page(config: DistillConfig, students: Mapping[str, Mapping[str, float]], stages: Mapping[str, Costs]) -> str:
+    """A distillation in Markdown: its students with their figures, and what each stage cost."""
     columns = list(dict.fromkeys(key for figures in students.values() for key in figures))
-    rows = [["student", *columns], ["---"] * (1 + len(columns))]
-    rows += [
+    rows = [
         [name, *(f"{figures[key]:.4g}" if key in figures else "" for key in columns)]
         for name, figures in students.items()
     ]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     source = config.corpus.source
     return (
         f"Students of `{config.teacher.model}` ({config.teacher.dtype}) on {source.kind} {source.uri or ''}, in "
-        f"`{config.home}`.\n\n{table}\n"
+        f"`{config.home}`.\n\n{markdown_table(['student', *columns], rows)}\n\n"
+        f"What it cost:\n\n{markdown_table(costs.HEAD, costs.rows(stages, config.costs))}\n"
     )

@@ -31,6 +31,7 @@ from rskd.tracking.connection import (
     tracking_uri_of,
 )
 from rskd.tracking.names import escaped, model_name, shortened
+from rskd.tracking.system_metrics import monitored
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,6 +59,7 @@ class Run:
         self.tracking_uri = tracking_uri
         self.experiment_id = experiment_id
         self.run_id = run_id
+        self.parent: Run | None = None  # of a stage, where it began
         self._pending: list[tuple[str, float, int, int]] = []  # key, value, time in ms, step
         self._next_flush = time.monotonic() + FLUSH_SECONDS
         self._lock = threading.Lock()
@@ -280,9 +282,10 @@ def stage(config: DistillConfig, name: str, student: str | None = None) -> Itera
                 client.update_run(parent.run_id, status="RUNNING")
                 created = client.create_run(parent.experiment_id, run_name=run_name, tags=tags)
             run = Run(parent.tracking_uri, parent.experiment_id, created.info.run_id)
+            run.parent = parent
             runs += [run, parent]
-        run.params(params)
-        with interrupts.recognised():
+            run.params(params)
+        with interrupts.recognised(), monitored(run, by_node=config.ray.address is not None):
             yield run
         status = "FINISHED"
     except Exception:

@@ -104,7 +104,7 @@ def test_mlflow_has_one_parent_and_a_child_for_each_stage(config_path: Path) -> 
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     stages = [run.data.tags["rskd.stage"] for run in runs if "mlflow.parentRunId" in run.data.tags]
     assert len(parents) == 1
-    assert sorted(stages) == ["cache", "evaluate", "train", "train", "train"]
+    assert sorted(stages) == ["cache", "evaluate", "pack", "train", "train", "train"]
     trained = next(run for run in runs if run.data.tags.get("rskd.student") == "sparse")
     assert {"loss", "lr", "grad_norm", "tokens_per_s"} <= trained.data.metrics.keys()
     assert len(client.get_metric_history(trained.info.run_id, "loss")) == 4

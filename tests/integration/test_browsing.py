@@ -36,6 +36,7 @@ def test_parent_models_and_artifacts(tmp_path: Path, tiny_teacher_dir: Path):
 
     assert {run.info.run_name for run in client.search_runs([experiment.experiment_id])} == {
         "tiny",
+        "tiny pack",
         "tiny cache",
         "tiny train default",
         "tiny evaluate",

@@ -228,7 +228,7 @@ def _stop_and_rerun(distillation: Distillation, undisturbed: Path, stage: str, b
         with suppress(ProcessLookupError):
             os.killpg(command.process.pid, signal.SIGKILL)
     assert not distillation.is_done(stage)
-    if stage != "pack":  # which has no run in MLflow
+    if stage != "pack":  # which may be stopped before its run in MLflow begins
         assert distillation.run_status(stage) == {stage: "KILLED", "parent": "KILLED"}
     later = list(STAGES)[list(STAGES).index(stage) :]
     if distillation.flow:

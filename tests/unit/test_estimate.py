@@ -8,7 +8,15 @@ from rskd import tracking
 from rskd.cache.inspection import inspect
 from rskd.config import SamplingConfig, TeacherConfig, validate_config
 from rskd.errors import ConfigError, MissingOutputError
-from rskd.estimate import UNIQUE_TOKENS, estimate, num_parameters, predicted_costs, probe, teacher_tokens_per_s
+from rskd.estimate import (
+    UNIQUE_TOKENS,
+    break_even,
+    estimate,
+    num_parameters,
+    predicted_costs,
+    probe,
+    teacher_tokens_per_s,
+)
 
 
 def make_config(root: Path, teacher: Path, /, **sections):
@@ -66,9 +74,8 @@ def test_the_whole_plan(tmp_path: Path, tiny_teacher_dir: Path):
     )
     plan = estimate(config, tokens=2000)
     assert plan["corpus"] == {"tokens": 2000, "windows": 20, "parts": 3}
-    assert plan["students"] == {
-        "s": {"tokens": 4000, "epochs": 2.0, "tokens_per_s": None, "seconds": None, "source": "default"}
-    }
+    unknown = dict.fromkeys(("tokens_per_s", "seconds", "core_seconds", "gpu_seconds", "money"))
+    assert plan["students"] == {"s": {"tokens": 4000, "epochs": 2.0, "source": "default"} | unknown}
     assert list(tmp_path.iterdir()) == []  # no database, no experiment
     assert plan["caches"]["b"] == {
         "bytes": 34_500,
@@ -96,7 +103,14 @@ def test_what_was_measured_is_used_for_the_same_configuration_alone(tmp_path: Pa
         config.cache_uri("default"), head=make_head(sampling__statistics=[], teacher__model=str(tiny_teacher_dir))
     )
     plan = estimate(config, tokens=2000)
-    assert plan["teacher"] == {"tokens_per_s": 500.0, "seconds": 4.0, "source": "measured"}
+    assert plan["teacher"] == {
+        "tokens_per_s": 500.0,
+        "seconds": 4.0,
+        "core_seconds": 8.0,  # two threads
+        "gpu_seconds": 0.0,
+        "money": None,
+        "source": "measured",
+    }
     assert plan["students"]["default"]["seconds"] == 100.0
     found = inspect(config.cache_uri("default"))
     assert plan["caches"]["default"]["bytes"] == round(2000 * found["bytes_per_token"])
@@ -105,6 +119,66 @@ def test_what_was_measured_is_used_for_the_same_configuration_alone(tmp_path: Pa
     assert (other["teacher"]["source"], other["students"]["default"]["source"]) == ("default", "default")
     sampled = estimate(config.model_copy(update={"sampling": SamplingConfig(num_samples=50)}), tokens=2000)
     assert sampled["caches"]["default"]["source"] == "default"
+
+
+def test_teacher_and_students_cost_what_they_reserve(tmp_path: Path, tiny_teacher_dir: Path):
+    config = make_config(
+        tmp_path,
+        tiny_teacher_dir,
+        teacher={"model": str(tiny_teacher_dir), "workers": 2, "threads_per_worker": 3},
+        train={"steps": 10, "global_batch": 4, "workers": 2, "gpus_per_worker": 1, "threads_per_worker": 4},
+        costs={"price_per_core_hour": 1.2, "price_per_gpu_hour": 3.6},
+    )
+    with tracking.stage(config, "cache") as run:
+        run.metrics({"tokens_per_s": 500.0})
+    with tracking.stage(config, "train", "default") as run:
+        run.metrics({"tokens_per_s": 40.0})
+    plan = estimate(config, tokens=5000)
+    teacher, student = plan["teacher"], plan["students"]["default"]
+    assert (teacher["seconds"], teacher["core_seconds"], teacher["gpu_seconds"]) == (10.0, 60.0, 0.0)
+    assert teacher["money"] == pytest.approx(0.02)
+    assert (student["seconds"], student["core_seconds"], student["gpu_seconds"]) == (100.0, 800.0, 200.0)
+    assert student["money"] == pytest.approx(800 / 3600 * 1.2 + 200 / 3600 * 3.6)
+
+
+@pytest.mark.parametrize(
+    ("steps", "kinds", "students", "epochs", "online"),
+    [
+        ([50], ["sparse_kd"], 1, 1.0, 20.0),  # 20,000 tokens, two epochs: one student pays
+        ([10], ["sparse_kd"], 3, 1.0, 4.0),  # 4,000: two students run the teacher over less than the corpus
+        ([25], ["sparse_kd"], 2, 1.0, 10.0),  # one epoch: as dear as the cache, two students pay
+        ([10, 20, 99], ["sparse_kd", "sparse_kd", "ce"], 2, 0.5, 12.0),  # 6,000 on average
+    ],
+)
+def test_from_where_on_a_cache_pays(
+    tmp_path: Path,
+    tiny_teacher_dir: Path,
+    steps: list[int],
+    kinds: list[str],
+    students: int,
+    epochs: float,
+    online: float,
+):
+    config = make_config(
+        tmp_path,
+        tiny_teacher_dir,
+        train={"global_batch": 4},
+        students={
+            f"s{n}": {"objective": {"kind": kind}, "train": {"steps": count}}
+            for n, (count, kind) in enumerate(zip(steps, kinds))
+        },
+        costs={"price_per_core_hour": 3600},
+    )
+    found = break_even(config, tokens=10_000, tokens_per_s=1000.0)
+    assert found is not None
+    assert (found["students"], found["epochs"]) == (students, epochs)
+    assert found["cached"] == {"seconds": 10.0, "core_seconds": 20.0, "gpu_seconds": 0.0, "money": 20.0}
+    assert found["online"] == {"seconds": online, "core_seconds": 2 * online, "gpu_seconds": 0.0, "money": 2 * online}
+
+
+def test_without_students_of_a_cache_there_is_nothing_to_compare(tmp_path: Path, tiny_teacher_dir: Path):
+    config = make_config(tmp_path, tiny_teacher_dir, objective={"kind": "full_kd"})
+    assert break_even(config, tokens=10, tokens_per_s=1.0) is None
 
 
 def test_tied_weights_count_once(tiny_teacher_dir: Path):

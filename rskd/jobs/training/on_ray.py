@@ -6,7 +6,7 @@ TorchTrainer ─► train_worker on each rank ─► checkpoints
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +25,7 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
+from rskd import tracking
 from rskd.config import RayConfig
 from rskd.errors import RskdError, first_line
 from rskd.jobs.failures import GiveUpOnExplainedErrors
@@ -37,28 +38,32 @@ from rskd.storage import Store
 from rskd.student.trainer import Log
 
 
-def train_on_ray(run: TrainingRun, checkpoints: Store, record: Log, *, name: str, config: RayConfig) -> Store:
+def train_on_ray(
+    run: TrainingRun, checkpoints: Store, record: Log, *, name: str, config: RayConfig, tracked: tracking.Run | None
+) -> Store:
     """Train from the newest whole checkpoint of the run `name`, or from the start; returns the last one.
 
     Two checkpoints are kept. A lost worker counts against `max_failures`; what rskd explains is raised at once.
+    Machines of workers are monitored on `tracked`, where it is given.
     """
     with newest_whole(checkpoints, name, remove_damaged=True):
         pass  # a damaged one is reported here, where somebody reads it, and not by a worker
     tidy(checkpoints, name)
     ensure_ray(config)
     with _queue_to(record) as updates:
-        _fit(run, updates, checkpoints, name=name, config=config)
+        work = partial(train_worker, run, updates, checkpoints.absolute_uri, name, tracked)
+        _fit(run, work, checkpoints, name=name, config=config)
     tidy(checkpoints, name)
     return finished(checkpoints, name)[-1]
 
 
-def _fit(run: TrainingRun, updates: Queue, checkpoints: Store, *, name: str, config: RayConfig) -> None:
+def _fit(run: TrainingRun, work: Callable[[], None], checkpoints: Store, *, name: str, config: RayConfig) -> None:
     train = run.spec.train
     resources = worker_resources(
         config, "train", train.workers, threads=train.threads_per_worker, gpus=train.gpus_per_worker
     )
     trainer = _Trainer(
-        partial(train_worker, run, updates, checkpoints.absolute_uri, name),
+        work,
         scaling_config=ScalingConfig(
             num_workers=train.workers, use_gpu=train.gpus_per_worker > 0, resources_per_worker=resources
         ),

@@ -11,13 +11,16 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 from ray.util.queue import Queue
 
+from rskd import tracking
 from rskd.full_disk import filled_folder
 from rskd.jobs.training.checkpoints import newest_whole
 from rskd.jobs.training.run import TrainingRun, WriteCheckpoint, train_run
 from rskd.storage import Store
 
 
-def train_worker(run: TrainingRun, updates: Queue, checkpoints_uri: str, name: str) -> None:
+def train_worker(
+    run: TrainingRun, updates: Queue, checkpoints_uri: str, name: str, tracked: tracking.Run | None
+) -> None:
     """Train from the newest whole checkpoint of the run `name`, or from the start.
 
     Puts a record for each step into `updates`. Each worker looks for the checkpoint itself, while none writes: they
@@ -39,7 +42,7 @@ def train_worker(run: TrainingRun, updates: Queue, checkpoints_uri: str, name: s
             delete_local_checkpoint_after_upload=True,
         )
 
-    with newest_whole(Store(checkpoints_uri), name) as directory:
+    with tracking.monitored(tracked), newest_whole(Store(checkpoints_uri), name) as directory:
         train_run(
             run,
             directory,

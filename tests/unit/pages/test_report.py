@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 from rskd.config import DistillConfig, validate_config
+from rskd.costs import Costs
 from rskd.pages.report import Findings, render
 
 CACHE = {
@@ -94,6 +95,22 @@ def test_says_what_each_student_learned_from(tmp_path: Path):
     evaluation = make_evaluation(teacher=1.0, ghost=3.0, mse=3.0, full=3.0)
     page = Page(render(Findings(validate_config(config), evaluation, {}, logs)))
     assert {"KD", "top_k, k = 12, rest: ghost", "0.1·CE + 0.9·KD (mse)", "teacher online"} <= set(page.cells)
+
+
+def test_shows_what_each_stage_cost(tmp_path: Path):
+    config = make_config(tmp_path, "a").model_dump(mode="json", exclude_unset=True)
+    costs = {"cache": Costs(40960, 10.0, 60.0, 0.0, 2**20), "train a": Costs(96, 1800.0, 3600.0, 0.0, 5)}
+
+    def page(prices: dict[str, float]) -> str:
+        with_prices = validate_config(config | {"costs": prices})
+        evaluation = make_evaluation(teacher=1.0, a=3.0)
+        return render(Findings(with_prices, evaluation, {}, {"a": make_log()}, costs))
+
+    priced = page({"price_per_core_hour": 1.2})
+    assert {"train a", "60.0", "1,048,576", "0.0200", "1.20", "total", "1.22"} <= set(Page(priced).cells)
+    assert "Prices: 1.2 a core-hour." in priced
+    assert "–" in Page(page({})).cells
+    assert "Prices: none." in page({})
 
 
 def test_needs_no_network(tmp_path: Path):

@@ -1,0 +1,94 @@
+"""What a stage costs: the cores and GPUs that it reserves, times its wall seconds, since that is what one pays for.
+
+    Reserved(cores, gpus) × seconds ─► Costs of an attempt ─► + those of other attempts ─► priced ─► money
+
+2 workers of 3 threads reserve 6 cores: 10 seconds of them are 60 core-seconds, and 0.02 at 1.2 a core-hour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from rskd.config import CostsConfig, TeacherConfig, TrainConfig
+
+TOTAL = "total"
+COSTS = ("seconds", "core_seconds", "gpu_seconds", "money")  # what time costs, under these names everywhere
+HEAD = ("stage", "tokens", "seconds", "core_seconds", "gpu_seconds", "bytes_written", "money")  # of a table
+_SECONDS_PER_HOUR = 3600
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of a stage, or of several; `money` is in the currency of the prices, and None where one is missing."""
+
+    tokens: int = 0  # positions of the windows that were packed, cached, trained on, evaluated on
+    seconds: float = 0.0  # wall time
+    core_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    bytes_written: int = 0  # of the outputs, without checkpoints and manifests
+    money: float | None = None
+
+    def __add__(self, other: Costs) -> Costs:
+        """The sum, which has no money until it is `priced`."""
+        return Costs(
+            self.tokens + other.tokens,
+            self.seconds + other.seconds,
+            self.core_seconds + other.core_seconds,
+            self.gpu_seconds + other.gpu_seconds,
+            self.bytes_written + other.bytes_written,
+        )
+
+    def priced(self, prices: CostsConfig) -> Costs:
+        """The same with the money that it costs; None if something was used that has no price."""
+        used = ((self.core_seconds, prices.price_per_core_hour), (self.gpu_seconds, prices.price_per_gpu_hour))
+        money = 0.0
+        for seconds, price in used:
+            if seconds and price is None:
+                return replace(self, money=None)
+            money += seconds / _SECONDS_PER_HOUR * (price or 0.0)
+        return replace(self, money=money)
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """What a stage holds from its beginning to its end, whether it is busy or not."""
+
+    cores: float
+    gpus: float = 0.0
+
+    @classmethod
+    def by_workers(cls, workers: int, each: TeacherConfig | TrainConfig) -> Reserved:
+        """The threads and GPUs of so many workers; 0 of them are the driver's process, which works alone."""
+        workers = max(1, workers)
+        return cls(workers * each.threads_per_worker, workers * each.gpus_per_worker)
+
+    def costs(self, seconds: float, *, tokens: int = 0, bytes_written: int = 0) -> Costs:
+        """Costs of holding it for so many seconds, without the money."""
+        return Costs(tokens, seconds, self.cores * seconds, self.gpus * seconds, bytes_written)
+
+
+def total(costs: Iterable[Costs], prices: CostsConfig) -> Costs:
+    """The sum of several stages, priced."""
+    return sum(costs, Costs()).priced(prices)
+
+
+def rows(costs: Mapping[str, Costs], prices: CostsConfig) -> list[list[str]]:
+    """The cells of a table under HEAD: a row for each stage by its name, and their total."""
+    priced = {name: found.priced(prices) for name, found in costs.items()}
+    return [
+        [
+            name,
+            f"{found.tokens:,}",
+            *(f"{seconds:,.1f}" for seconds in (found.seconds, found.core_seconds, found.gpu_seconds)),
+            f"{found.bytes_written:,}",
+            _money(found.money),
+        ]
+        for name, found in (priced | {TOTAL: total(costs.values(), prices)}).items()
+    ]
+
+
+def _money(money: float | None) -> str:
+    if money is None:
+        return "–"
+    return f"{money:,.2f}" if money >= 1 else f"{money:.4f}"

@@ -1,0 +1,38 @@
+"""What Prefect shows of a distillation: each stage's table with its costs, and a summary of all in Markdown."""
+
+import json
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.testing.utilities import prefect_test_harness
+from tiny_runs import tiny_settings, write_texts
+
+from flows.distill import distill
+from rskd.config import validate_config
+
+pytestmark = pytest.mark.e2e
+
+
+def test_tables_and_summary(tmp_path: Path, tiny_teacher_dir: Path):
+    write_texts(tmp_path / "text")
+    prices = {"price_per_core_hour": 1.2}
+    config = validate_config(tiny_settings(tmp_path, tiny_teacher_dir, costs=prices, tracking={"enabled": True}))
+    with prefect_test_harness(server_startup_timeout=120):
+        result = distill(config)
+        with get_client(sync_client=True) as client:
+            artifacts = {artifact.key: artifact for artifact in client.read_artifacts()}
+    trained = result["students"]["default"]["cost"]
+    for key, tokens in {"corpus": None, "caches": None, "student": trained["tokens"], "evaluation-cost": 32}.items():
+        [row] = json.loads(str(artifacts[key].data))
+        assert row["cost.money"] == pytest.approx(row["cost.core_seconds"] / 3600 * 1.2)
+        assert tokens in (None, row["cost.tokens"])
+
+    page = str(artifacts["summary"].data)
+    assert page.startswith("# tiny\n")
+    lm_loss = result["metrics"]["default"]["lm_loss"]
+    assert f"| default | {lm_loss:.4g} |" in page
+    for stage in ("pack", "cache", "train default", "evaluate", "total"):
+        assert f"| {stage} |" in page
+    assert f"[Report](file://{tmp_path}/store/tiny/report.html)" in page
+    assert "[MLflow runs of this distillation](http://127.0.0.1:5000/#/experiments/1/runs/" in page
