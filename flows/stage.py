@@ -6,16 +6,15 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
-from uuid import UUID
 
-from prefect import flow_engine, get_run_logger, task
+from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.concurrency._leases import maintain_concurrency_lease
 from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
+from flows.outlive import outlive_worker_and_server
 from flows.progress import LiveProgress
 from rskd.config import DistillConfig
 from rskd.errors import ConfigError, OutputError, explained_by
@@ -39,17 +38,7 @@ class _OneLine(logging.Filter):
 
 for _name in ("prefect.flow_runs", "prefect.task_runs"):
     logging.getLogger(_name).addFilter(_OneLine())
-
-
-def _outlive_the_server(lease_id: UUID, lease_duration: float, **_: Any) -> AbstractContextManager[None]:
-    """Of the place that a run has in its deployment: Prefect would end a run whose lease it could not renew.
-
-    A server that was away for five minutes has given the place away; the run goes on (Prefect's issues 21064, 18802).
-    """
-    return maintain_concurrency_lease(lease_id, lease_duration)
-
-
-flow_engine.maintain_concurrency_lease = _outlive_the_server
+outlive_worker_and_server()
 
 
 def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
