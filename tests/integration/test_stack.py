@@ -105,6 +105,12 @@ def test_deployments_are_registered(client):
     assert distill.parameters["config"]["tracking"]["uri"].startswith("http://127.0.0.1:")
 
 
+def test_a_schedule_that_is_on_has_runs(client):
+    housekeeper = client.read_deployment_by_name("crash-dead-runs/crash-dead-runs")
+    chosen = FlowRunFilter(deployment_id={"any_": [housekeeper.id]})
+    wait_until(lambda: client.read_flow_runs(flow_run_filter=chosen), seconds=120)
+
+
 def test_an_event_starts_a_look_at_the_source(stack, client, tmp_path, tiny_teacher_dir):
     """Of the configuration in the event, or in the deployment's form; of no other. The pool is paused meanwhile."""
     pool, look = stack.settings.prefect.pool, client.read_deployment_by_name("watch-source/watch-source")
