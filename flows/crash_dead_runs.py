@@ -84,7 +84,7 @@ def verdict(seen: Sighting) -> State | None:
     return Crashed(message=_WHY)
 
 
-@flow(name="crash-dead-runs")
+@flow(name="crash-dead-runs", flow_run_name="crash-dead-runs")
 def crash_dead_runs() -> dict[str, str]:
     """Mark runs as Crashed, or Cancelled, whose process is gone and whose worker or machine can no longer say so.
 
