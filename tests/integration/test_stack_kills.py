@@ -3,11 +3,13 @@
 Data is on the stack's object store, figures go to its MLflow. What each kill comes to is the table of infra/README.md.
 """
 
+import asyncio
 import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,12 @@ import s3fs
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import FlowRun
+from prefect.events import Event, RelatedResource, Resource, get_events_client
+from prefect.events.schemas.automations import AutomationCore
+from prefect.states import Completed, Pending, Running
 from stacks import Stack, answers, api_of, stack_file, wait_until
 
+from flows.crash_dead_runs import HEARTBEAT
 from infra.stack.leftovers import left_of
 from infra.stack.services import WORKER, credentials_of
 
@@ -110,6 +116,45 @@ def test_a_run_outlives_it_or_resumes(stack, client, store, undisturbed, tiny_te
         assert all(one.state.is_final() for one in client.read_task_runs(flow_run_filter=_only(run)))
     assert files(store, bucket) == undisturbed
     assert before.items() <= committed(store, bucket).items()  # nothing was written twice
+
+
+def test_the_server_crashes_a_silent_run_by_itself(client):
+    """The automation's quarter of an hour is half a minute here; a run that talks and one that ended are left alone."""
+    [declared] = client.read_automations_by_name("rskd-crash-silent-runs")
+    hasty = AutomationCore.model_validate(declared.model_dump(exclude={"id"}) | {"name": "hasty"})
+    hasty.trigger.within = timedelta(seconds=30)
+    hasty_id = client.create_automation(hasty)
+    time.sleep(5)  # until the server has loaded it
+    names = ("pack-corpus/pack-corpus", "promote/promote", "rollback/rollback")
+    silent, talking, finished = (running(client, name) for name in names)
+    asyncio.run(beat(silent, talking, finished))
+    client.set_flow_run_state(finished.id, Completed())
+    end = time.monotonic() + 75
+    while time.monotonic() < end:
+        asyncio.run(beat(talking))
+        time.sleep(5)
+    states = [client.read_flow_run(run.id).state for run in (silent, talking, finished)]
+    client.delete_automation(hasty_id)
+    for run in (silent, talking, finished):
+        client.delete_flow_run(run.id)
+    assert [state.name for state in states] == ["Crashed", "Running", "Completed"]
+    assert "start it again" in states[0].message
+
+
+def running(client: SyncPrefectClient, deployment: str) -> FlowRun:
+    """A run that a worker elsewhere has begun."""
+    run = client.create_flow_run_from_deployment(client.read_deployment_by_name(deployment).id, state=Pending())
+    client.set_flow_run_state(run.id, Running())
+    return run
+
+
+async def beat(*runs: FlowRun) -> None:
+    """Heartbeats of runs, as Prefect sends them."""
+    async with get_events_client() as events:
+        for run in runs:
+            resource = Resource({"prefect.resource.id": f"prefect.flow-run.{run.id}"})
+            tag = RelatedResource({"prefect.resource.id": "prefect.tag.rskd", "prefect.resource.role": "tag"})
+            await events.emit(Event(event=HEARTBEAT, resource=resource, related=[tag]))
 
 
 def settings(bucket: str, teacher: Path, stack: Stack, *, ray: bool = False) -> dict[str, Any]:
