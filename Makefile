@@ -13,7 +13,7 @@ AUDITED := infra/constraints.txt infra/constraints-vllm.txt
 ACCEPTED := # ids of findings that do not concern rskd, each with its reason in infra/README.md
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm-env demo demo-seeds up status logs down serve ui test test-slow test-stack test-vllm test-e2e test-browser test-architectures architectures lint audit bench bench-gpu clean
+.PHONY: help install vllm-env demo demo-seeds up status logs down serve ui test test-slow test-stack test-kill test-vllm test-e2e test-browser test-architectures architectures lint audit bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ test-slow: $(INSTALLED) ## tests that take minutes each
 
 test-stack: $(INSTALLED) ## the stack of one machine: started, killed piece by piece, stopped
 	$(BIN)/python -m pytest -m stack
+
+test-kill: $(INSTALLED) ## runs during which a piece of the stack is killed, and the stack on PostgreSQL; half an hour
+	$(BIN)/python -m pytest -m kill
 
 test-vllm: $(INSTALLED) $(VLLM_INSTALLED) ## tests of the vLLM teacher, in both environments
 	$(VLLM_BIN)/python -m pytest -m vllm tests/vllm_engine

@@ -7,8 +7,9 @@ With PREFECT_API_URL set, `make serve` registers with that server; otherwise it 
 
 The form of each deployment is the documented configuration, filled in with flows/configs/demo.yaml; that of
 `reproduce-paper` its scale and text. Registering again updates what is declared here, and leaves what a user switches:
-whether a deployment is paused, and every schedule. A process worker starts each run in a session of its own, and Cancel
-ends all of it; Prefect's `serve` would leave children alive, and pause the schedules when it stops.
+whether a deployment is paused or an automation disabled, and every schedule. A process worker starts each run in a
+session of its own, and Cancel ends all of it; Prefect's `serve` would leave children alive, and pause the schedules
+when it stops.
 """
 
 from __future__ import annotations
@@ -36,12 +37,19 @@ from prefect.client.schemas.actions import (
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    get_current_settings,
+    temporary_settings,
+)
 from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessWorker
 
 from flows.adapt_teacher import adapt_teacher
+from flows.automations import register_automations
 from flows.cache_logits import cache_logits
+from flows.crash_dead_runs import HEARTBEAT_SECONDS, TAG, crash_dead_runs
 from flows.distill import distill
 from flows.evaluate_student import evaluate_student
 from flows.pack_corpus import pack_corpus
@@ -64,12 +72,16 @@ _SECONDS_TO_START = 600  # a run that a worker took and never began gives its pl
 
 @dataclass(frozen=True)
 class Declared:
-    """A deployment of a flow, named as the flow; schedules by their slug, cron expressions in UTC that start off."""
+    """A deployment of a flow, named as the flow; schedules by their slug, cron expressions in UTC.
+
+    They start switched off, unless `scheduled`.
+    """
 
     flow: Flow[..., Any]
     tag: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     schedules: Mapping[str, str] = field(default_factory=dict)
+    scheduled: bool = False
 
 
 DEPLOYMENTS: Sequence[Declared] = (
@@ -81,6 +93,7 @@ DEPLOYMENTS: Sequence[Declared] = (
     Declared(adapt_teacher, "distillation"),
     Declared(retrain, "retraining", {"student": "rskd"}, schedules={"nightly": "0 2 * * *"}),
     Declared(watch_source, "retraining", {"student": "rskd"}, schedules={"ten-minutes": "*/10 * * * *"}),
+    Declared(crash_dead_runs, "housekeeping", schedules={"five-minutes": "*/5 * * * *"}, scheduled=True),
     Declared(promote, "registry", {"model": "demo"}),
     Declared(rollback, "registry", {"model": "demo"}),
     Declared(
@@ -92,7 +105,9 @@ DEPLOYMENTS: Sequence[Declared] = (
 
 
 def register(*, pool: str = POOL, directory: Path | None = None, tracking_uri: str | None = None) -> list[str]:
-    """Create or update the deployments, their pool, and the limit that stages share; the names of the deployments.
+    """Create or update the deployments, their pool, the automations, and the limit that stages share.
+
+    Returns the names of the deployments.
 
     Runs work in `directory` (the current one), to which relative paths of a configuration refer, and track to
     `tracking_uri` unless their form says otherwise. The server is the one that PREFECT_API_URL names.
@@ -108,9 +123,13 @@ def register(*, pool: str = POOL, directory: Path | None = None, tracking_uri: s
             parameters = {**taken, **declared.parameters}
             fields = _fields(declared, parameters) | {
                 "work_pool_name": pool,
-                "job_variables": {"working_dir": str((directory or Path.cwd()).resolve())},
+                "job_variables": {
+                    "working_dir": str((directory or Path.cwd()).resolve()),
+                    "env": {PREFECT_FLOWS_HEARTBEAT_FREQUENCY.name: str(HEARTBEAT_SECONDS)},
+                },
             }
             _create_or_update(client, declared, fields)
+        register_automations(client)
     return [declared.flow.name for declared in DEPLOYMENTS]
 
 
@@ -119,7 +138,7 @@ def _fields(declared: Declared, parameters: dict[str, Any]) -> dict[str, Any]:
     flow = declared.flow
     return {
         "description": flow.description,
-        "tags": ["rskd", declared.tag],
+        "tags": [TAG, declared.tag],
         "parameters": parameters,
         "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
         "enforce_parameter_schema": True,
@@ -136,12 +155,14 @@ def _fields(declared: Declared, parameters: dict[str, Any]) -> dict[str, Any]:
 def _create_or_update(client: SyncPrefectClient, declared: Declared, fields: dict[str, Any]) -> None:
     """Send nothing that a user may have switched: an update leaves out `paused` and `schedules`.
 
-    A declared schedule that a known deployment lacks is added, off. One without a slug and with the same times is what
-    earlier releases made of it.
+    A declared schedule that a known deployment lacks is added, as to a new one. One without a slug and with the same
+    times is what earlier releases made of it.
     """
     name = declared.flow.name
     schedules = {
-        slug: DeploymentScheduleCreate(schedule=CronSchedule(cron=cron, timezone="UTC"), active=False, slug=slug)
+        slug: DeploymentScheduleCreate(
+            schedule=CronSchedule(cron=cron, timezone="UTC"), active=declared.scheduled, slug=slug
+        )
         for slug, cron in declared.schedules.items()
     }
     try:
@@ -199,6 +220,7 @@ def _work() -> None:
     register()
     settings = get_current_settings().to_environment_variables(exclude_unset=True)
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+    command += ["--name", f"serve-{os.uname().nodename}"]  # by which `crash_dead_runs` knows the machine
     subprocess.run(command, env=os.environ | settings)
 
 

@@ -14,6 +14,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
+from flows.outlive import outlive_worker_and_server
 from flows.progress import LiveProgress
 from rskd.config import DistillConfig
 from rskd.errors import ConfigError, OutputError, explained_by
@@ -37,6 +38,7 @@ class _OneLine(logging.Filter):
 
 for _name in ("prefect.flow_runs", "prefect.task_runs"):
     logging.getLogger(_name).addFilter(_OneLine())
+outlive_worker_and_server()
 
 
 def _may_pass(task: Any, task_run: Any, state: Any) -> bool:

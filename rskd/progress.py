@@ -7,6 +7,7 @@ progress_bar ─► advance ─┬─► bar
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,21 +16,34 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+_SECONDS_OF_PACE = 60
+
 
 @dataclass(frozen=True)
 class Standing:
-    """How far some work is: `done` of `total` units after `seconds`; `status` says what else there is to say."""
+    """How far some work is: `done` of `total` units; `status` says what else there is to say."""
 
     description: str
     done: int
     total: int
-    seconds: float
+    seconds_left: float | None = None
     status: str = ""
 
-    @property
-    def seconds_left(self) -> float | None:
-        """At the mean speed so far; None before the first unit."""
-        return self.seconds / self.done * (self.total - self.done) if self.done else None
+
+class Pace:
+    """The speed of some work over the last minute, without the time that it took to begin."""
+
+    def __init__(self) -> None:
+        self._reports: deque[tuple[float, int]] = deque()  # time and units done, a second apart at least
+
+    def seconds_left(self, now: float, done: int, total: int) -> float | None:
+        """Report `done` units at the time `now`; None for the first report, which may be of units done long before."""
+        while len(self._reports) > 1 and self._reports[1][0] <= now - _SECONDS_OF_PACE:
+            self._reports.popleft()
+        since, before = self._reports[0] if self._reports else (now, done)
+        if not self._reports or now - self._reports[-1][0] >= 1:
+            self._reports.append((now, done))
+        return (now - since) / (done - before) * (total - done) if done > before else None
 
 
 Watch = Callable[[Standing], None]
@@ -50,7 +64,7 @@ def watched_by(watch: Watch) -> Iterator[None]:
 def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
     """Show `total` units of work; yields `advance(units, status="")`, where `status` stands beside the bar."""
     console, watch = Console(stderr=True), _watch.get()
-    started, done = time.monotonic(), 0
+    pace, done = Pace(), 0
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -67,6 +81,6 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
             done += units
             progress.update(task, advance=units, status=status)
             if watch is not None:
-                watch(Standing(description, done, total, time.monotonic() - started, status))
+                watch(Standing(description, done, total, pace.seconds_left(time.monotonic(), done, total), status))
 
         yield advance

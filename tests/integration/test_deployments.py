@@ -1,6 +1,7 @@
 """Deployments on a real Prefect server: what is declared arrives, and what a user switched stays."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,8 @@ def test_what_is_declared_arrives(client, tmp_path):
         name = declared.flow.name
         found = client.read_deployment_by_name(f"{name}/{name}")
         assert found.work_pool_name == "machines"
-        assert found.job_variables == {"working_dir": str(tmp_path)}
+        env = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60"}
+        assert found.job_variables == {"working_dir": str(tmp_path), "env": env}
         assert Path(*found.entrypoint.split(".")[:-1]).with_suffix(".py").exists()
         assert found.description
         assert "rskd" in found.tags
@@ -37,7 +39,8 @@ def test_what_is_declared_arrives(client, tmp_path):
         assert found.global_concurrency_limit.limit == 1
         assert found.concurrency_options.collision_strategy == "ENQUEUE"
         assert not found.paused
-        assert all(schedule.slug and not schedule.active for schedule in found.schedules)
+        assert all(schedule.slug for schedule in found.schedules)
+        assert {schedule.active for schedule in found.schedules} <= {name == "crash-dead-runs"}
     distill = client.read_deployment_by_name("distill/distill")
     assert [schedule.slug for schedule in distill.schedules] == ["weekly"]
     assert distill.parameters["config"]["name"] == "demo"
@@ -90,6 +93,34 @@ def test_a_declared_schedule_that_is_missing_comes_switched_off(client, tmp_path
         client.delete_deployment_schedule(distill.id, schedule.id)
     register(pool="machines", directory=tmp_path)
     assert [(slug, active) for slug, active, _ in _schedules(client)] == [("weekly", False)]
+
+
+def test_a_user_who_disabled_an_automation_keeps_it_so(client, tmp_path):
+    register(pool="machines", directory=tmp_path)
+    names = ["rskd-crash-silent-runs", "rskd-source-changed"]
+    crash, changed = (client.read_automations_by_name(name)[0] for name in names)
+    assert crash.enabled
+    assert changed.enabled
+    client.pause_automation(crash.id)
+    register(pool="machines", directory=tmp_path)
+    again = [client.read_automations_by_name(name) for name in names]
+    assert [len(found) for found in again] == [1, 1]
+    assert [found[0].enabled for found in again] == [False, True]
+    assert [found[0].trigger.model_dump() | {"id": 0} for found in again] == [
+        before.trigger.model_dump() | {"id": 0} for before in (crash, changed)
+    ]
+    assert crash.trigger.within >= timedelta(seconds=3 * 60)
+    client.resume_automation(crash.id)
+
+
+def test_the_housekeeper_starts_switched_on_and_stays_off_where_a_user_switched_it(client, tmp_path):
+    register(pool="machines", directory=tmp_path)
+    housekeeper = client.read_deployment_by_name("crash-dead-runs/crash-dead-runs")
+    assert [(schedule.slug, schedule.active) for schedule in housekeeper.schedules] == [("five-minutes", True)]
+    client.update_deployment_schedule(housekeeper.id, housekeeper.schedules[0].id, active=False)
+    register(pool="machines", directory=tmp_path)
+    housekeeper = client.read_deployment_by_name("crash-dead-runs/crash-dead-runs")
+    assert [schedule.active for schedule in housekeeper.schedules] == [False]
 
 
 def _limit(limit: int):

@@ -10,76 +10,28 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
-from free_ports import free_ports
 from mlflow import MlflowClient
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolUpdate
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
+from stacks import ROOT, Stack, answers, api_of, stack_file, wait_until
 from tiny_runs import STAGES, tiny_settings, write_texts
 
 from flows.stage import SHARED_LIMIT
 from infra.stack.leftovers import left_of
 from infra.stack.services import WORKER, services_of, short_ray_folder
-from infra.stack.settings import StackSettings, load_settings
-from infra.stack.supervision import Supervisor
 from rskd.config import validate_config
 from rskd.jobs.promote import promote_student
 from rskd.jobs.train import train_student
 from rskd.models.digests import check_files
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
-
-ROOT = Path(__file__).parents[2]
-SECONDS = 300  # a process comes back, a stage begins: 20 on an idle machine
-
-
-class Stack:
-    """One stack, told what to do by its command line."""
-
-    def __init__(self, file: Path, environment: dict[str, str] | None = None):
-        self.file = file
-        self.environment = os.environ | (environment or {})
-
-    def __call__(self, *command: str) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, "-m", "infra.stack", *command, "--file", str(self.file)]
-        return subprocess.run(words, cwd=ROOT, env=self.environment, capture_output=True, text=True)
-
-    @property
-    def settings(self) -> StackSettings:
-        return load_settings(self.file)
-
-    @property
-    def left(self) -> list[psutil.Process]:
-        return left_of(str(self.settings.folder))
-
-    def pids(self) -> dict[str, int]:
-        return {name: info["pid"] for name, info in Supervisor(self.settings).processes().items()}
-
-
-def stack_file(folder: Path) -> Path:
-    """A stack.toml in `folder` with ports that are free now."""
-    ports = iter(free_ports(15))
-    text = f"""
-    folder = "{folder / "stack"}"
-    prefect = {{port = {next(ports)}, worker_port = {next(ports)}}}
-    mlflow = {{port = {next(ports)}}}
-    object_store = {{port = {next(ports)}, internal_ports = [{next(ports)}, {next(ports)}, {next(ports)}]}}
-    prometheus = {{port = {next(ports)}}}
-    [ray]
-    port = {next(ports)}
-    dashboard_port = {next(ports)}
-    metrics_port = {next(ports)}
-    agent_port = {next(ports)}
-    client_port = {next(ports)}
-    """
-    file = folder / "stack.toml"
-    file.write_text(text)
-    return file
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +60,6 @@ def other_stack(tmp_path: Path) -> Iterator[Stack]:
 @pytest.fixture
 def client(stack: Stack) -> Iterator[SyncPrefectClient]:
     with api_of(stack) as client:
-        yield client
-
-
-@contextmanager
-def api_of(stack: Stack) -> Iterator[SyncPrefectClient]:
-    url = f"http://127.0.0.1:{stack.settings.prefect.port}/api"
-    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
         yield client
 
 
@@ -161,8 +106,45 @@ def test_secrets_are_for_the_owner_and_not_in_command_lines_or_logs(stack):
 
 def test_deployments_are_registered(client):
     distill = client.read_deployment_by_name("distill/distill")
-    assert distill.job_variables == {"working_dir": str(ROOT)}
+    assert distill.job_variables["working_dir"] == str(ROOT)
     assert distill.parameters["config"]["tracking"]["uri"].startswith("http://127.0.0.1:")
+
+
+def test_a_schedule_that_is_on_has_runs(client):
+    housekeeper = client.read_deployment_by_name("crash-dead-runs/crash-dead-runs")
+    chosen = FlowRunFilter(deployment_id={"any_": [housekeeper.id]})
+    wait_until(lambda: client.read_flow_runs(flow_run_filter=chosen), seconds=120)
+
+
+def test_an_event_starts_a_look_at_the_source(stack, client, tmp_path, tiny_teacher_dir):
+    """Of the configuration in the event, or in the deployment's form; of no other. The pool is paused meanwhile."""
+    pool, look = stack.settings.prefect.pool, client.read_deployment_by_name("watch-source/watch-source")
+    config = tmp_path / "mine.yaml"
+    config.write_text(json.dumps(tiny_config(tmp_path, tiny_teacher_dir) | {"name": "mine"}))
+    environment = os.environ | {"PREFECT_API_URL": f"http://127.0.0.1:{stack.settings.prefect.port}/api"}
+
+    def tell(*words: str) -> None:
+        subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=environment, check=True, capture_output=True)
+
+    def started() -> list[FlowRun]:
+        return client.read_flow_runs(flow_run_filter=FlowRunFilter(deployment_id={"any_": [look.id]}))
+
+    client.update_work_pool(pool, WorkPoolUpdate(is_paused=True))
+    try:
+        emit = ("prefect", "event", "emit", "rskd.source.changed", "--resource-id")
+        tell(*emit, "rskd.source.unknown")
+        tell(*emit, "rskd.source.demo")
+        tell("flows.watch_source", str(config), "--student", "default")
+        wait_until(lambda: len(started()) >= 2, seconds=60)
+        parameters = {run.parameters["config"]["name"]: run.parameters for run in started()}
+        assert set(parameters) == {"demo", "mine"}
+        assert parameters["demo"] == look.parameters
+        assert parameters["mine"]["student"] == "default"
+        assert parameters["mine"]["config"]["corpus"]["seq_len"] == 64
+    finally:
+        for run in started():
+            client.delete_flow_run(run.id)
+        client.update_work_pool(pool, WorkPoolUpdate(is_paused=False))
 
 
 @pytest.mark.parametrize("service", ["prefect", WORKER, "mlflow", "object-store", "ray"])
@@ -320,17 +302,6 @@ def refused(done: subprocess.CompletedProcess[str], message: str) -> str:
 
 def places_taken(client: SyncPrefectClient) -> int:
     return client.read_global_concurrency_limit_by_name(SHARED_LIMIT).active_slots
-
-
-def answers(stack: Stack, name: str) -> bool:
-    return next(service for service in services_of(stack.settings) if service.name == name).answers()
-
-
-def wait_until(condition, seconds: float = SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.5)
 
 
 def tiny_config(folder: Path, teacher: Path) -> dict:

@@ -1,4 +1,6 @@
-from rskd.progress import Standing, progress_bar, watched_by
+import pytest
+
+from rskd.progress import Pace, Standing, progress_bar, watched_by
 
 
 def test_who_watches_is_told_of_each_advance_within_the_block_alone():
@@ -14,7 +16,32 @@ def test_who_watches_is_told_of_each_advance_within_the_block_alone():
     ]
 
 
-def test_time_left_is_at_the_mean_speed():
-    assert Standing("work", 2, 10, seconds=4.0).seconds_left == 16.0
-    assert Standing("work", 0, 10, seconds=4.0).seconds_left is None
-    assert Standing("work", 10, 10, seconds=4.0).seconds_left == 0
+def test_time_left_does_not_count_the_start():
+    """A first step after 100 s, then one each second: nine steps are left after the second."""
+    pace = Pace()
+    assert pace.seconds_left(100.0, 1, 11) is None
+    assert pace.seconds_left(101.0, 2, 11) == 9.0
+    assert pace.seconds_left(110.0, 11, 11) == 0
+
+
+def test_units_that_were_done_before_say_nothing_of_the_speed():
+    pace = Pace()
+    pace.seconds_left(0.0, 900, 1000)
+    assert pace.seconds_left(10.0, 910, 1000) == 90.0
+
+
+def test_time_left_follows_the_last_minute():
+    """Ten units a second for an hour, then one a second: a minute later the past is forgotten."""
+    pace = Pace()
+    for second in range(3600):
+        pace.seconds_left(second, 10 * second, 100_000)
+    for second in range(3600, 3661):
+        left = pace.seconds_left(second, 36_000 + second - 3600, 100_000)
+    assert left == pytest.approx(100_000 - 36_060, rel=0.2)
+
+
+def test_steps_of_minutes_have_a_speed_too():
+    pace = Pace()
+    pace.seconds_left(0.0, 1, 10)
+    assert pace.seconds_left(300.0, 2, 10) == 2400.0
+    assert pace.seconds_left(900.0, 3, 10) == 4200.0  # the last took ten minutes

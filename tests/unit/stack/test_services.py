@@ -83,7 +83,7 @@ def test_an_object_store_of_the_users_own_is_kept(monkeypatch, settings):
 
 
 def test_a_teams_databases(settings):
-    prefect, mlflow = "postgresql+asyncpg://rskd@db.example/prefect", "postgresql://rskd@db.example/mlflow"
+    prefect, mlflow = "postgresql+asyncpg://rskd@db.example/prefect", "postgresql+psycopg2://rskd@db.example/mlflow"
     team = settings.model_copy(
         update={"prefect": PrefectSettings(database=prefect), "mlflow": MlflowSettings(database=mlflow)}
     )
