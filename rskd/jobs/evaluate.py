@@ -8,7 +8,7 @@ depends on is unchanged: data, teacher, students, settings. A downstream task th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,9 +121,14 @@ def _track(run: tracking.Run, part: Part, models: Findings, students: Records, c
             run.model_metrics(student_digest(students[model]), logged, **data)
 
 
-def student_figures(config: DistillConfig) -> dict[str, dict[str, float]]:
-    """What people compare the evaluated students by: METRICS, tokens_per_s, and bytes_per_token of their cache."""
-    models = (results.read_results(config) or {"models": {}})["models"]
+def student_figures(
+    config: DistillConfig, judged: Mapping[str, Mapping[str, float]] | None = None
+) -> dict[str, dict[str, float]]:
+    """What people compare students by: METRICS, tokens_per_s, and bytes_per_token of their cache.
+
+    Of the students as they are now: those that were evaluated, and those of `judged`, whose METRICS these are.
+    """
+    evaluation = results.read_results(config) or {"models": {}, "recipe": {"students": {}}}
     bytes_per_token = {
         name: manifest.totals["bytes"] / manifest.totals["tokens"]
         for name in config.cache_samplings
@@ -132,9 +137,14 @@ def student_figures(config: DistillConfig) -> dict[str, dict[str, float]]:
     figures = {}
     for student, spec in config.student_specs.items():
         record = records.read(Store(config.student_uri(student)), RESULT_FILE)
-        if record is None or student not in models:
+        if record is None:
             continue
-        figures[student] = {metric: models[student][metric] for metric in METRICS}
+        measured = (judged or {}).get(student)
+        if measured is None and evaluation["recipe"]["students"].get(student) == records.digest(record):
+            measured = evaluation["models"][student]
+        if measured is None:
+            continue
+        figures[student] = {metric: measured[metric] for metric in METRICS}
         figures[student]["tokens_per_s"] = record["summary"]["tokens_per_s"]
         if spec.objective.kind == "sparse_kd" and spec.sampling in bytes_per_token:
             figures[student]["bytes_per_token"] = bytes_per_token[spec.sampling]

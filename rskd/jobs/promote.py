@@ -12,13 +12,14 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from rskd import records
+from rskd import records, tracking
 from rskd.config import DistillConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.evaluation.promotion import Measured, decide
 from rskd.evaluation.results import WINDOW_VALUES
-from rskd.jobs.at_work import at_work
-from rskd.jobs.evaluate import evaluation_run, follow, reserved
+from rskd.evaluation.window_values import METRICS
+from rskd.jobs.at_work import at_work, recorded_costs
+from rskd.jobs.evaluate import evaluation_run, follow, reserved, student_figures
 from rskd.jobs.evaluate_worker import evaluate_windows
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.ray_session import ensure_ray, require_gpus
@@ -94,6 +95,8 @@ def promote_student(config: DistillConfig, student: str = "default") -> dict[str
         }
         tracked.text("decision.json", json.dumps(found, indent=2))
         records.write(store, file, {"recipe": recipe, "decision": found})
+    judged = {metric: measured[student].values.metric(metric) for metric in METRICS}
+    tracking.log_headline(config, student_figures(config, {student: judged}), recorded_costs(config))
     return found | {"skipped": False}
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from tiny_runs import STAGES, tiny_settings, write_texts
 from transformers import AutoModelForCausalLM
 
@@ -11,6 +12,8 @@ from rskd.config import DistillConfig, validate_config
 from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError, RskdError
 from rskd.jobs.promote import promote_student
 from rskd.jobs.train import train_student
+from rskd.tracking import distillation
+from rskd.tracking.connection import tracking_uri_of
 from rskd.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS, Registry
 
 
@@ -36,6 +39,10 @@ def aliases(registry: Registry) -> dict[str, int | None]:
     }
 
 
+def distillation_metrics(config: DistillConfig) -> dict[str, float]:
+    return MlflowClient(tracking_uri_of(config)).get_run(distillation(config).run_id).data.metrics
+
+
 def make_student(config: DistillConfig) -> None:
     for stage in ("pack", "cache", "train"):
         STAGES[stage](config)
@@ -57,6 +64,7 @@ def test_a_champion_a_better_one_a_worse_one_and_back(tmp_path: Path, tiny_teach
     first = promote_student(config)
     assert (first["verdict"], first["version"], first["champion"], first["skipped"]) == ("PROMOTE", 1, 1, False)
     assert "no champion" in first["reason"]
+    assert distillation_metrics(config)["lm_loss"] == first["ledger"][0]["challenger"]  # there was no evaluation
     again = promote_student(config)
     assert again == first | {"skipped": True}
     with pytest.raises(ConfigError, match="no champion before this one"):
