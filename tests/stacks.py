@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -77,6 +77,13 @@ def api_of(stack: Stack) -> Iterator[SyncPrefectClient]:
 
 def answers(stack: Stack, name: str) -> bool:
     return next(service for service in services_of(stack.settings) if service.name == name).answers()
+
+
+def command_of(process: psutil.Process) -> str:
+    """Its command line; nothing of one that has ended meanwhile."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def wait_until(condition: Callable[[], object], seconds: float = SECONDS) -> None:

@@ -8,7 +8,6 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.events import Event, RelatedResource, Resource, get_events_client
 from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Completed, Pending, Running
-from stacks import Stack, answers, api_of, stack_file, wait_until
+from stacks import Stack, answers, api_of, command_of, stack_file, wait_until
 
 from flows.crash_dead_runs import HEARTBEAT
 from infra.stack.leftovers import left_of
@@ -190,7 +189,9 @@ def ended(client: SyncPrefectClient, run: FlowRun):
 
 def kill(stack: Stack, run: FlowRun, what: str) -> None:
     if what == RAY_WORKER:
-        workers = [process for process in left_of(str(stack.settings.folder), WORKER) if "MapWorker" in title(process)]
+        workers = [
+            process for process in left_of(str(stack.settings.folder), WORKER) if "MapWorker" in command_of(process)
+        ]
         assert workers
         for process in workers:
             process.kill()
@@ -204,15 +205,9 @@ def kill(stack: Stack, run: FlowRun, what: str) -> None:
 
 
 def process_of(stack: Stack, run: FlowRun) -> psutil.Process:
-    engines = [p for p in left_of(str(stack.settings.folder), WORKER) if "prefect.engine" in title(p)]
+    engines = [p for p in left_of(str(stack.settings.folder), WORKER) if "prefect.engine" in command_of(p)]
     [process] = [p for p in engines if p.environ().get("PREFECT__FLOW_RUN_ID") == str(run.id)]
     return process
-
-
-def title(process: psutil.Process) -> str:
-    with suppress(psutil.Error):
-        return " ".join(process.cmdline()[:5])
-    return ""
 
 
 def answers_all(stack: Stack) -> bool:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -150,8 +151,9 @@ def test_a_lost_worker_goes_on_from_the_last_checkpoint(make_config, trained, ma
         while not list(checkpoints.glob("*/checkpoint_manager_snapshot.json")):
             time.sleep(0.02)
         for process in psutil.Process().children(recursive=True):  # of this Ray alone
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                process.kill()
+            with suppress(psutil.NoSuchProcess):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    process.kill()
         kept.append(min(checkpoints.glob("*/checkpoint_*/training_log.jsonl")).read_text())
 
     killer = threading.Thread(target=kill_after_first_checkpoint, daemon=True)
