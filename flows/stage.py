@@ -19,6 +19,7 @@ from flows.progress import LiveProgress
 from rskd.config import DistillConfig
 from rskd.errors import ConfigError, OutputError, explained_by
 from rskd.progress import watched_by
+from rskd.tracking.started_by import started_by
 
 T = TypeVar("T")
 
@@ -58,8 +59,15 @@ def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
     cache_policy=NO_CACHE,
 )
 def _stage(name: str, stage: Callable[..., Any], *args: Any) -> Any:
-    with _its_turn(name), watched_by(LiveProgress(get_run_logger())):
+    with _its_turn(name), _linked_from_mlflow(), watched_by(LiveProgress(get_run_logger())):
         return stage(*args)
+
+
+def _linked_from_mlflow() -> AbstractContextManager[None]:
+    """Have the stage's run in MLflow lead to the page of this one, where a server outlives it."""
+    if get_current_settings().api.url is None:
+        return nullcontext()
+    return started_by(f"Prefect's {flow_run.name}", str(flow_run.ui_url))
 
 
 def _its_turn(name: str) -> AbstractContextManager[None]:

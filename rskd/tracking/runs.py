@@ -21,7 +21,7 @@ from rskd import interrupts
 from rskd.config import DistillConfig
 from rskd.errors import first_line
 from rskd.storage import Store
-from rskd.tracking import views
+from rskd.tracking import started_by, views
 from rskd.tracking.connection import (
     client_of,
     created_once,
@@ -276,7 +276,8 @@ def stage(config: DistillConfig, name: str, student: str | None = None) -> Itera
         with interrupts.deferred():
             parent = distillation(config)
             client = client_of(parent.tracking_uri)
-            tags = {MLFLOW_PARENT_RUN_ID: parent.run_id, STAGE: name} | ({_STUDENT: student} if student else {})
+            tags = {MLFLOW_PARENT_RUN_ID: parent.run_id, STAGE: name} | started_by.tags()
+            tags |= {_STUDENT: student} if student else {}
             run_name = " ".join(filter(None, (config.name, name, student)))
             with explained(parent.tracking_uri):
                 client.update_run(parent.run_id, status="RUNNING")

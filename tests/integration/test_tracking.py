@@ -22,6 +22,7 @@ from rskd.config import DistillConfig, validate_config
 from rskd.errors import ConfigError
 from rskd.storage import Store
 from rskd.tracking.connection import explained
+from rskd.tracking.started_by import started_by
 
 
 def make_config(root: Path, **sections) -> DistillConfig:
@@ -315,3 +316,17 @@ print(tracking.distillation(config).run_id)
     assert [process.returncode for process in processes] == [0, 0]
     assert run_ids[0] == run_ids[1]  # and nothing else on stdout
     assert len(run_ids[0].strip()) == 32
+
+
+def test_a_run_leads_back_to_what_started_it(root: Path, client: MlflowClient):
+    with (
+        started_by("Prefect's distill-demo", "http://127.0.0.1:4200/runs/1"),
+        tracking.stage(make_config(root), "train") as run,
+    ):
+        pass
+    with tracking.stage(make_config(root), "train") as later:
+        pass
+    tags = client.get_run(run.run_id).data.tags
+    assert tags["mlflow.note.content"] == f"Started by [Prefect's distill-demo]({page})."
+    assert tags["rskd.started_by"] == page
+    assert "mlflow.note.content" not in client.get_run(later.run_id).data.tags
