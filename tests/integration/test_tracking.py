@@ -319,10 +319,8 @@ print(tracking.distillation(config).run_id)
 
 
 def test_a_run_leads_back_to_what_started_it(root: Path, client: MlflowClient):
-    with (
-        started_by("Prefect's distill-demo", "http://127.0.0.1:4200/runs/1"),
-        tracking.stage(make_config(root), "train") as run,
-    ):
+    page = "http://127.0.0.1:4200/runs/1"
+    with started_by("Prefect's distill-demo", page), tracking.stage(make_config(root), "train") as run:
         pass
     with tracking.stage(make_config(root), "train") as later:
         pass
