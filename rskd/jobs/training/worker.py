@@ -14,6 +14,7 @@ from ray.util.queue import Queue
 from rskd import tracking
 from rskd.full_disk import filled_folder
 from rskd.jobs.training.checkpoints import newest_whole
+from rskd.jobs.training.end_with_raylet import end_with_raylet
 from rskd.jobs.training.run import TrainingRun, WriteCheckpoint, train_run
 from rskd.storage import Store
 
@@ -26,6 +27,7 @@ def train_worker(
     Puts a record for each step into `updates`. Each worker looks for the checkpoint itself, while none writes: they
     find the same.
     """
+    end_with_raylet()
     Store(run.source_uri).expect()
     context = ray.train.get_context()
     is_first = context.get_world_rank() == 0
