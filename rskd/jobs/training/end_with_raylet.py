@@ -10,8 +10,8 @@ import time
 def end_with_raylet() -> None:
     """From here on this process ends within seconds of the one that started it.
 
-    At its own exit Python waits for every thread, and the one of Ray Train that reports a checkpoint waits for ever once
-    its controller is gone: an interrupt at that moment would leave the worker behind.
+    At its own exit Python waits for every thread, and the one of Ray Train that reports a checkpoint waits for ever
+    once its controller is gone: an interrupt at that moment would leave the worker behind.
     """
     raylet = os.getppid()
 
