@@ -8,7 +8,7 @@ says so. Overlapping runs of one configuration take turns, stage by stage.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from prefect import flow, get_run_logger
@@ -19,7 +19,7 @@ from flows.pack_corpus import pack_corpus
 from flows.settings import run_app
 from flows.stage import run_stage, show_status
 from flows.train_student import train_student
-from rskd.cli import ConfigArgument, Outcome, SetOption
+from rskd.cli import ConfigArgument, Outcome, SetOption, StudentOption
 from rskd.config import DistillConfig, load_config
 from rskd.errors import ConfigError
 from rskd.markdown import markdown_table
@@ -88,7 +88,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def main(
     config: ConfigArgument,
     overrides: SetOption = None,
-    student: Annotated[str | None, typer.Option(metavar="NAME", help="Which one, where there are several.")] = None,
+    student: StudentOption = None,
 ) -> Outcome:
     """Retrain a configuration's student."""
     found = retrain(load_config(config, overrides or ()), student)

@@ -11,7 +11,7 @@ A look is sturdier than an event that starts the training itself: a burst of eve
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import typer
 from prefect import flow, get_run_logger
@@ -25,7 +25,7 @@ from prefect.settings import get_current_settings
 
 from flows.settings import run_app
 from rskd import records
-from rskd.cli import ConfigArgument, Outcome, SetOption
+from rskd.cli import ConfigArgument, Outcome, SetOption, StudentOption
 from rskd.config import DistillConfig, load_config
 from rskd.corpus.sources import list_files, located
 from rskd.errors import ConfigError, first_line
@@ -69,7 +69,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def main(
     config: ConfigArgument,
     overrides: SetOption = None,
-    student: Annotated[str | None, typer.Option(metavar="NAME", help="Which one, where there are several.")] = None,
+    student: StudentOption = None,
 ) -> Outcome:
     """Tell the Prefect server that files of a configuration's source have changed: it starts watch-source."""
     settings = load_config(config, overrides or ())

@@ -43,6 +43,9 @@ ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a value; repeatable.")
 ]
+StudentOption = Annotated[
+    str | None, typer.Option("--student", metavar="NAME", help="Which one, where there are several.")
+]
 UriArgument = Annotated[str, typer.Argument(metavar="URI", help="A cache: a local folder or s3://bucket/prefix.")]
 
 _INTERRUPTED = interrupts.exit_code(signal.SIGINT)

@@ -69,6 +69,19 @@ def stack_file(folder: Path) -> Path:
 
 
 @contextmanager
+def stack_up(file: Path) -> Iterator[Stack]:
+    """The stack of a file, up within the block; afterwards nothing of it is left."""
+    stack = Stack(file)
+    started = stack("up")
+    try:
+        assert started.returncode == 0, started.stderr
+        yield stack
+    finally:
+        stack("down")
+        assert stack.left == []
+
+
+@contextmanager
 def api_of(stack: Stack) -> Iterator[SyncPrefectClient]:
     url = f"http://127.0.0.1:{stack.settings.prefect.port}/api"
     with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:

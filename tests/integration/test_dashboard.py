@@ -3,6 +3,11 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +64,8 @@ def test_the_page_holds_the_figures_of_the_outputs(finished: DistillConfig, tmp_
     assert told["dashboard"] == f"{finished.storage.root}/dashboard.html"
     assert (told["distillations"], told["caches"], told["students"], told["champions"]) == (1, 1, 2, 1)
     page = Path(told["dashboard"]).read_text()
-    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1])  # type: ignore[index]
+    [embedded] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page)
+    data = json.loads(embedded)
     assert not re.search(r'(?:src|href)="https?:', page.split("<script>")[0])
     evaluation = json.loads(Path(finished.evaluation_uri).read_text())["models"]
     assert {row["name"] for row in data["students"]} == {"ce", "kd"}
@@ -159,3 +165,18 @@ def test_a_root_without_anything_and_one_that_is_not_there(tmp_path: Path):
         write_dashboard(str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"--out .* cannot be written"):
         write_dashboard(str(tmp_path / "empty"), tmp_path)
+
+
+def test_it_is_served_until_interrupted(copy: Path):
+    command = [sys.executable, "-m", "rskd", "dashboard", str(copy), "--serve"]
+    server = subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    address = server.stdout.readline().split()[-1]
+    assert b'"name":"tiny"' in urllib.request.urlopen(address, timeout=60).read()
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{address}/other", timeout=60)
+    refused = subprocess.run([*command, address.rpartition(":")[2]], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert re.search(r"--serve \d+ cannot be used .*: name another port", refused.stderr)
+    server.send_signal(signal.SIGINT)
+    assert server.wait(timeout=60) == 130

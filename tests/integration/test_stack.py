@@ -20,7 +20,7 @@ from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
-from stacks import ROOT, Stack, answers, api_of, command_of, stack_file, wait_until
+from stacks import ROOT, Stack, answers, api_of, command_of, stack_file, stack_up, wait_until
 from tiny_runs import STAGES, tiny_settings, write_texts
 
 from flows.stage import SHARED_LIMIT
@@ -37,14 +37,8 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack that is up."""
-    stack = Stack(stack_file(tmp_path_factory.mktemp("up")))
-    started = stack("up")
-    try:
-        assert started.returncode == 0, started.stderr
+    with stack_up(stack_file(tmp_path_factory.mktemp("up"))) as stack:
         yield stack
-    finally:
-        stack("down")
-        assert stack.left == []
 
 
 @pytest.fixture

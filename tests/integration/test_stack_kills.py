@@ -21,7 +21,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.events import Event, RelatedResource, Resource, get_events_client
 from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Completed, Pending, Running
-from stacks import Stack, answers, api_of, command_of, stack_file, wait_until
+from stacks import Stack, answers, api_of, command_of, stack_file, stack_up, wait_until
 
 from flows.crash_dead_runs import HEARTBEAT
 from infra.stack.leftovers import left_of
@@ -46,14 +46,8 @@ ENDS = {
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     file = stack_file(tmp_path_factory.mktemp("up"))
     file.write_text('optional = ["object-store"]\n' + file.read_text())
-    stack = Stack(file)
-    started = stack("up")
-    try:
-        assert started.returncode == 0, started.stderr
+    with stack_up(file) as stack:
         yield stack
-    finally:
-        stack("down")
-        assert stack.left == []
 
 
 @pytest.fixture(scope="module")
