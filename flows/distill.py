@@ -29,7 +29,7 @@ from flows.train_student import train_student
 from rskd.cli import ConfigArgument, Outcome, SetOption
 from rskd.config import DistillConfig, load_config
 
-_LINKS = {"report": "Report", "mlflow": "MLflow runs of this distillation"}
+_LINKS = {"report": "Report", "mlflow": "MLflow runs of this distillation", "all": "All distillations in MLflow"}
 
 
 @flow(name="distill", flow_run_name="distill-{config.name}")
@@ -63,7 +63,8 @@ def distill(config: DistillConfig) -> dict[str, Any]:
 
     links = {"report": Path(report).absolute().as_uri() if "://" not in report else report}
     if config.tracking.enabled:
-        links["mlflow"] = distillation(config).url
+        tracked = distillation(config)
+        links |= {"mlflow": tracked.url, "all": tracked.view_url}
     for key, link in links.items():
         create_link_artifact(key=key, link=link, description=_LINKS[key])
     linked = "\n".join(f"- [{_LINKS[key]}]({link})" for key, link in links.items())

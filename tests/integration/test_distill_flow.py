@@ -36,3 +36,4 @@ def test_tables_and_summary(tmp_path: Path, tiny_teacher_dir: Path):
         assert f"| {stage} |" in page
     assert f"[Report](file://{tmp_path}/store/tiny/report.html)" in page
     assert "[MLflow runs of this distillation](http://127.0.0.1:5000/#/experiments/1/runs/" in page
+    assert "[All distillations in MLflow](http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=" in page
