@@ -8,7 +8,7 @@ from rskd import records
 from rskd.dashboard.curves import rounded
 from rskd.errors import MissingOutputError
 from rskd.evaluation.downstream import mean_score
-from rskd.evaluation.results import SPECULATIVE, WINDOW_VALUES
+from rskd.evaluation.results import SPECULATIVE, WINDOW_VALUES, same_models, task_file
 from rskd.evaluation.window_values import from_parquet
 from rskd.storage import Store
 
@@ -29,17 +29,13 @@ def read_evaluation(home: Store) -> dict[str, Any] | None:
     windows = _windows(home, evaluation)
     for name, model in models.items():
         model["windows"] = windows.get(name)
+    for name, found in same_models(home, SPECULATIVE, evaluation).items():
+        models[name]["speculative"] = found
     for file in home.list(_FOLDER):
-        if not file.endswith(".json"):
-            continue
-        part = records.read(home, f"{_FOLDER}/{file}")
-        if part is None or any(part["recipe"][key] != recipe[key] for key in ("teacher", "students")):
-            continue
-        for name, found in part["models"].items():
-            if f"{_FOLDER}/{file}" == SPECULATIVE:
-                models[name]["speculative"] = found
-            else:
-                models[name].setdefault("tasks", {})[part["recipe"]["task"]] = found
+        if file.startswith("task-"):
+            task = file.removeprefix("task-").removesuffix(".json")
+            for name, found in same_models(home, task_file(task), evaluation).items():
+                models[name].setdefault("tasks", {})[task] = found
     for model in models.values():
         model["downstream"] = mean_score(model.get("tasks", {}))
     teacher = recipe["teacher"]

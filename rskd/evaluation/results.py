@@ -45,15 +45,16 @@ def read_results(config: DistillConfig) -> dict[str, Any] | None:
     if evaluation is None:
         return None
     for task in config.evaluate.tasks:
-        for model, metrics in _same_models(store, task_file(task), evaluation).items():
+        for model, metrics in same_models(store, task_file(task), evaluation).items():
             evaluation["models"][model].setdefault("tasks", {})[task] = metrics
     if config.evaluate.speculative is not None:
-        for model, found in _same_models(store, SPECULATIVE, evaluation).items():
+        for model, found in same_models(store, SPECULATIVE, evaluation).items():
             evaluation["models"][model]["speculative"] = found
     return evaluation
 
 
-def _same_models(store: Store, name: str, evaluation: dict[str, Any]) -> dict[str, Any]:
+def same_models(store: Store, name: str, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """What another part found of the models of `evaluation`; nothing if it is not there, or of other weights."""
     part = records.read(store, name)
     if part is None or any(part["recipe"][key] != evaluation["recipe"][key] for key in _MODELS):
         return {}

@@ -51,6 +51,12 @@ def sqlite_path(tracking_uri: str) -> Path | None:
     return Path(database)
 
 
+def is_absent(tracking_uri: str) -> bool:
+    """Whether the database is a file that does not exist: MLflow would make one for a question."""
+    file = sqlite_path(tracking_uri)
+    return file is not None and not file.exists()
+
+
 def _sqlite_uri(path: Path) -> str:
     """URI of a file, quoted only where SQLAlchemy would read another path from it: `%20` in a folder's name."""
     from sqlalchemy.engine import URL
@@ -80,7 +86,7 @@ def experiment_of(client: MlflowClient, config: DistillConfig) -> str:
                 f"tracking.experiment {name} was deleted: restore it (mlflow experiments restore --experiment-id "
                 f"{found.experiment_id}, with MLFLOW_TRACKING_URI={client.tracking_uri}), or name another"
             )
-        if views.lack(found.tags):
+        if views.are_missing(found.tags):
             for key, value in views.TAGS.items():
                 client.set_experiment_tag(found.experiment_id, key, value)
         return found.experiment_id

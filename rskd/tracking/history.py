@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from rskd.tracking.connection import client_of, explained, sqlite_path
+from rskd.tracking.connection import client_of, explained, is_absent
 from rskd.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS
 from rskd.tracking.runs import DISTILLATION, STAGE
 
@@ -19,12 +20,12 @@ def champions(tracking_uri: str) -> list[dict[str, Any]]:
 
     Raises ConfigError where MLflow does not answer. Nothing is created by asking.
     """
-    if _is_absent(tracking_uri):
+    if is_absent(tracking_uri):
         return []
     with explained(tracking_uri, writing=False):
         client = client_of(tracking_uri)
-        models = {model.name: model for model in client.search_registered_models()}
-        versions = [version for name in models for version in client.search_model_versions(f"name = '{name}'")]
+        models = {model.name: model for model in _all(client.search_registered_models)}
+        versions = [version for name in models for version in _all(client.search_model_versions, f"name = '{name}'")]
     rows = []
     for version in versions:
         if "rskd.verdict" not in version.tags:
@@ -37,8 +38,7 @@ def champions(tracking_uri: str) -> list[dict[str, Any]]:
                 "version": number,
                 "aliases": [alias for alias in (CHAMPION, CHALLENGER, PREVIOUS) if alias in aliases],
                 "created": version.creation_timestamp / 1000,
-                "description": version.description,
-                **{key.removeprefix("rskd."): value for key, value in version.tags.items()},
+                **{name: version.tags.get(f"rskd.{name}") for name in ("verdict", "reason", "against")},
             }
         )
     return sorted(rows, key=lambda row: -row["created"])
@@ -49,7 +49,7 @@ def failures(tracking_uri: str) -> dict[str, dict[str, Any]]:
 
     Raises ConfigError where MLflow does not answer. Nothing is created by asking.
     """
-    if _is_absent(tracking_uri):
+    if is_absent(tracking_uri):
         return {}
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -71,17 +71,16 @@ def failures(tracking_uri: str) -> dict[str, dict[str, Any]]:
 
 
 def _runs(client: MlflowClient, query: str) -> list[Any]:
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs, token = [], None
+    experiments = [experiment.experiment_id for experiment in _all(client.search_experiments)]
+    return list(_all(client.search_runs, experiments, query))
+
+
+def _all(search: Callable[..., Any], *query: Any) -> Iterator[Any]:
+    """What a search finds, page by page."""
+    token = None
     while True:
-        page = client.search_runs(experiments, query, max_results=_PAGE, page_token=token)
-        runs += page
+        page = search(*query, max_results=_PAGE, page_token=token)
+        yield from page
         token = page.token
         if not token:
-            return runs
-
-
-def _is_absent(tracking_uri: str) -> bool:
-    """Whether the database is a file that does not exist: MLflow would make one."""
-    file = sqlite_path(tracking_uri)
-    return file is not None and not file.exists()
+            return

@@ -25,7 +25,7 @@ from rskd.tracking.connection import (
     client_of,
     created_once,
     explained,
-    sqlite_path,
+    is_absent,
     tracking_uri_of,
     tracking_uri_of_root,
 )
@@ -83,7 +83,7 @@ class Registry:
         """The version with this alias; None where there is none."""
         from mlflow.exceptions import MlflowException
 
-        if self._is_absent:
+        if is_absent(self.tracking_uri):
             return None
         with explained(self.tracking_uri, writing=False):
             try:
@@ -121,7 +121,7 @@ class Registry:
 
     def versions(self) -> list[Version]:
         """All of them, the newest first."""
-        if self._is_absent:
+        if is_absent(self.tracking_uri):
             return []
         with explained(self.tracking_uri, writing=False):
             found = self._client.search_model_versions(f"name = '{self.name}'", order_by=["version_number DESC"])
@@ -243,12 +243,6 @@ class Registry:
                 f"alias {alias} of {self.name} was set to version {version} and is {now}: another process promotes, "
                 "run it again"
             )
-
-    @property
-    def _is_absent(self) -> bool:
-        """Whether the database is a file that does not exist: MLflow would make one."""
-        file = sqlite_path(self.tracking_uri)
-        return file is not None and not file.exists()
 
     @property
     def _client(self):

@@ -27,7 +27,7 @@ from rskd.tracking.connection import (
     created_once,
     experiment_of,
     explained,
-    sqlite_path,
+    is_absent,
     tracking_uri_of,
 )
 from rskd.tracking.names import escaped, model_name, shortened
@@ -306,8 +306,7 @@ def measured_speed(config: DistillConfig, name: str, student: str | None, params
     if not config.tracking.enabled:
         return None
     tracking_uri = tracking_uri_of(config)
-    database = sqlite_path(tracking_uri)
-    if database is not None and not database.exists():
+    if is_absent(tracking_uri):
         return None
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from rskd.config import DistillConfig
 from rskd.errors import first_line
 from rskd.file_lock import file_lock
-from rskd.tracking.connection import client_of, sqlite_path
+from rskd.tracking.connection import client_of, is_absent
 
 if TYPE_CHECKING:
     from rskd.tracking.runs import Run
@@ -81,8 +81,7 @@ def _give_up() -> None:
 
 
 def _sample(run: Run, prefix: str, stop: threading.Event, seconds: float) -> None:
-    path = sqlite_path(run.tracking_uri)
-    if path is not None and not path.exists():  # it is on the driver's machine
+    if is_absent(run.tracking_uri):  # it is on the driver's machine
         return
     client_of(run.tracking_uri)
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor

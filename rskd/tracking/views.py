@@ -29,7 +29,7 @@ TAGS = {
 }
 
 
-def lack(tags: Mapping[str, str]) -> bool:
+def are_missing(tags: Mapping[str, str]) -> bool:
     """Whether an experiment with these tags was made before there were views."""
     return _MADE not in tags
 
