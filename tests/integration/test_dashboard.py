@@ -15,16 +15,19 @@ import pytest
 from mlflow import MlflowClient
 from tiny_runs import tiny_settings, write_texts
 
+from rskd import records
 from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig, validate_config
 from rskd.dashboard.gather import gather
 from rskd.dashboard.publish import write_dashboard
 from rskd.errors import ConfigError
+from rskd.evaluation.results import SPECULATIVE, task_file
 from rskd.jobs.cache import cache_logits
 from rskd.jobs.evaluate import evaluate_students
 from rskd.jobs.pack import pack_corpus
 from rskd.jobs.promote import promote_student
 from rskd.jobs.train import train_student
+from rskd.storage import Store
 from rskd.tracking.connection import tracking_uri_of
 
 
@@ -114,6 +117,22 @@ def test_figures_of_other_weights_are_not_shown(finished: DistillConfig, copy: P
     found = rows(copy, "students")
     assert found["ce"]["measured"] is None
     assert found["kd"]["measured"] is not None
+
+
+def test_tasks_and_speculation_of_the_same_weights(copy: Path):
+    home = Store(str(copy / "tiny"))
+    evaluation = records.read(home, "evaluation.json")
+    assert evaluation is not None
+    scored = {"acc": {"value": 0.5, "standard_error": 0.1}}
+    others = evaluation["recipe"] | {"students": {"kd": "another"}}
+    records.write(home, task_file("made"), {"recipe": evaluation["recipe"], "models": {"kd": scored}})
+    records.write(home, task_file("stale"), {"recipe": others, "models": {"kd": scored}})
+    records.write(home, SPECULATIVE, {"recipe": evaluation["recipe"], "models": {"kd": {"acceptance": 0.25}}})
+    found = rows(copy, "students")
+    assert found["kd"]["measured"]["tasks"] == {"made": scored}
+    assert found["kd"]["measured"]["downstream"] == 0.5
+    assert found["kd"]["measured"]["speculative"] == {"acceptance": 0.25}
+    assert found["ce"]["measured"]["downstream"] is None
 
 
 def test_what_cannot_be_read_has_its_reason_and_hides_nothing_else(copy: Path):
