@@ -112,10 +112,9 @@ def check_part(store: Store, part: Part) -> Difference | None:
     made = records.read(store, part.file)
     if made is None:
         raise MissingOutputError(f"{store.uri}/{part.file} does not exist: run rskd evaluate")
-    if part.kind == "windows" and not results.has_window_values(store, made):
-        raise MissingOutputError(
-            f"the values of single windows that {store.uri}/{part.file} names are missing: run rskd evaluate"
-        )
+    missing = results.missing_table(store, made)
+    if missing is not None:
+        raise MissingOutputError(f"{store.uri}/{missing}, which {part.file} names, is missing: run rskd evaluate")
     return first_difference(made["recipe"], part.recipe)
 
 
