@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
+from flows.dashboard import SERVED_AT, SERVED_ROOT
 from infra.stack.settings import StackSettings
 from rskd.cores import usable_cores
 from rskd.errors import ConfigError
+from rskd.storage import Store
 
 WORKER = "prefect-worker"
 _SECONDS = 5  # for an answer
@@ -51,7 +53,7 @@ def services_of(settings: StackSettings) -> list[Service]:
         if importlib.util.find_spec(module) is None:
             raise ConfigError(f"{module} is not installed in {sys.prefix}: make install")
     optional = [_object_store, _ray, _prometheus]
-    made = [_prefect(settings), _worker(settings), _mlflow(settings), *(make(settings) for make in optional)]
+    made = [_prefect(settings), _worker(settings), _mlflow(settings), _dashboard(settings), *(make(settings) for make in optional)]
     services = [service for service in made if service is not None]
     _refuse_one_port_twice(services)
     return services
@@ -68,6 +70,8 @@ def environment_of(settings: StackSettings) -> dict[str, str]:
     ours = {
         "PREFECT_API_URL": f"http://127.0.0.1:{settings.prefect.port}/api",
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{settings.mlflow.port}",
+        SERVED_AT: f"http://127.0.0.1:{settings.dashboard.port}",
+        SERVED_ROOT: Store(settings.dashboard.root).absolute_uri,
     }
     if _ray(settings):
         ours |= {
@@ -123,6 +127,9 @@ def make_folders(settings: StackSettings) -> None:
     for name in ("logs", "prefect", "mlflow/artifacts", "object-store", "ray", "prometheus"):
         (settings.folder / name).mkdir(parents=True, exist_ok=True)
     settings.folder.chmod(0o700)
+    root = Store(settings.dashboard.root)
+    if root.is_local:
+        Path(root.path).mkdir(parents=True, exist_ok=True)
     _write_once(settings.folder / "ray-token", secrets.token_hex(32))
     credentials = {"accessKey": f"RSKD{secrets.token_hex(8)}", "secretKey": secrets.token_hex(32)}
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
@@ -175,6 +182,13 @@ def _mlflow(settings: StackSettings) -> Service:
     address = f"http://127.0.0.1:{port}"
     command = _module("mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "2")
     return Service("mlflow", command, address, lambda: _is_well(f"{address}/health"), {"mlflow.port": port})
+
+
+def _dashboard(settings: StackSettings) -> Service:
+    port = settings.dashboard.port
+    address = f"http://127.0.0.1:{port}"
+    command = _module("rskd", "dashboard", Store(settings.dashboard.root).absolute_uri, "--serve", str(port))
+    return Service("dashboard", command, address, lambda: _is_well(f"{address}/health"), {"dashboard.port": port})
 
 
 def _object_store(settings: StackSettings) -> Service | None:

@@ -22,7 +22,7 @@ _logger = logging.getLogger(__name__)
 
 
 def keep_check(uri: str, check: Check, report: Mapping[str, Any]) -> None:
-    """Keep what a check of the cache at `uri` found; where nothing can be written beside the cache, a warning says so."""
+    """Keep what a check of the cache at `uri` found; a folder that may only be read costs a warning alone."""
     content = {"report": dict(report), "manifest": _digest(uri), "checked": time.time()}
     try:
         folder, name = _beside(uri)

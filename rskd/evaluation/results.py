@@ -24,6 +24,7 @@ from rskd.storage import Store
 
 SPECULATIVE = "evaluation/speculative.json"
 WINDOW_VALUES, PASSAGES = "window_values", "passages"  # of evaluation.json: its tables
+PROMOTIONS = "promotions"  # folder of the newest decision on each student, <student>.json (`rskd.jobs.promote`)
 _FOLDER = "evaluation"
 _TABLES = {WINDOW_VALUES: "windows", PASSAGES: "passages"}  # what the names of their files begin with
 _MODELS = ("teacher", "students")  # of a recipe: which weights were evaluated

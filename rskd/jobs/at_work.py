@@ -20,12 +20,9 @@ from typing import Any
 
 from rskd import interrupts, records, tracking
 from rskd.config import DistillConfig
-from rskd.costs import COSTS, Costs, Reserved, total
+from rskd.costs import COSTS, FOLDER, Costs, Reserved, costs_in, recorded_costs, total
 from rskd.errors import first_line
 from rskd.storage import Store
-
-_FOLDER = "costs"
-_ORDER = ("pack", "cache", "train", "evaluate", "promote")
 
 _logger = logging.getLogger(__name__)
 
@@ -78,22 +75,7 @@ def at_work(
 def costs_of(config: DistillConfig, stage: str, student: str | None = None) -> dict[str, Any] | None:
     """Costs of all attempts at a stage, priced, by name; None where none was recorded."""
     found = records.read(_folder(config), _file(stage, student))
-    return None if found is None else asdict(_costs(found).priced(config.costs))
-
-
-def recorded_costs(config: DistillConfig) -> dict[str, Costs]:
-    """Costs of every stage of a distillation by its name, `train ce`, in the order in which stages run; not priced.
-
-    Students that are no longer in the configuration were paid for, too.
-    """
-    folder = _folder(config)
-    files = [
-        (_ORDER.index(stage), file)
-        for file in folder.sizes(recursive=True)
-        if file.endswith(".json") and (stage := file.removesuffix(".json").split("/")[0]) in _ORDER
-    ]
-    found = {file.removesuffix(".json").replace("/", " "): records.read(folder, file) for _, file in sorted(files)}
-    return {name: _costs(record) for name, record in found.items() if record is not None}
+    return None if found is None else asdict(costs_in(found).priced(config.costs))
 
 
 def _record(config: DistillConfig, file: str, makes: Mapping[str, str], own: Costs, run: tracking.Run) -> None:
@@ -103,7 +85,7 @@ def _record(config: DistillConfig, file: str, makes: Mapping[str, str], own: Cos
     records.write(_folder(config), file, content | {"makes": dict(makes), "attempts": attempts + 1})
     run.metrics({f"cost/{name}": value for name, value in _known(own.priced(config.costs)).items()})
     if run.parent is not None:
-        whole = _known(total(recorded_costs(config).values(), config.costs))
+        whole = _known(total(recorded_costs(Store(config.home)).values(), config.costs))
         run.parent.metrics({name: whole[name] for name in COSTS if name in whole})
 
 
@@ -112,11 +94,7 @@ def _attempts_before(config: DistillConfig, file: str, makes: Mapping[str, str])
     found = records.read(_folder(config), file)
     if found is None or not found["makes"].items() & makes.items():
         return Costs(), 0
-    return _costs(found), found["attempts"]
-
-
-def _costs(record: Mapping[str, Any]) -> Costs:
-    return Costs(**{name: value for name, value in record.items() if name not in ("makes", "attempts")})
+    return costs_in(found), found["attempts"]
 
 
 def _known(costs: Costs) -> dict[str, float]:
@@ -124,7 +102,7 @@ def _known(costs: Costs) -> dict[str, float]:
 
 
 def _folder(config: DistillConfig) -> Store:
-    return Store(config.home).child(_FOLDER)
+    return Store(config.home).child(FOLDER)
 
 
 def _file(stage: str, student: str | None) -> str:

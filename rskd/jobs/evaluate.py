@@ -18,13 +18,13 @@ from rskd.cache.manifest import newest_manifest
 from rskd.config import DistillConfig, RayConfig
 from rskd.cores import usable_cores
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.costs import Reserved
+from rskd.costs import Reserved, recorded_costs
 from rskd.errors import ConfigError, MissingOutputError, explained_by
 from rskd.evaluation import passages, results, window_values
 from rskd.evaluation.downstream import find_tasks, mean_score
 from rskd.evaluation.language_modeling import pct_ce_to_fullkd
 from rskd.evaluation.window_values import METRICS
-from rskd.jobs.at_work import at_work, recorded_costs
+from rskd.jobs.at_work import at_work
 from rskd.jobs.evaluate_worker import (
     EvaluationRun,
     Findings,
@@ -101,7 +101,7 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
                 _track(work.run, part, models, students, corpus)
             if failures:
                 raise ConfigError("; ".join(str(failure) for failure in failures))
-        tracking.log_headline(config, student_figures(config), recorded_costs(config))
+        tracking.log_headline(config, student_figures(config), recorded_costs(Store(config.home)))
     evaluation = results.read_results(config)
     assert evaluation is not None  # it was there, or has just been written
     return {name: summary(model) for name, model in evaluation["models"].items()} | {"skipped": not pending}

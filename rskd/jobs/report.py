@@ -8,9 +8,9 @@ from typing import Any
 from rskd import tracking
 from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig
+from rskd.costs import recorded_costs
 from rskd.errors import CacheMismatchError
 from rskd.evaluation.results import read_results
-from rskd.jobs.at_work import recorded_costs
 from rskd.jobs.evaluate import student_figures
 from rskd.lineage.evaluation import check_part, evaluation_parts, open_held_out, report_digest
 from rskd.lineage.inputs import Inputs, inputs_first
@@ -37,7 +37,7 @@ def write_report(config: DistillConfig) -> str:
 
 def summary_page(config: DistillConfig) -> str:
     """The students with their figures and the stages with their costs, in Markdown."""
-    return tracking.page(config, student_figures(config), recorded_costs(config))
+    return tracking.page(config, student_figures(config), recorded_costs(Store(config.home)))
 
 
 def _gather(config: DistillConfig) -> Findings:
@@ -58,7 +58,7 @@ def _gather(config: DistillConfig) -> Findings:
         evaluation=evaluation,
         caches={name: inspect(config.cache_uri(name)) for name in config.cache_samplings if name in used},
         logs={student: _training_log(config.student_uri(student)) for student in config.student_specs},
-        costs=recorded_costs(config),
+        costs=recorded_costs(Store(config.home)),
         made_from=report_digest(config),
     )
 

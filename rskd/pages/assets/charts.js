@@ -56,10 +56,13 @@ function learningCurves(shown, against) {
   return chart("Learning curves", traces, { xaxis: { title, rangemode: "tozero" }, yaxis: { title: "training loss, nats/token" } });
 }
 
-function reliability(shown) {
-  const traces = shown.filter((one) => one.measured).map((one) => {
+// Bins of the reliability diagram that hold tokens.
+const filled = (bins) => bins.count.map((count, bin) => bin).filter((bin) => bins.count[bin]);
+
+function reliability(binned, shown) {
+  const traces = binned.map((one) => {
     const bins = one.measured.reliability;
-    const kept = bins.count.map((count, bin) => bin).filter((bin) => bins.count[bin]);
+    const kept = filled(bins);
     const total = bins.count.reduce((sum, count) => sum + count, 0);
     return {
       x: kept.map((bin) => bins.confidence[bin]), y: kept.map((bin) => bins.accuracy[bin]),
@@ -70,6 +73,28 @@ function reliability(shown) {
   });
   const diagonal = { x: [0, 1], y: [0, 1], mode: "lines", line: { color: resolved("--soft"), dash: "dot" }, hoverinfo: "skip", showlegend: false };
   return chart("Reliability", [diagonal, ...traces], { xaxis: { title: "confidence", range: [0, 1] }, yaxis: { title: "accuracy", range: [0, 1] } });
+}
+
+function calibrationGaps(binned, shown) {
+  const traces = binned.map((one) => {
+    const { count, confidence, accuracy } = one.measured.reliability;
+    const kept = filled(one.measured.reliability);
+    const look = style(shown.indexOf(one));
+    return {
+      x: kept.map((bin) => confidence[bin]), y: kept.map((bin) => accuracy[bin] - confidence[bin]), name: plain(key(one)), mode: "lines+markers",
+      line: { ...look, width: 2 },
+      error_y: { type: "data", array: kept.map((bin) => Math.sqrt((accuracy[bin] * (1 - accuracy[bin])) / count[bin])), color: look.color, thickness: 1 },
+    };
+  });
+  return chart("Calibration by confidence", traces, { xaxis: { title: "confidence", range: [0, 1] }, yaxis: { title: "accuracy − confidence", tickformat: "+.0%", zeroline: true } });
+}
+
+function growth(grown) {
+  const traces = grown.map((cache, index) => ({
+    x: cache.growth.map((one) => new Date(1000 * one.written)), y: cache.growth.map((one) => one.tokens), name: plain(key(cache)), mode: "lines+markers",
+    line: { ...style(index), shape: "hv", width: 2 }, text: cache.growth.map((one) => `generation ${one.generation}: ${one.parts.toLocaleString("en")} parts, ${bytes(one.bytes)}`),
+  }));
+  return chart("Growth", traces, { xaxis: { title: "written" }, yaxis: { title: "tokens", rangemode: "tozero" } });
 }
 
 // Mean of the paired differences over windows, and 1.96 standard errors of it.
@@ -104,7 +129,7 @@ function pareto(points, better) {
   return line;
 }
 
-function frontier(points, x, metric) {
+function frontier(points, ends, x, metric) {
   const methods = [...new Set(points.map((point) => point.method))];
   const traces = methods.map((method) => {
     const own = points.filter((point) => point.method === method);
@@ -117,7 +142,9 @@ function frontier(points, x, metric) {
   });
   const best = pareto(points, METRICS[metric].better);
   const line = { x: best.map((p) => p.x), y: best.map((p) => p.y), mode: "lines", name: "Pareto line", line: { color: resolved("--soft"), dash: "dot", shape: "hv" }, hoverinfo: "skip" };
-  return chart("Frontier", [line, ...traces], { xaxis: { title: x, rangemode: "tozero" }, yaxis: { title: METRICS[metric].label }, height: 480 });
+  const shapes = ends.map((one) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: one.measured[metric], y1: one.measured[metric], line: { color: resolved("--soft"), width: 1 } }));
+  const annotations = ends.map((one) => ({ xref: "paper", x: 1, xanchor: "right", y: one.measured[metric], yanchor: "bottom", showarrow: false, text: plain(key(one)) + ": full KD" }));
+  return chart("Frontier", [line, ...traces], { shapes, annotations, xaxis: { title: x, rangemode: "tozero" }, yaxis: { title: METRICS[metric].label }, height: 480 });
 }
 
 function histograms(caches, name, label) {

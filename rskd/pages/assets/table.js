@@ -16,7 +16,7 @@ function table(rows, columns, { name, selectable = false, most = 8 }) {
     const order = index === by ? (down ? "descending" : "ascending") : "none";
     const mark = { ascending: " ▲", descending: " ▼", none: "" }[order];
     const click = () => state.set({ [`${name}.sort`]: index, [`${name}.down`]: index === by && !down ? "1" : "" });
-    return h("th", { class: column.number ? "number" : null, "aria-sort": order, scope: "col" }, h("button", { onclick: click }, column.label + mark));
+    return h("th", { class: column.number ? "number" : null, "aria-sort": order, scope: "col" }, h("button", { id: `${name}-sort-${index}`, onclick: click }, column.label + mark));
   });
   const body = sorted.slice(page * PAGE, (page + 1) * PAGE).map((row) => {
     const cells = columns.map((column) => {
@@ -47,7 +47,7 @@ function checkbox(row, selected, most) {
     if (event.target.checked) next.push(id);
     state.set({ sel: next.slice(-most) });
   };
-  return h("input", { type: "checkbox", "aria-label": `select ${id}`, checked: selected.has(id), onchange: change });
+  return h("input", { type: "checkbox", id: `select-${id}`, "aria-label": `select ${id}`, checked: selected.has(id), onchange: change });
 }
 
 function filterBox() {

@@ -41,7 +41,7 @@ def test_what_must_be_there_is_named(monkeypatch, settings, module):
 
 
 def test_what_may_be_missing_is_left_out(monkeypatch, settings):
-    everything = ["prefect", WORKER, "mlflow", "object-store", "ray", "prometheus"]
+    everything = ["prefect", WORKER, "mlflow", "dashboard", "object-store", "ray", "prometheus"]
     without(monkeypatch, "nothing")
     assert [service.name for service in services_of(settings)] == everything
     assert missing_services(settings) == []
