@@ -52,9 +52,8 @@ def services_of(settings: StackSettings) -> list[Service]:
     for module in ("supervisor", "prefect", "mlflow"):
         if importlib.util.find_spec(module) is None:
             raise ConfigError(f"{module} is not installed in {sys.prefix}: make install")
-    optional = [_object_store, _ray, _prometheus]
-    made = [_prefect(settings), _worker(settings), _mlflow(settings), _dashboard(settings), *(make(settings) for make in optional)]
-    services = [service for service in made if service is not None]
+    makers = (_prefect, _worker, _mlflow, _dashboard, _object_store, _ray, _prometheus)
+    services = [service for make in makers if (service := make(settings)) is not None]
     _refuse_one_port_twice(services)
     return services
 

@@ -48,6 +48,24 @@ function chart(label, traces, layout = {}) {
   return element;
 }
 
+// A panel for each metric, a row for each student, ± 1.96 standard errors where they are known.
+function figures(measured, shown) {
+  const panels = ["lm_loss", "kl_to_teacher", "ece", "acceptance"];
+  const traces = panels.flatMap((metric, panel) => measured.map((one) => {
+    const { color } = style(shown.indexOf(one));
+    const error = one.measured.standard_error?.[metric];
+    return {
+      x: [one.measured[metric]], y: [plain(key(one))], xaxis: `x${panel + 1}`, mode: "markers", showlegend: false, marker: { color, size: 10 },
+      error_x: { type: "data", array: [1.96 * (error ?? 0)], color }, hovertemplate: "%{y}: %{x:.4g}<extra></extra>",
+    };
+  }));
+  const axes = Object.fromEntries(panels.map((metric, panel) => [`xaxis${panel ? panel + 1 : ""}`, {
+    ...titled({ title: `${METRICS[metric].short} ${METRICS[metric].better > 0 ? "↑" : "↓"}` }), domain: [panel * 0.255, panel * 0.255 + 0.235],
+    gridcolor: resolved("--line"), zeroline: false, nticks: 4, ...(metric === "ece" || metric === "acceptance" ? { tickformat: ".1%" } : {}),
+  }]));
+  return chart("Figures", traces, { ...axes, yaxis: { autorange: "reversed" }, height: 110 + 34 * measured.length });
+}
+
 function learningCurves(shown, against) {
   const traces = shown.filter((one) => one.curve).map((one) => ({
     x: one.curve[against], y: one.curve.loss, name: plain(key(one)), mode: "lines", line: { ...style(shown.indexOf(one)), width: 2 },

@@ -23,6 +23,7 @@ function students() {
   const withWindows = measured.filter((one) => one.measured.windows);
   const baseline = withWindows.find((one) => key(one) === state.get("base")) ?? withWindows[0];
   const parts = [
+    measured.length ? box("Figures", figures(measured, shown), soft("On the held-out windows, with 95% intervals over them where they are known. Arrows point to better.")) : null,
     box("Learning curves", choice("against", "x", [["tokens", "tokens"], ["seconds", "time"]], against), learningCurves(shown, against),
       soft("Losses of different objectives are not comparable: that of KD contains the entropy of its targets.")),
   ];
