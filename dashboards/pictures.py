@@ -23,7 +23,8 @@ BOXES = {
     "frontier": ("frontier", "What a byte buys"),
     "tokens": ("tokens&student=rskd", "Where the student differs"),
 }
-_WIDTH, _SCALE, _COLORS = 860, 1.5, 128
+_WIDTH, _HEIGHT, _SCALE, _COLORS = 860, 2400, 1.5, 128
+_MOST_HEIGHT = "section { max-height: 560px; overflow: hidden }"  # the page scrolls, a picture does not
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=binary, args=["--no-sandbox", "--disable-gpu"])
         for scheme in ("light", "dark"):
             page = browser.new_page(
-                viewport={"width": _WIDTH, "height": 900}, device_scale_factor=_SCALE, color_scheme=scheme
+                viewport={"width": _WIDTH, "height": _HEIGHT}, device_scale_factor=_SCALE, color_scheme=scheme
             )
             for name, (view, title) in BOXES.items():
                 page.goto(f"{address}#view={view}")
@@ -48,8 +49,8 @@ def main() -> None:
 
 def _picture(page: Page, title: str) -> bytes:
     page.reload()
+    page.add_style_tag(content=_MOST_HEIGHT)
     box = page.locator("section", has=page.get_by_role("heading", name=title, exact=True))
-    box.scroll_into_view_if_needed()
     page.wait_for_timeout(1000)  # Plotly draws in steps
     return box.screenshot()
 

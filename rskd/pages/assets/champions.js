@@ -4,10 +4,10 @@ function championsView() {
   if (!DATA.champions.length) return [empty("No student was registered yet:", "python -m flows.retrain CONFIG.yaml"), ...DATA.notes.map(soft)];
   const columns = [
     { label: "model", value: (row) => row.model },
-    { label: "version", number: true, value: (row) => row.version },
+    { label: "version", kind: "number", value: (row) => row.version },
     { label: "now", value: (row) => row.aliases.join(", ") },
     { label: "verdict", value: (row) => row.verdict },
-    { label: "reason", value: (row) => row.reason, text: reasonCell, long: true },
+    { label: "reason", value: (row) => row.reason, text: reasonCell, kind: "long" },
     { label: "judged against", value: (row) => row.against },
     { label: "registered", value: (row) => row.created, text: date },
   ];

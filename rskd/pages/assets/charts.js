@@ -59,10 +59,12 @@ function figures(measured, shown) {
       error_x: { type: "data", array: [1.96 * (error ?? 0)], color }, hovertemplate: "%{y}: %{x:.4g}<extra></extra>",
     };
   }));
-  const axes = Object.fromEntries(panels.map((metric, panel) => [`xaxis${panel ? panel + 1 : ""}`, {
-    ...titled({ title: `${METRICS[metric].short} ${METRICS[metric].better > 0 ? "↑" : "↓"}` }), domain: [panel * 0.255, panel * 0.255 + 0.235],
-    gridcolor: resolved("--line"), zeroline: false, nticks: 4, ...(metric === "ece" || metric === "acceptance" ? { tickformat: ".1%" } : {}),
-  }]));
+  const axes = Object.fromEntries(panels.map((metric, panel) => {
+    const title = `${METRICS[metric].short} ${METRICS[metric].better > 0 ? "↑" : "↓"}`;
+    const shares = metric === "ece" || metric === "acceptance" ? { tickformat: ".1%" } : {};
+    const axis = { domain: [panel * 0.255, panel * 0.255 + 0.235], gridcolor: resolved("--line"), zeroline: false, nticks: 5, tickangle: 0, ...shares };
+    return panel ? [`xaxis${panel + 1}`, { ...axis, ...titled({ title }) }] : ["xaxis", { ...axis, title }];
+  }));
   return chart("Figures", traces, { ...axes, yaxis: { autorange: "reversed" }, height: 110 + 34 * measured.length });
 }
 
@@ -76,16 +78,20 @@ function learningCurves(shown, against) {
 
 // Bins of the reliability diagram that hold tokens.
 const filled = (bins) => bins.count.map((count, bin) => bin).filter((bin) => bins.count[bin]);
+// Larger for bins with more of the tokens.
+function sizes(bins) {
+  const total = bins.count.reduce((sum, count) => sum + count, 0);
+  return filled(bins).map((bin) => 4 + 14 * Math.sqrt(bins.count[bin] / total));
+}
 
 function reliability(binned, shown) {
   const traces = binned.map((one) => {
     const bins = one.measured.reliability;
     const kept = filled(bins);
-    const total = bins.count.reduce((sum, count) => sum + count, 0);
     return {
       x: kept.map((bin) => bins.confidence[bin]), y: kept.map((bin) => bins.accuracy[bin]),
       name: `${plain(key(one))}: ECE ${percent(one.measured.ece)}`, mode: "lines+markers",
-      line: { ...style(shown.indexOf(one)), width: 2 }, marker: { size: kept.map((bin) => 5 + 14 * Math.sqrt(bins.count[bin] / total)) },
+      line: { ...style(shown.indexOf(one)), width: 2 }, marker: { size: sizes(bins) },
       text: kept.map((bin) => `${bins.count[bin].toLocaleString("en")} tokens`),
     };
   });
@@ -100,11 +106,17 @@ function calibrationGaps(binned, shown) {
     const look = style(shown.indexOf(one));
     return {
       x: kept.map((bin) => confidence[bin]), y: kept.map((bin) => accuracy[bin] - confidence[bin]), name: plain(key(one)), mode: "lines+markers",
-      line: { ...look, width: 2 },
-      error_y: { type: "data", array: kept.map((bin) => Math.sqrt((accuracy[bin] * (1 - accuracy[bin])) / count[bin])), color: look.color, thickness: 1 },
+      line: { ...look, width: 2 }, marker: { size: sizes(one.measured.reliability) },
+      error_y: { type: "data", array: kept.map((bin) => shareError(accuracy[bin], count[bin])), color: look.color, thickness: 1 },
     };
   });
   return chart("Calibration by confidence", traces, { xaxis: { title: "confidence", range: [0, 1] }, yaxis: { title: "accuracy − confidence", tickformat: "+.0%", zeroline: true } });
+}
+
+// Standard error of a share of so many tokens, wide for few of them (Agresti and Coull 1998).
+function shareError(share, count) {
+  const centre = (share * count + 2) / (count + 4);
+  return Math.sqrt((centre * (1 - centre)) / (count + 4));
 }
 
 function growth(grown) {
@@ -158,16 +170,17 @@ function frontier(points, ends, x, metric) {
       hovertemplate: "%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
     };
   });
+  const most = Math.max(1e-9, ...points.map((point) => point.x));
   const best = pareto(points, METRICS[metric].better);
   const line = { x: best.map((p) => p.x), y: best.map((p) => p.y), mode: "lines", name: "Pareto line", line: { color: resolved("--soft"), dash: "dot", shape: "hv" }, hoverinfo: "skip" };
   const shapes = ends.map((one) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: one.measured[metric], y1: one.measured[metric], line: { color: resolved("--soft"), width: 1 } }));
   const annotations = ends.map((one) => ({ xref: "paper", x: 1, xanchor: "right", y: one.measured[metric], yanchor: "bottom", showarrow: false, text: plain(key(one)) + ": full KD" }));
-  return chart("Frontier", [line, ...traces], { shapes, annotations, xaxis: { title: x, rangemode: "tozero" }, yaxis: { title: METRICS[metric].label }, height: 480 });
+  return chart("Frontier", [line, ...traces], { shapes, annotations, xaxis: { title: x, range: [-0.03 * most, 1.06 * most] }, yaxis: { title: METRICS[metric].label }, height: 480 });
 }
 
 function histograms(caches, name, label) {
   const traces = caches.filter((cache) => cache.histograms?.[name]).map((cache, index) => {
-    const { low, width, counts } = cache.histograms[name];
+    const { low, width, counts: kept } = cache.histograms[name], counts = [...kept, 0]; // the last bin ends, too
     const total = counts.reduce((sum, count) => sum + count, 0);
     return {
       x: counts.map((_, bin) => low + width * (name === "num_unique" ? bin : bin + 0.5)), y: counts.map((count) => count / total),

@@ -7,15 +7,15 @@ const link = (view, changes, text) => {
 };
 const metricColumn = (metric, text) => ({
   label: `${METRICS[metric].short} ${METRICS[metric].better > 0 ? "↑" : "↓"}`,
-  number: true,
+  kind: "number",
   value: (row) => row.measured?.[metric],
-  text: (value, row) => (value == null ? "" : text(value) + errorOf(row.measured, metric, text)),
+  text: (value, row) => (value == null ? "" : h("span", {}, text(value), errorOf(row.measured, metric, text))),
 });
-const errorOf = (measured, metric, text) => (measured.standard_error?.[metric] ? ` ± ${text(measured.standard_error[metric])}` : "");
+const errorOf = (measured, metric, text) => (measured.standard_error?.[metric] ? h("small", {}, ` ± ${text(measured.standard_error[metric])}`) : "");
 // What a stage held: GPUs where it had any, else cores.
 const held = (cost) => (cost == null ? null : cost.gpu_seconds || cost.core_seconds);
 const heldText = (value, cost) => (cost == null ? "" : `${number(value / 3600, 3)} ${cost.gpu_seconds ? "GPU" : "core"}-hours`);
-const costColumn = (label, of) => ({ label, number: true, value: (row) => held(of(row)), text: (value, row) => heldText(value, of(row)) });
+const costColumn = (label, of) => ({ label, kind: "number", value: (row) => held(of(row)), text: (value, row) => heldText(value, of(row)) });
 const METRIC_COLUMNS = [
   metricColumn("lm_loss", (value) => value.toFixed(4)),
   metricColumn("kl_to_teacher", (value) => value.toFixed(4)),

@@ -18,17 +18,17 @@ function overview() {
     },
   });
   const figure = (metric, text) => ({
-    label: METRICS[metric].short, number: true,
+    label: METRICS[metric].short, kind: "number",
     value: (row) => best.get(row.name)?.measured[metric], text: (value) => (value == null ? "" : text(value)),
   });
   const columns = [
     { label: "distillation", value: (row) => row.name, text: (value) => link("students", { q: value }, value) },
-    { label: "teacher", value: (row) => row.teacher && [row.teacher.split("/").pop(), row.dtype].filter(Boolean).join(", ") },
-    { label: "corpus", value: (row) => row.source },
+    { label: "teacher", kind: "clipped", value: (row) => row.teacher && [row.teacher.split("/").pop(), row.dtype].filter(Boolean).join(", ") },
+    { label: "corpus", kind: "clipped", value: (row) => row.source },
     ...["pack", "cache", "train", "evaluate"].map(stageColumn),
     { label: "best student", value: (row) => best.get(row.name)?.name },
     figure("lm_loss", (value) => value.toFixed(4)), figure("kl_to_teacher", (value) => value.toFixed(4)), figure("ece", percent), figure("acceptance", percent),
-    ...(DATA.distillations.some((row) => row.error || row.failed) ? [{ label: "last failure", value: (row) => row.error ?? (row.failed ? `${row.failed.stage} ${row.failed.status}, ${date(row.failed.ended)}` : ""), long: true }] : []),
+    ...(DATA.distillations.some((row) => row.error || row.failed) ? [{ label: "last failure", value: (row) => row.error ?? (row.failed ? `${row.failed.stage} ${row.failed.status}, ${date(row.failed.ended)}` : ""), kind: "long" }] : []),
     costColumn("cost", (row) => sumOf(Object.values(row.costs ?? {}))),
     { label: "written", value: (row) => row.modified, text: date },
   ];

@@ -7,14 +7,14 @@ function students() {
     { label: "state", value: (row) => row.state, text: stateCell },
     { label: "objective", value: (row) => row.objective },
     { label: "targets", value: (row) => row.targets },
-    { label: "seed", number: true, value: (row) => row.seed },
-    { label: "tokens", number: true, value: (row) => row.tokens, text: (value) => value?.toLocaleString("en") ?? "" },
+    { label: "seed", kind: "number", value: (row) => row.seed },
+    { label: "tokens", kind: "number", value: (row) => row.tokens, text: (value) => value?.toLocaleString("en") ?? "" },
     ...METRIC_COLUMNS,
     ...(DATA.students.some((row) => row.measured?.downstream != null)
-      ? [{ label: "downstream ↑", number: true, value: (row) => row.measured?.downstream, text: (value) => number(value, 4) }] : []),
-    { label: "tokens/s", number: true, value: (row) => row.tokens_per_s, text: (value) => number(value, 4) },
+      ? [{ label: "downstream ↑", kind: "number", value: (row) => row.measured?.downstream, text: (value) => number(value, 4) }] : []),
+    { label: "tokens/s", kind: "number", value: (row) => row.tokens_per_s, text: (value) => number(value, 4) },
     costColumn("cost", (row) => row.cost),
-    { label: "time", number: true, value: (row) => row.seconds, text: duration },
+    { label: "time", kind: "number", value: (row) => row.seconds, text: duration },
   ];
   const listed = table(DATA.students, columns, { name: "s", selectable: true });
   const shown = chosenRows(DATA.students, listed.rows, 6);
@@ -22,8 +22,8 @@ function students() {
   const against = state.get("x", "tokens"), metric = state.get("m", "kl_to_teacher");
   const withWindows = measured.filter((one) => one.measured.windows);
   const baseline = withWindows.find((one) => key(one) === state.get("base")) ?? withWindows[0];
+  const first = measured.length ? box("Figures", figures(measured, shown), soft("On the held-out windows, with 95% intervals over them where they are known. Arrows point to better.")) : null;
   const parts = [
-    measured.length ? box("Figures", figures(measured, shown), soft("On the held-out windows, with 95% intervals over them where they are known. Arrows point to better.")) : null,
     box("Learning curves", choice("against", "x", [["tokens", "tokens"], ["seconds", "time"]], against), learningCurves(shown, against),
       soft("Losses of different objectives are not comparable: that of KD contains the entropy of its targets.")),
   ];
@@ -42,7 +42,7 @@ function students() {
       differences(shown, baseline, metric),
       soft("Mean of the differences window by window, and its 95% interval. Only students on the same held-out windows, beside the same teacher, are compared.")));
   } else if (measured.length) parts.push(box("Difference to a baseline", empty("Select two students of one evaluation.")));
-  return [box("Students", listed.element, soft("Select up to eight to overlay; else the first six of the list are shown.")), h("div", { class: "grid" }, parts)];
+  return [box("Students", listed.element, soft("Select up to eight to overlay; else the first six of the list are shown.")), first, h("div", { class: "grid" }, parts)].filter(Boolean);
 }
 
 function scores(scored) {
