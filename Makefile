@@ -89,7 +89,7 @@ test-browser: $(INSTALLED) ## the dashboard in Chromium, which has to be install
 	$(BIN)/python -m pytest -m browser
 
 pictures: $(INSTALLED) ## draw the README's pictures from .rskd, after make demo; needs Chromium, too
-	$(BIN)/python -m dashboards.pictures
+	$(BIN)/python -m dashboards.draw_pictures
 
 test-architectures: $(INSTALLED) ## each architecture of Transformers beside the table in rskd/models/README.md
 	$(BIN)/python -m pytest -m architectures

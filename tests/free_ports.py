@@ -5,7 +5,6 @@ import socket
 
 from infra.stack.settings import GRPC_OFFSET
 
-
 _APART = 8  # processes of pytest-xdist that look at once, each among ports of its own; divides GRPC_OFFSET
 
 

@@ -1,6 +1,6 @@
 """The pictures of the project's README, from the dashboard of a root: `make pictures`, after `make demo`.
 
-    rskd dashboard .rskd ─► Chromium, light and dark ─► boxes of its views ─► dashboards/pictures/<name>-<scheme>.png
+rskd dashboard .rskd ─► Chromium, light and dark ─► boxes of its views ─► dashboards/pictures/<name>-<scheme>.png
 """
 
 from __future__ import annotations
