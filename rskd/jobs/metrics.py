@@ -4,8 +4,9 @@
                          └─► Live.set, Live.add ◄─ the jobs ─► ray.util.metrics ─► ray_rskd_… ─► Prometheus: rskd_…
 
 Labels are the distillation, the stage and the student (empty for stages of none): a few series, however long it runs.
-A call costs some microseconds. Ray exports every ten seconds and when a process ends, drops values that are not finite,
-and lets gauges go with the process that set them, while counters stay.
+A call costs microseconds. Ray exports every ten seconds and when a process ends, and drops values that are not finite.
+It keeps counters, but forgets a gauge that nobody set for twenty seconds: so a stage at work sets its gauges again and
+again, and what is missing in Prometheus has ended.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from __future__ import annotations
 import functools
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rskd.progress import Standing, watched_by
 
 Kind = Literal["counter", "gauge"]
 LABELS = ("distillation", "stage", "student")
+_SECONDS = 5.0  # between two times that a gauge is set
 
 
 @dataclass(frozen=True)
@@ -74,16 +77,22 @@ class Live:
     distillation: str
     stage: str
     student: str
+    gauges: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {name: getattr(self, name) for name in LABELS}
 
     def set(self, name: str, value: float) -> None:
-        """Set a gauge."""
+        """Set a gauge, for as long as the stage is at work."""
         if _ray_runs():
-            _made(name).set(value, asdict(self))
+            self.gauges[name] = value
+            _made(name).set(value, self.labels)
 
     def add(self, name: str, value: float = 1, **labels: str) -> None:
         """Add to a counter."""
         if value > 0 and _ray_runs():
-            _made(name).inc(value, asdict(self) | labels)
+            _made(name).inc(value, self.labels | labels)
 
     def beat(self) -> None:
         """The stage gets on."""
@@ -123,7 +132,7 @@ def exported(distillation: str, stage: str, student: str | None, *, disk: str | 
     get_on()
     state = "stopped"
     try:
-        with watched_by(get_on):
+        with _kept(live), watched_by(get_on):
             yield live
         state = "finished"
     except Exception as error:
@@ -134,6 +143,26 @@ def exported(distillation: str, stage: str, student: str | None, *, disk: str | 
         if not began_on_ray:
             live.add("rskd_attempts_total", state="started")
         live.add("rskd_attempts_total", state=state)
+
+
+@contextmanager
+def _kept(live: Live) -> Iterator[None]:
+    """Within it the gauges are set again every few seconds, to what they are."""
+    ended = threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(_SECONDS):
+            for name in list(live.gauges):
+                if _ray_runs():
+                    _made(name).set(live.gauges[name], live.labels)
+
+    thread = threading.Thread(target=keep, name="live-metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _ray_runs() -> bool:

@@ -155,8 +155,8 @@ def test_every_panel_and_rule_has_its_series_while_a_job_runs(stack, tmp_path, t
         assert value("rskd_parts_total") == len(cached.parts)
         steps = (tmp_path / "store" / "tiny" / "students" / "good" / "training_log.jsonl").read_text().splitlines()
         last = json.loads(steps[-1])
-        assert value('rskd_step{student="good"}') == last["step"] == 200
-        assert value('rskd_loss_nats{student="good"}') == pytest.approx(last["loss"])
+        assert value('last_over_time(rskd_step{student="good"}[30m])') == last["step"] == 200
+        assert value('last_over_time(rskd_loss_nats{student="good"}[30m])') == pytest.approx(last["loss"])
         assert value('rskd_retries_total{student="good"}') == 1
         assert value('rskd_failures_total{student="diverging", error="NonFiniteError"}') == 1
         assert value('rskd_attempts_total{state="finished"}') == 3

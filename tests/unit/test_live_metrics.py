@@ -1,16 +1,20 @@
 """The metrics that jobs declare, and what dashboards/ makes of them."""
 
 import json
+import queue
 import re
 import shutil
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from live_metrics import DASHBOARDS, GRAFANA, PROMETHEUS, names, panel_expressions, panels, rule_expressions, rules
 from live_metrics import selectors as selected
 
+from rskd.jobs import metrics
 from rskd.jobs.metrics import LABELS, METRICS, Live, exported
 from rskd.progress import progress_bar
 
@@ -141,6 +145,23 @@ def test_an_attempt_is_counted_by_how_it_ends(monkeypatch, tmp_path, error, stat
     assert ("rskd_attempts_total", {"state": "started"}) in calls
     assert calls[-1] == ("rskd_attempts_total", {"state": state})
     assert [labels["error"] for name, labels in calls if name == "rskd_failures_total"] == failures
+
+
+def test_gauges_of_a_stage_that_waits_are_set_again_until_it_ends(monkeypatch):
+    """Else Ray would forget the heartbeat of a stage that hangs, which is when it is needed."""
+    beats: queue.Queue[float] = queue.Queue()
+    gauge = SimpleNamespace(set=lambda value, labels: beats.put(value), inc=lambda value, labels: None)
+    monkeypatch.setattr(metrics, "_ray_runs", lambda: True)
+    monkeypatch.setattr(metrics, "_made", lambda name: gauge)
+    monkeypatch.setattr(metrics, "_SECONDS", 0.01)
+    with exported("d", "cache", None, disk=None) as live:
+        first = beats.get(timeout=10)
+        assert [beats.get(timeout=10) for _ in range(3)] == [first] * 3
+        assert live.gauges == {"rskd_heartbeat_timestamp_seconds": first}
+    while not beats.empty():
+        beats.get()
+    time.sleep(0.1)
+    assert beats.empty()
 
 
 def test_progress_is_exported(monkeypatch):
