@@ -84,9 +84,9 @@ class Live:
         return {name: getattr(self, name) for name in LABELS}
 
     def set(self, name: str, value: float) -> None:
-        """Set a gauge, for as long as the stage is at work."""
+        """Set a gauge, for as long as the stage is at work; where Ray begins later, it has it then."""
+        self.gauges[name] = value
         if _ray_runs():
-            self.gauges[name] = value
             _made(name).set(value, self.labels)
 
     def add(self, name: str, value: float = 1, **labels: str) -> None:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -151,10 +152,14 @@ def test_gauges_of_a_stage_that_waits_are_set_again_until_it_ends(monkeypatch):
     """Else Ray would forget the heartbeat of a stage that hangs, which is when it is needed."""
     beats: queue.Queue[float] = queue.Queue()
     gauge = SimpleNamespace(set=lambda value, labels: beats.put(value), inc=lambda value, labels: None)
-    monkeypatch.setattr(metrics, "_ray_runs", lambda: True)
+    ray = threading.Event()
+    monkeypatch.setattr(metrics, "_ray_runs", ray.is_set)
     monkeypatch.setattr(metrics, "_made", lambda name: gauge)
     monkeypatch.setattr(metrics, "_SECONDS", 0.01)
     with exported("d", "cache", None, disk=None) as live:
+        time.sleep(0.1)
+        assert beats.empty()
+        ray.set()  # a training starts it when it has begun
         first = beats.get(timeout=10)
         assert [beats.get(timeout=10) for _ in range(3)] == [first] * 3
         assert live.gauges == {"rskd_heartbeat_timestamp_seconds": first}
