@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
+import yaml
+
 from flows.dashboard import SERVED_AT, SERVED_ROOT
 from infra.stack.settings import StackSettings
 from rskd.cores import usable_cores
@@ -26,12 +28,7 @@ WORKER = "prefect-worker"
 _SECONDS = 5  # for an answer
 # The configuration that Ray writes names the file of one session: a Prometheus that runs would miss Ray's next one.
 _RAY_TARGETS = "prom_metrics_service_discovery.json"
-_PROMETHEUS = """\
-global: {{scrape_interval: 10s, evaluation_interval: 10s}}
-scrape_configs:
-  - job_name: ray
-    file_sd_configs: [{{files: ["{targets}"], refresh_interval: 10s}}]
-"""
+_PROMETHEUS = Path(__file__).parents[2] / "dashboards" / "prometheus"
 _OWN_STORE = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
 
 
@@ -134,7 +131,7 @@ def make_folders(settings: StackSettings) -> None:
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     identities = {"identities": [{"name": "rskd", "credentials": [credentials], "actions": actions}]}
     _write_once(_s3_identities(settings), json.dumps(identities))
-    _prometheus_config(settings).write_text(_PROMETHEUS.format(targets=settings.folder / "ray" / _RAY_TARGETS))
+    _prometheus_config(settings).write_text(_own_prometheus(settings))
     link = short_ray_folder(settings)
     if not link.is_symlink():
         link.symlink_to(settings.folder / "ray")
@@ -152,6 +149,16 @@ def _s3_identities(settings: StackSettings) -> Path:
 
 def _prometheus_config(settings: StackSettings) -> Path:
     return settings.folder / "prometheus" / "prometheus.yml"
+
+
+def _own_prometheus(settings: StackSettings) -> str:
+    """The configuration of dashboards/prometheus for the stack's Ray, and with the rules that lie there."""
+    config = yaml.safe_load((_PROMETHEUS / "prometheus.yml").read_text())
+    config["rule_files"] = [str(_PROMETHEUS / name) for name in config["rule_files"]]
+    (ray,) = config["scrape_configs"]
+    (targets,) = ray["file_sd_configs"]
+    targets["files"] = [str(settings.folder / "ray" / _RAY_TARGETS)]
+    return yaml.safe_dump(config, sort_keys=False)
 
 
 def short_ray_folder(settings: StackSettings) -> Path:

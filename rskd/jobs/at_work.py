@@ -1,8 +1,8 @@
-"""A stage at work: its run in MLflow, and what it costs, kept beside the outputs so that resumed attempts add up.
+"""A stage at work: its run in MLflow, its live metrics, and its costs, kept beside the outputs so that attempts add up.
 
-    at_work ─► tracking.stage ─► … work … ─┬─► cost/… of this attempt, on its run
-                                           ├─► <home>/costs/<stage>.json, costs/<stage>/<student>.json: all attempts
-                                           └─► seconds, core_seconds, gpu_seconds, money of all stages, on the parent
+    at_work ─► tracking, metrics ─► … work … ─┬─► cost/… of this attempt, on its run
+                                              ├─► <home>/costs/<stage>.json, costs/<stage>/<student>.json: all attempts
+                                              └─► seconds, core_seconds, gpu_seconds, money of all stages, on the parent
 
 An attempt counts as far as its process lives to write: a failure and ctrl-C do, SIGKILL does not. The sum goes on while
 anything that an earlier attempt made still stands; made from scratch with other settings, it begins anew. Each stage of
@@ -22,22 +22,26 @@ from rskd import interrupts, records, tracking
 from rskd.config import DistillConfig
 from rskd.costs import COSTS, FOLDER, Costs, Reserved, costs_in, recorded_costs, total
 from rskd.errors import first_line
+from rskd.jobs.metrics import Live, exported
 from rskd.storage import Store
 
 _logger = logging.getLogger(__name__)
 
 
 class AtWork:
-    """What a stage at work writes to: its run, and the tokens and bytes that its costs are stated for."""
+    """What a stage at work writes to: its run, its live metrics, and what its costs are stated for."""
 
-    def __init__(self, run: tracking.Run):
+    def __init__(self, run: tracking.Run, live: Live):
         self.run = run
+        self.live = live
         self.tokens = self.bytes_written = 0
 
     def add(self, *, tokens: int = 0, bytes_written: int = 0) -> None:
         """Count what was done since the last call."""
         self.tokens += tokens
         self.bytes_written += bytes_written
+        self.live.add("rskd_tokens_total", tokens)
+        self.live.add("rskd_written_bytes_total", bytes_written)
 
 
 @contextmanager
@@ -49,15 +53,19 @@ def at_work(
     reserves: Reserved,
     makes: Mapping[str, str],
 ) -> Iterator[AtWork]:
-    """`tracking.stage`, whose costs are recorded however it ends.
+    """`tracking.stage`, whose live metrics are exported, and whose costs are recorded however it ends.
 
     `makes` has a digest of the settings of each output, by any name. Raises what `tracking.stage` does, and
     CorruptPartError if the costs of before are not what was written.
     """
     file = _file(stage, student)
     _attempts_before(config, file, makes)  # a damaged file is reported before the work
-    with tracking.stage(config, stage, student) as run:
-        work, started, finished = AtWork(run), time.monotonic(), False
+    root = Store(config.storage.root)
+    with (
+        tracking.stage(config, stage, student) as run,
+        exported(config.name, stage, student, disk=root.path if root.is_local else None) as live,
+    ):
+        work, started, finished = AtWork(run, live), time.monotonic(), False
         try:
             yield work
             finished = True
