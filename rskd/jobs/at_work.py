@@ -25,7 +25,7 @@ from rskd.errors import first_line
 from rskd.storage import Store
 
 _FOLDER = "costs"
-_ORDER = ("pack", "cache", "train", "evaluate", "promote")
+_ORDER = ("pack", "cache", "train", "evaluate", "generate", "judge", "promote")
 
 _logger = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from rskd.models.digests import sha256_of
 from rskd.storage import Store
 
 Records = Mapping[str, dict[str, Any]]  # by student
+_OPTIONAL = ("generate", "judge")  # sections that reports of before had not
 _TASKS = ("*.yaml", "*.yml", "*.py")
 
 
@@ -122,4 +123,6 @@ def check_part(store: Store, part: Part) -> Difference | None:
 def report_digest(config: DistillConfig) -> str:
     """What a report was made from: the configuration, but for its prices, and the evaluation."""
     evaluation = results.read_results(config)
-    return records.digest({"config": config.model_dump(mode="json", exclude={"costs"}), "evaluation": evaluation})
+    settings = config.model_dump(mode="json", exclude={"costs"})
+    used = {name: section for name, section in settings.items() if section is not None or name not in _OPTIONAL}
+    return records.digest({"config": used, "evaluation": evaluation})
