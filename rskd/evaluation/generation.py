@@ -47,7 +47,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said: `finish` is stop (it ended its turn), length (it was cut), no room (the prompt is too long)."""
+    """What a model said: `finish` is stop (it ended its turn), length (cut), no room (the prompt is too long)."""
 
     text: str
     num_tokens: int
