@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint on loopback that replies, and fails, as a test tells it to; it keeps what it was asked."""
+"""An OpenAI-compatible endpoint on loopback that replies, and fails, as a test tells it to, and keeps the requests."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def scripted_judge(script: Script) -> Iterator[ScriptedJudge]:
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, format: str, *args: Any) -> None: ...
+        def log_message(self, *_: Any) -> None: ...  # pyright: ignore[reportIncompatibleMethodOverride]
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

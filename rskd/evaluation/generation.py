@@ -67,8 +67,9 @@ class Voice:
         """An answer ends where the generation config, the tokenizer or the chat template ends a turn."""
         ends = getattr(generation_config, "eos_token_id", None)
         own = [ends] if isinstance(ends, int) else list(ends or ())
-        ids = {*own, tokenizer.eos_token_id, end_of_text_id(tokenizer), *_end_of_turn(tokenizer)}
-        return cls(tokenizer, tuple(sorted(index for index in ids if isinstance(index, int))), vocab_size(tokenizer))
+        found = [*own, tokenizer.eos_token_id, end_of_text_id(tokenizer), *_end_of_turn(tokenizer)]
+        stop_ids = sorted({index for index in found if isinstance(index, int)})
+        return cls(tokenizer, tuple(stop_ids), vocab_size(tokenizer))
 
     def ask(self, prompt: Prompt) -> tuple[int, ...]:
         """Ids of a prompt: by the chat template up to where the assistant begins, or of the raw text where there is
@@ -85,7 +86,7 @@ class Voice:
         """The answer that begins with `tokens`, of which `limit` count at most."""
         tokens = tokens[:limit]
         end = next((place for place, token in enumerate(tokens) if token in self.stop_ids), None)
-        said = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        said = self.tokenizer.decode(list(tokens[:end]), skip_special_tokens=True)
         return Answer(str(said), len(tokens[:end]), "length" if end is None else "stop")
 
 

@@ -26,10 +26,12 @@ def test_a_reply_is_there_for_the_next_process_at_once(tmp_path: Path):
 
 def test_many_replies_share_a_file(tmp_path: Path):
     paid = PaidReplies(Store(str(tmp_path)))
-    threads = [
-        threading.Thread(target=lambda first=first: [paid.add(request(first + 4 * i), Reply("1 2", 3)) for i in range(80)])
-        for first in range(4)
-    ]
+
+    def add(first: int) -> None:
+        for number in range(first, 320, 4):
+            paid.add(request(number), Reply("1 2", 3))
+
+    threads = [threading.Thread(target=add, args=(first,)) for first in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
