@@ -125,3 +125,9 @@ def read_answers(store: Store, parts: Sequence[AnswerPart]) -> Iterator[Answered
             prompt = part.prompts[row["prompt"] - part.first_prompt]
             answer = Answer(row["answer"], row["num_tokens"], row["finish"])
             yield Answered(row["prompt"], row["generation"], prompt, answer)
+
+
+def first_answers(store: Store, parts: Sequence[AnswerPart], num_prompts: int) -> list[Answered]:
+    """The first answer to each of the first prompts of a set."""
+    found = read_answers(store, parts[: -(-num_prompts // PROMPTS_PER_PART)])
+    return [answered for answered in found if answered.generation == 0][:num_prompts]

@@ -106,7 +106,9 @@ def write_verdicts(store: Store, content: Mapping[str, Any]) -> None:
 
 
 def read_judgements(config: DistillConfig) -> dict[str, dict[str, Any]]:
-    """What `rskd judge` found last, by model: {judge, sets: {<set>: Verdict as a dict}, warnings}.
+    """What `rskd judge` found last, by model: {judge, generate, answers, sets, warnings}.
+
+    `sets` has the Verdict on each as a dict, `answers` what tells the answers that were rated from others.
 
     CorruptPartError for a file that was changed.
     """

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rskd import records
 from rskd.config import DistillConfig, GenerateConfig
 from rskd.cores import usable_cores
 from rskd.costs import Reserved
@@ -128,6 +129,23 @@ def parts_of(config: DistillConfig, found: Model, sets: PromptSets) -> dict[str,
     settings = generate_section(config).model_dump(mode="json", exclude=_EXECUTION)
     recipe = {"model": found.digest, "settings": settings}
     return {name: answer_parts(name, prompts, recipe) for name, prompts in sets.items()}
+
+
+def answered_models(config: DistillConfig) -> dict[str, Parts]:
+    """The parts of each model that has answered all prompts as they are now."""
+    sets = prompt_sets(config)
+    parts = {model: parts_of(config, find_model(config, model), sets) for model in models_that_answer(config)}
+    stores = {model: Store(config.answers_uri(model)) for model in parts}
+    return {
+        model: of_model
+        for model, of_model in parts.items()
+        if not any(missing_parts(stores[model], of_set) for of_set in of_model.values())
+    }
+
+
+def digest_of_answers(parts: Parts) -> str:
+    """What tells the answers of a model from others."""
+    return records.digest({name: [part.file for part in of_set] for name, of_set in parts.items()})
 
 
 def _generate(config: DistillConfig, model: str, found: Model, parts: Parts, pending: Sequence[AnswerPart]) -> None:

@@ -23,9 +23,16 @@ from rskd.evaluation.judge_client import api_key
 from rskd.evaluation.judging import Rated, Verdict, judge, orders, request
 from rskd.evaluation.kinship import kinship
 from rskd.evaluation.ratings import PaidReplies, tokens_spent, write_ratings, write_verdicts
-from rskd.jobs.ask_judge import ask_judge
+from rskd.jobs.ask_judge import Requests, ask_judge
 from rskd.jobs.at_work import AtWork, at_work
-from rskd.jobs.generate import find_model, generate_answers, models_that_answer, parts_of, prompt_sets
+from rskd.jobs.generate import (
+    digest_of_answers,
+    find_model,
+    generate_answers,
+    models_that_answer,
+    parts_of,
+    prompt_sets,
+)
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.lineage.inputs import inputs_first
 from rskd.storage import Store
@@ -34,7 +41,7 @@ _UNPARSED_SHARE = 0.05  # from here on it is warned about
 
 _logger = logging.getLogger(__name__)
 
-Asked = Sequence[Mapping[str, Callable[[], dict[str, Any]]]]  # of each answer: what makes the body, by its digest
+Asked = list[list[str]]  # the digests of the requests for each answer of a set, one an order
 
 
 def judge_models(config: DistillConfig, model: str | None = None) -> dict[str, Any]:
@@ -78,27 +85,31 @@ def judge_answers(config: DistillConfig, model: str) -> dict[str, Any]:
     with inputs_first(config):
         parts = parts_of(config, find_model(config, model), sets)
         answers = {name: list(read_answers(Store(config.answers_uri(model)), parts[name])) for name in sets}
-    asked = {
-        name: [
-            {
-                records.digest(body()): body
-                for body in (partial(request, settings, one, order) for order in orders(settings))
-            }
-            for one in of_set
-        ]
-        for name, of_set in answers.items()
-    }
+    asked, bodies = _requests(settings, answers)
     paid = PaidReplies(Store(config.judgement_uri(model)).child("paid"))
-    requests = {digest: body for of_set in asked.values() for of_answer in of_set for digest, body in of_answer.items()}
-    missing = {digest: body for digest, body in requests.items() if digest not in paid}
+    missing = {digest: body for digest, body in bodies.items() if digest not in paid}
+    conclude = partial(_conclude, config, model, answers, asked, paid, digest_of_answers(parts))
     if not missing:
-        return _conclude(config, model, answers, asked, paid) | {"skipped": True}
-    makes = {name: records.digest({"requests": [list(one) for one in of_set]}) for name, of_set in asked.items()}
-    with at_work(config, "judge", model, reserves=Reserved(0), makes=makes) as work:
+        return conclude() | {"skipped": True}
+    with at_work(config, "judge", model, reserves=Reserved(0), makes={"answers": digest_of_answers(parts)}) as work:
         ask_judge(settings, missing, paid, spent=tokens_spent(config), title=f"judge {model}")
-        found = _conclude(config, model, answers, asked, paid)
+        found = conclude()
         _track(work, found)
     return found | {"skipped": False}
+
+
+def _requests(settings: JudgeConfig, answers: Mapping[str, Sequence[Answered]]) -> tuple[dict[str, Asked], Requests]:
+    """The digests of the requests for each answer, by set, and what makes their bodies; equal ones are one request."""
+    asked: dict[str, Asked] = {}
+    bodies: dict[str, Callable[[], dict[str, Any]]] = {}
+    for name, of_set in answers.items():
+        asked[name] = []
+        for answered in of_set:
+            makers = [partial(request, settings, answered, order) for order in orders(settings)]
+            digests = [records.digest(body()) for body in makers]
+            asked[name].append(digests)
+            bodies |= dict(zip(digests, makers, strict=True))
+    return asked, bodies
 
 
 def _conclude(
@@ -107,6 +118,7 @@ def _conclude(
     answers: Mapping[str, Sequence[Answered]],
     asked: Mapping[str, Asked],
     paid: PaidReplies,
+    answers_digest: str,
 ) -> dict[str, Any]:
     """The verdict on each set, which it writes, with the ratings."""
     settings, store = judge_section(config), Store(config.judgement_uri(model))
@@ -126,6 +138,7 @@ def _conclude(
     content = {
         "judge": settings.model_dump(mode="json", include={"endpoint", "model", "both_orders", "max_new_tokens"}),
         "generate": config.generate.model_dump(mode="json") if config.generate else None,
+        "answers": answers_digest,
         "sets": verdicts,
         "warnings": _warnings(config),
     }
