@@ -21,10 +21,13 @@ from rskd.config.distillation import merge
 from rskd.errors import ConfigError, MissingOutputError, RskdError
 from rskd.evaluation import judge_client
 from rskd.evaluation.ratings import read_judgements, tokens_spent
+from rskd.jobs.evaluate import evaluate_students
 from rskd.jobs.generate import generate_answers
 from rskd.jobs.judge import judge_answers, judge_models
 from rskd.jobs.pack import pack_corpus
+from rskd.jobs.report import write_report
 from rskd.jobs.train import train_student
+from rskd.lineage.status import status
 
 KEY = "sk-abc-XYZ-1234567890"
 NUM_PROMPTS, GENERATIONS = 6, 2
@@ -338,3 +341,41 @@ def test_other_checkpoints_answer(trained: tuple[Path, dict[str, Any]], tiny_tea
     }
     assert said["copy"] == said["default"] != said["big"]
     assert not (student / "answers").exists()
+
+
+def test_a_text_that_is_the_reference_is_rated_once(
+    trained: tuple[Path, dict[str, Any]], judged: Callable[..., DistillConfig], tmp_path: Path
+):
+    """Both orders are then one request, whose reply counts for each."""
+    first = pq.read_table(Path(judged("http://127.0.0.1:9").answers_uri("default")) / "own").to_pylist()[0]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"prompt": "What is 0?", "reference": first["answer"]}))
+    with scripted_judge(lambda number, body: "8 6") as judge:
+        config = judged(judge).model_dump(mode="json", exclude_unset=True)
+        sets = {"same": {"kind": "own", "uri": str(file)}}
+        found = judge_models(validate_config({**config, "generate": {**config["generate"], "prompt_sets": sets}}))
+        assert len(judge.bodies) == 3
+    verdict = found["models"]["default"]["same"]
+    assert (verdict["ratings"], verdict["score"]) == (4, pytest.approx(100))
+
+
+def test_the_report_shows_verdicts_and_answers(judged: Callable[..., DistillConfig]):
+    with scripted_judge(by_rule) as judge:
+        config = judged(judge, model="llama-judge")
+        evaluate_students(config)
+        write_report(config)
+        judge_models(config)
+    state = {one.output: one.state for one in status(config)}
+    assert state["report"] == "stale"
+    page = Path(write_report(config)).read_text()
+    assert {one.output: one.state for one in status(config)}["report"] == "done"
+    for shown in (
+        "Answers, rated",
+        "llama-judge",
+        "<td class=number>76.5</td>",
+        "12 of 12",
+        "What is 2?",
+        "It is reference 2.",
+    ):
+        assert shown in page
+    assert "What is 3?" not in page
