@@ -10,7 +10,7 @@ rounding; its draws are vLLM's, not those of the Transformers engine.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -28,17 +28,18 @@ _CPU_CACHE_BYTES = 2**30  # of keys and values, on a CPU, where vLLM would take 
 class VllmGenerator:
     """An engine over the model of one directory."""
 
-    def __init__(self, model_dir: str, settings: GenerateConfig, *, longest: int, trust_remote_code: bool):
-        """`longest` is the number of tokens of the longest question. Raises ConfigError for what vLLM refuses."""
+    def __init__(self, model_dir: str, settings: GenerateConfig, *, lengths: Collection[int], trust_remote_code: bool):
+        """`lengths` are those of the questions that will come. Raises ConfigError for what vLLM refuses."""
         self._settings = settings
         self._config = load_config(model_dir, trust_remote_code=trust_remote_code)
+        fitting = [length for length in lengths if room(self._config, settings, length) > 0] or [1]
         own: dict[str, Any] = {
             "model": model_dir,
             "dtype": settings.dtype,
             "load_format": "safetensors",
             "skip_tokenizer_init": True,
             "generation_config": "vllm",  # the model's own settings are not part of the protocol
-            "max_model_len": longest + max(1, room(self._config, settings, longest)),
+            "max_model_len": max(length + room(self._config, settings, length) for length in fitting),
             "trust_remote_code": trust_remote_code,
         }
         known = {field.name for field in fields(EngineArgs)}

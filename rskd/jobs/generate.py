@@ -5,10 +5,12 @@ A part is skipped if its file is there and the model, the settings and its promp
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from rskd.evaluation.answers import (
     read_answers,
     remove_other_parts,
 )
-from rskd.evaluation.prompts import Prompt, load_prompts
+from rskd.evaluation.prompts import PAPERS_PROMPTS, Prompt, load_prompts
 from rskd.jobs.at_work import at_work
 from rskd.jobs.generate_worker import GenerationRun, Made, generate_parts
 from rskd.jobs.one_at_a_time import one_at_a_time
@@ -40,6 +42,8 @@ from rskd.student.checkpoint import student_digest
 TEACHER = "teacher"
 _VOICE = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 _EXECUTION = {"prompt_sets", "teacher", "checkpoints", "batch_answers", "gpus", "python"}  # no answer depends on it
+
+_logger = logging.getLogger(__name__)
 
 PromptSets = Mapping[str, Sequence[Prompt]]
 Parts = Mapping[str, list[AnswerPart]]  # by prompt set
@@ -88,10 +92,19 @@ def generate_answers(config: DistillConfig, model: str) -> dict[str, Any]:
     Store(config.storage.root).check_writable()
     pending = [part for of_set in parts.values() for part in missing_parts(store, of_set)]
     if pending:
+        _compare_with_paper(config, sets)
         _generate(config, model, found, parts, pending)
     for name, of_set in parts.items():
         remove_other_parts(store, name, of_set)
     return {name: _summary(store, of_set) for name, of_set in parts.items()} | {"skipped": not pending}
+
+
+def _compare_with_paper(config: DistillConfig, sets: PromptSets) -> None:
+    """Warn about a published set that has not as many prompts as the paper's."""
+    for name, settings in generate_section(config).prompt_sets.items():
+        papers = PAPERS_PROMPTS.get(settings.kind)
+        if papers is not None and settings.limit is None and len(sets[name]) != papers:
+            _logger.warning("prompt set %s has %d prompts, the paper's %d (E.3)", name, len(sets[name]), papers)
 
 
 def find_model(config: DistillConfig, model: str) -> Model:
@@ -110,9 +123,20 @@ def find_model(config: DistillConfig, model: str) -> Model:
         raise ConfigError(f"{model} is no model that answers ({known}): name one of them")
     with _local(config, source) as directory:
         files = {name: sha256_of(directory / name) for name in _VOICE if (directory / name).is_file()}
-        digest = f"{model_fingerprint(str(directory))} {sorted(files.items())}"
+        digest = f"{_fingerprint(str(directory), _stamps(directory))} {sorted(files.items())}"
         source = source if "://" in source else str(directory.resolve())
     return Model(source, config.teacher.attention, digest)
+
+
+@lru_cache(maxsize=8)
+def _fingerprint(directory: str, stamps: tuple[Any, ...]) -> str:
+    """Fingerprint of the model in a directory, whose weights are read once as long as `stamps` are the same."""
+    return model_fingerprint(directory)
+
+
+def _stamps(directory: Path) -> tuple[Any, ...]:
+    files = sorted(file for file in directory.iterdir() if file.is_file())
+    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 
 @contextmanager

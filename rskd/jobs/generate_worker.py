@@ -77,8 +77,8 @@ def _engine(run: GenerationRun, directory: str) -> Iterator[tuple[Voice, Engine]
         from rskd.evaluation.vllm_generation import VllmGenerator  # this process is in vLLM's environment
 
         voice = Voice.of(tokenizer, _generation_config(directory))
-        longest = max(len(question.ids) for questions in _questions(run, voice) for question in questions)
-        generator = VllmGenerator(directory, run.settings, longest=longest, trust_remote_code=run.trust_remote_code)
+        lengths = {len(question.ids) for questions in _questions(run, voice) for question in questions}
+        generator = VllmGenerator(directory, run.settings, lengths=lengths, trust_remote_code=run.trust_remote_code)
         try:
             yield voice, partial(generator.generate, voice)
         finally:

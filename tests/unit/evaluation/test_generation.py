@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTr
 
 from rskd.config import GenerateConfig, PromptSetConfig
 from rskd.errors import ConfigError, NonFiniteLogitsError
-from rskd.evaluation.generation import Question, Voice, draw, generate, question_key
+from rskd.evaluation.generation import Answer, Question, Voice, draw, generate, question_key
 from rskd.evaluation.prompts import Prompt
 from rskd.models.load import load_model
 from rskd.rng import uniforms
@@ -43,7 +43,7 @@ def some_questions(tokenizer: PreTrainedTokenizerFast) -> list[Question]:
     return [
         Question(tuple(tokenizer(text)["input_ids"]), question_key(index, generation))
         for index, text in enumerate(texts)
-        for generation in range(3)
+        for generation in range(2)
     ]
 
 
@@ -81,11 +81,15 @@ def test_logits_that_are_not_finite_are_refused(value: float, temperature: float
 def test_an_answer_does_not_depend_on_its_batch(architecture: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
     model = load_model(str(make_model(architecture, tmp_path)))
     voice, questions = Voice.of(tokenizer), some_questions(tokenizer)
-    alone = list(generate(model, voice, questions, settings(batch_answers=1)))
-    assert list(generate(model, voice, questions, settings(batch_answers=5))) == alone
-    assert list(generate(model, voice, questions[::-1], settings())) == alone[::-1]
-    assert len({answer.text for answer in alone}) == 12
-    assert list(generate(model, voice, questions, settings(seed=1))) != alone
+
+    def answers(asked: list[Question], **changed: int) -> list[Answer]:
+        return list(generate(model, voice, asked, settings(max_new_tokens=8, **changed)))
+
+    alone = answers(questions, batch_answers=1)
+    assert answers(questions, batch_answers=5) == alone
+    assert answers(questions[::-1]) == alone[::-1]
+    assert len({answer.text for answer in alone}) == 8
+    assert answers(questions, seed=1) != alone
 
 
 def test_an_answer_is_what_a_loop_without_a_cache_draws(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
