@@ -56,7 +56,8 @@ def _verdicts(verdicts: Mapping[str, Mapping[str, Any]]) -> str:
         for model, found in verdicts.items()
         for name, verdict in found["sets"].items()
     ]
-    return table(head, sorted(rows, key=lambda row: row[0]), num_text=2)
+    rows.sort(key=lambda row: row[0])
+    return table(head, rows, num_text=2)
 
 
 def _number(value: float | None, form: str = ".1f") -> str:

@@ -379,3 +379,26 @@ def test_the_report_shows_verdicts_and_answers(judged: Callable[..., DistillConf
     ):
         assert shown in page
     assert "What is 3?" not in page
+
+
+def test_on_an_object_store(trained: tuple[Path, dict[str, Any]], judged: Callable[..., DistillConfig], object_store):
+    """The teacher answers, for which nothing has to be trained; a second run asks for nothing."""
+    with scripted_judge(by_rule) as judge:
+        config = judged(judge).model_dump(mode="json", exclude_unset=True)
+        there = {"storage": {"root": object_store.make_bucket()}, "generate": config["generate"] | {"teacher": True}}
+        settings = validate_config(config | there)
+        found = judge_models(settings, "teacher")
+        assert judge_models(settings, "teacher")["models"]["teacher"]["skipped"]
+        assert len(judge.bodies) == NUM_REQUESTS
+    assert found["tokens_spent"] == tokens_spent(settings) == 100 * NUM_REQUESTS
+    assert read_judgements(settings)["teacher"]["sets"]["own"]["score"] == pytest.approx(100 * 13 / 17)
+
+
+def test_a_published_set_is_compared_with_the_papers(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    (tmp_path / "valid.jsonl").write_text(json.dumps({"instruction": "Name a colour.", "output": "Red."}))
+    sets = {"few": {"kind": "vicuna", "uri": str(tmp_path)}}
+    config = validate_config({**trained[1], "generate": {**trained[1]["generate"], "prompt_sets": sets}})
+    assert generate_answers(config, "default")["few"]["prompts"] == 1
+    assert "prompt set few has 1 prompts, the paper's 80 (E.3)" in caplog.text
