@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import time
 import urllib.request
@@ -39,14 +40,18 @@ def config(root: Path, model: Path, generate: dict[str, Any], **sections: Any) -
     """The teacher answers; nothing has to be packed or trained for that."""
     rows = [{"prompt": f"What is {n} plus {n}?", "reference": f"It is {2 * n}."} for n in range(NUM_PROMPTS)]
     (root / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    sets = {"own": {"kind": "own", "uri": str(root / "prompts.jsonl")}}
+    file = {"kind": "own", "uri": str(root / "prompts.jsonl")}
+    sets = {"own": file, "two": file | {"limit": 2}}
     own = {"prompt_sets": sets, "teacher": True, "max_new_tokens": 8} | generate
     return validate_config(tiny_settings(root, model, generate=own, **sections))
 
 
-def answers(config: DistillConfig) -> list[str]:
+def answers(config: DistillConfig) -> tuple[list[str], list[str]]:
+    """To all prompts, and to two of them in a batch of their own."""
     generate_answers(config, "teacher")
-    return [row["answer"] for row in pq.read_table(Path(config.answers_uri("teacher")) / "own").to_pylist()]
+    folder = Path(config.answers_uri("teacher"))
+    own, two = ([row["answer"] for row in pq.read_table(folder / name).to_pylist()] for name in ("own", "two"))
+    return own, two
 
 
 def test_vllm_answers_as_transformers_does(tmp_path: Path, model_dir: Path, ray_local: None):
@@ -57,14 +62,12 @@ def test_vllm_answers_as_transformers_does(tmp_path: Path, model_dir: Path, ray_
         (tmp_path / name).mkdir()
         likeliest = {"temperature": 0, "generations": 1} | options
         found.append(answers(config(tmp_path / name, model_dir, likeliest, ray={"enabled": name == "vllm"})))
-    assert len(found[0]) == NUM_PROMPTS
+    assert [len(of_set) for of_set in found[0]] == [NUM_PROMPTS, 2]
     assert found[0] == found[1]
     drawn = config(tmp_path / "vllm", model_dir, {"generations": 2} | engine, ray={"enabled": True})
-    once = answers(drawn)
-    assert len(set(once)) > NUM_PROMPTS
-    [part] = (Path(drawn.answers_uri("teacher")) / "own").iterdir()
-    part.unlink()
-    assert answers(drawn) == once
+    own, two = answers(drawn)
+    assert len(set(own)) > NUM_PROMPTS
+    assert two == own[:4]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +92,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ]
     command += ["--enforce-eager", "--max-model-len", "2048", "--kv-cache-memory-bytes", str(2**29)]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment(environment), cwd=folder)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env=os.environ | environment.runtime_env(2)["env_vars"], cwd=folder
+        )
     try:
         deadline = time.monotonic() + 600
         while not _answers(f"http://127.0.0.1:{port}/health"):
@@ -100,12 +105,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(60)
-
-
-def _environment(environment: VllmEnvironment) -> dict[str, str]:
-    import os
-
-    return os.environ | environment.runtime_env(2)["env_vars"]
 
 
 def _answers(url: str) -> bool:
@@ -119,18 +118,14 @@ def test_a_real_server_judges(
     server: str, tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setenv("JUDGE_KEY", "key-of-test")
+    sent_once = 2 * 2 * NUM_PROMPTS  # the set of two has the same answers, so nothing else is asked
     section = {"endpoint": server, "model": "smollm2", "api_key_env": "JUDGE_KEY", "max_new_tokens": 16}
     settings = config(tmp_path, model_dir, {"generations": 2}, judge=section)
     found = judge_models(settings, "teacher")
     verdict = found["models"]["teacher"]["own"]
     assert verdict["answers"] == 2 * NUM_PROMPTS
-    assert verdict["ratings"] + verdict["unparsed"] == 2 * 2 * NUM_PROMPTS
+    assert verdict["ratings"] + verdict["unparsed"] == sent_once
     assert verdict["refused"] == 0
-    assert 100 * 4 * NUM_PROMPTS < found["tokens_spent"] < 600 * 4 * NUM_PROMPTS  # as the server counts them
-    assert judge_models(settings, "teacher")["models"]["teacher"] == verdict_again(found)
+    assert 100 * sent_once < found["tokens_spent"] < 600 * sent_once  # as the server counts them
+    assert judge_models(settings, "teacher")["models"]["teacher"] == found["models"]["teacher"] | {"skipped": True}
     assert "key-of-test" not in caplog.text
-
-
-def verdict_again(found: dict[str, Any]) -> dict[str, Any]:
-    """What a second run gives, which asks for nothing."""
-    return found["models"]["teacher"] | {"skipped": True}
