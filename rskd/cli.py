@@ -175,7 +175,8 @@ ModelOption = Annotated[
 @app.command()
 def generate(config: ConfigArgument, overrides: SetOption = None, student: ModelOption = None) -> Outcome:
     """Let students answer the sets of prompts of section generate."""
-    from rskd.jobs.generate import generate_answers, models_that_answer
+    from rskd.jobs.generate import generate_answers
+    from rskd.lineage.answers import models_that_answer
 
     settings = load_config(config, overrides or ())
     names = models_that_answer(settings) if student is None else [student]

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rskd import records
-from rskd.config import DistillConfig
+from rskd.config import DistillConfig, JudgeConfig
 from rskd.errors import CorruptPartError
 from rskd.evaluation.judge_client import Reply
 from rskd.storage import Store
@@ -98,6 +98,11 @@ def write_ratings(store: Store, prompt_set: str, rows: Sequence[Mapping[str, Any
     data = _parquet(pa.Table.from_pylist([dict(row) for row in rows]))
     store.write(f"{prompt_set}.parquet", data)
     return len(data)
+
+
+def judge_recipe(settings: JudgeConfig) -> dict[str, Any]:
+    """What verdicts depend on of the section `judge`."""
+    return settings.model_dump(mode="json", include={"model", "both_orders", "max_new_tokens"})
 
 
 def write_verdicts(store: Store, content: Mapping[str, Any]) -> None:

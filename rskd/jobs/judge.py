@@ -22,18 +22,12 @@ from rskd.evaluation.answers import Answered, read_answers
 from rskd.evaluation.judge_client import api_key
 from rskd.evaluation.judging import Rated, Verdict, judge, orders, request
 from rskd.evaluation.kinship import kinship
-from rskd.evaluation.ratings import PaidReplies, tokens_spent, write_ratings, write_verdicts
+from rskd.evaluation.ratings import PaidReplies, judge_recipe, tokens_spent, write_ratings, write_verdicts
 from rskd.jobs.ask_judge import Requests, ask_judge
 from rskd.jobs.at_work import AtWork, at_work
-from rskd.jobs.generate import (
-    digest_of_answers,
-    find_model,
-    generate_answers,
-    models_that_answer,
-    parts_of,
-    prompt_sets,
-)
+from rskd.jobs.generate import generate_answers
 from rskd.jobs.one_at_a_time import one_at_a_time
+from rskd.lineage.answers import digest_of_answers, find_model, models_that_answer, parts_of, prompt_sets
 from rskd.lineage.inputs import inputs_first
 from rskd.storage import Store
 
@@ -136,7 +130,7 @@ def _conclude(
         write_ratings(store, name, _rows(of_set, ratings, asked[name]))
         verdicts[name] = asdict(verdict)
     content = {
-        "judge": settings.model_dump(mode="json", include={"endpoint", "model", "both_orders", "max_new_tokens"}),
+        "judge": judge_recipe(settings),
         "generate": config.generate.model_dump(mode="json") if config.generate else None,
         "answers": answers_digest,
         "sets": verdicts,

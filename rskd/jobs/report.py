@@ -14,7 +14,7 @@ from rskd.evaluation.ratings import read_judgements
 from rskd.evaluation.results import read_results
 from rskd.jobs.at_work import recorded_costs
 from rskd.jobs.evaluate import student_figures
-from rskd.jobs.generate import answered_models, digest_of_answers
+from rskd.lineage.answers import answered_models, digest_of_answers
 from rskd.lineage.evaluation import check_part, evaluation_parts, open_held_out, report_digest
 from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.lineage.student import check_student

@@ -359,16 +359,36 @@ def test_a_text_that_is_the_reference_is_rated_once(
     assert (verdict["ratings"], verdict["score"]) == (4, pytest.approx(100))
 
 
+def states(config: DistillConfig) -> dict[str, str]:
+    return {one.output: one.state for one in status(config) if one.stage in ("generate", "judge", "report")}
+
+
+def test_the_status_of_answers_and_verdicts(judged: Callable[..., DistillConfig]):
+    with scripted_judge(by_rule) as judge:
+        config = judged(judge)
+        assert states(config)["judge default"] == "missing"
+        judge_models(config)
+        assert states(config)["judge default"] == "done"
+        [stale] = [one for one in status(judged(judge, model="another")) if one.stage == "judge"]
+        assert (stale.state, stale.reason) == ("stale", "rated with judge.model=scripted, not another")
+        sections = config.model_dump(mode="json", exclude_unset=True)
+        seeded = validate_config(merge(sections, {"generate": {"seed": 5}}))
+        assert states(seeded)["generate default"] == states(seeded)["judge default"] == "stale"
+        gone = {"prompt_sets": {"none": {"kind": "own", "uri": "none.jsonl"}}}
+        refused = {one.output: one for one in status(validate_config({**sections, "generate": gone}))}
+        assert refused["generate default"].then == "refused"
+        assert "none.jsonl does not exist" in refused["generate default"].reason
+
+
 def test_the_report_shows_verdicts_and_answers(judged: Callable[..., DistillConfig]):
     with scripted_judge(by_rule) as judge:
         config = judged(judge, model="llama-judge")
         evaluate_students(config)
         write_report(config)
         judge_models(config)
-    state = {one.output: one.state for one in status(config)}
-    assert state["report"] == "stale"
+    assert states(config) == {"generate default": "done", "judge default": "done", "report": "stale"}
     page = Path(write_report(config)).read_text()
-    assert {one.output: one.state for one in status(config)}["report"] == "done"
+    assert states(config)["report"] == "done"
     for shown in (
         "Answers, rated",
         "llama-judge",
