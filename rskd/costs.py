@@ -22,7 +22,7 @@ _SECONDS_PER_HOUR = 3600
 class Costs:
     """Costs of a stage, or of several; `money` is in the currency of the prices, and None where one is missing."""
 
-    tokens: int = 0  # positions of the windows that were packed, cached, trained on, evaluated on
+    tokens: int = 0  # positions that were packed, cached, trained on, evaluated on; tokens of answers
     seconds: float = 0.0  # wall time
     core_seconds: float = 0.0
     gpu_seconds: float = 0.0
