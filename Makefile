@@ -78,9 +78,9 @@ test-stack: $(INSTALLED) ## the stack of one machine: started, killed piece by p
 test-kill: $(INSTALLED) ## runs during which a piece of the stack is killed, and the stack on PostgreSQL; half an hour
 	$(BIN)/python -m pytest -m kill
 
-test-vllm: $(INSTALLED) $(VLLM_INSTALLED) ## tests of the vLLM teacher, in both environments
+test-vllm: $(INSTALLED) $(VLLM_INSTALLED) ## tests of vLLM as teacher, as what answers and as judge, in both environments
 	$(VLLM_BIN)/python -m pytest -m vllm tests/vllm_engine
-	$(BIN)/python -m pytest -m vllm tests/integration/test_vllm_job.py
+	$(BIN)/python -m pytest -m vllm tests/integration
 
 test-e2e: $(INSTALLED) ## whole distillations, and what takes as long
 	$(BIN)/python -m pytest -m e2e

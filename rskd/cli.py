@@ -166,6 +166,34 @@ def evaluate(config: ConfigArgument, overrides: SetOption = None) -> Outcome:
     return Outcome(metrics, f"evaluation {settings.evaluation_uri}", _flat(metrics))
 
 
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--student", metavar="NAME", help="One model that answers; by default all of the config."),
+]
+
+
+@app.command()
+def generate(config: ConfigArgument, overrides: SetOption = None, student: ModelOption = None) -> Outcome:
+    """Let students answer the sets of prompts of section generate."""
+    from rskd.jobs.generate import generate_answers
+    from rskd.lineage.answers import models_that_answer
+
+    settings = load_config(config, overrides or ())
+    names = models_that_answer(settings) if student is None else [student]
+    summaries = {name: generate_answers(settings, name) for name in names}
+    return Outcome(summaries, f"answers {settings.home}/answers", _flat(summaries))
+
+
+@app.command()
+def judge(config: ConfigArgument, overrides: SetOption = None, student: ModelOption = None) -> Outcome:
+    """Have the students' answers rated beside references by a large model; generates what is missing."""
+    from rskd.jobs.judge import judge_models, verdict_rows
+
+    settings = load_config(config, overrides or ())
+    found = judge_models(settings, student)
+    return Outcome(found, f"judgements {settings.home}/judgements", verdict_rows(found))
+
+
 @app.command()
 def report(config: ConfigArgument, overrides: SetOption = None) -> Outcome:
     """Write one self-contained HTML page about the distillation."""

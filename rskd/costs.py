@@ -21,14 +21,14 @@ COSTS = ("seconds", "core_seconds", "gpu_seconds", "money")  # what time costs, 
 FOLDER = "costs"  # below a distillation's, written by `rskd.jobs.at_work`
 HEAD = ("stage", "tokens", "seconds", "core_seconds", "gpu_seconds", "bytes_written", "money")  # of a table
 _SECONDS_PER_HOUR = 3600
-_ORDER = ("pack", "cache", "train", "evaluate", "promote")
+_ORDER = ("pack", "cache", "train", "evaluate", "generate", "judge", "promote")
 
 
 @dataclass(frozen=True)
 class Costs:
     """Costs of a stage, or of several; `money` is in the currency of the prices, and None where one is missing."""
 
-    tokens: int = 0  # positions of the windows that were packed, cached, trained on, evaluated on
+    tokens: int = 0  # positions that were packed, cached, trained on, evaluated on; tokens of answers
     seconds: float = 0.0  # wall time
     core_seconds: float = 0.0
     gpu_seconds: float = 0.0
