@@ -16,12 +16,13 @@ from rskd.cache.inspection import growth, inspect
 from rskd.corpus.packed_corpus import CorpusManifest, read_manifest
 from rskd.costs import Costs, recorded_costs
 from rskd.dashboard.curves import learning_curve
-from rskd.dashboard.evaluation import measured, read_evaluation
+from rskd.dashboard.evaluation import measured, rated, read_evaluation
 from rskd.errors import MissingOutputError
+from rskd.evaluation.ratings import read_judgements
 from rskd.models.digests import RESULT_FILE
 from rskd.pages.wording import objective_in_words, sampling_in_words
 from rskd.storage import Store
-from rskd.student.checkpoint import LOG_FILE
+from rskd.student.checkpoint import LOG_FILE, student_digest
 
 Row = dict[str, Any]
 
@@ -43,11 +44,12 @@ def read_distillation(home: Store, name: str) -> dict[str, list[Row]]:
     corpus = {split: read_manifest(home.child(f"corpus/{split}")) for split in ("train", "eval")}
     costs = recorded_costs(home)
     caches = [_cache(home, cache, corpus["train"], costs.get("cache")) for cache in home.folders("caches")]
-    evaluation = read_evaluation(home)
+    evaluation, judged = read_evaluation(home), read_judgements(home)
     names = sorted({*home.folders("students"), *home.folders("checkpoints")})
     sources = ({"": corpus["train"].digest} if corpus["train"] else {}) | {one["name"]: one["digest"] for one in caches}
     students = [
-        _student(home, student, sources, evaluation) | {"cost": _held(costs.get(f"train {student}"))}
+        _student(home, student, sources, evaluation, judged.get(student))
+        | {"cost": _held(costs.get(f"train {student}"))}
         for student in names
     ]
     for cache in caches:
@@ -121,7 +123,9 @@ def _told(kept: Row, digest: str | None) -> Row:
     }
 
 
-def _student(home: Store, name: str, sources: Mapping[str, str | None], evaluation: Row | None) -> Row:
+def _student(
+    home: Store, name: str, sources: Mapping[str, str | None], evaluation: Row | None, judged: Row | None
+) -> Row:
     """A student; `sources` are the digests, by the cache's name, of what it may have been trained from ("": labels)."""
     store = home.child(f"students/{name}")
     record = records.read(store, RESULT_FILE)
@@ -146,6 +150,7 @@ def _student(home: Store, name: str, sources: Mapping[str, str | None], evaluati
         **{key: summary.get(key) for key in ("steps", "tokens", "tokens_per_s", "seconds", "loss")},
         "curve": learning_curve(store.read(LOG_FILE)) if store.exists(LOG_FILE) else None,
         **measured(home, name, record, evaluation),
+        "judged": rated(judged) if judged and judged.get("model") == student_digest(record) else None,
     }
 
 

@@ -70,6 +70,13 @@ def measured(home: Store, name: str, record: dict[str, Any], evaluation: dict[st
     }
 
 
+def rated(judged: dict[str, Any]) -> dict[str, Any]:
+    """The verdict of a judge on each set of prompts, and who that was."""
+    shown = ("score", "low", "high", "answers", "answers_counted")
+    sets = {name: {key: verdict[key] for key in shown} for name, verdict in judged["sets"].items()}
+    return {"judge": judged["judge"]["model"], "sets": sets, "warnings": judged["warnings"]}
+
+
 def _comparable(teacher: str, corpus: str, num_windows: int) -> str:
     return records.digest({"teacher": teacher, "corpus": corpus, "num_windows": num_windows})[:12]
 

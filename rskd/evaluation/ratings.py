@@ -28,7 +28,7 @@ from rskd.storage import Store
 
 _PENDING_AT_MOST = 256
 _REPLIES = pa.schema([("request", pa.string()), ("reply", pa.string()), ("tokens", pa.int64())])
-_VERDICT_FILE = "verdict.json"
+_JUDGEMENTS, _VERDICT_FILE = "judgements", "verdict.json"
 
 
 class PaidReplies:
@@ -89,7 +89,7 @@ class PaidReplies:
 
 def tokens_spent(config: DistillConfig) -> int:
     """What all replies of a distillation cost, of every model."""
-    judgements = Store(f"{config.home}/judgements")
+    judgements = Store(config.home).child(_JUDGEMENTS)
     return sum(PaidReplies(judgements.child(f"{model}/paid")).tokens for model in judgements.folders())
 
 
@@ -110,14 +110,14 @@ def write_verdicts(store: Store, content: Mapping[str, Any]) -> None:
     records.write(store, _VERDICT_FILE, content)
 
 
-def read_judgements(config: DistillConfig) -> dict[str, dict[str, Any]]:
-    """What `rskd judge` found last, by model: {judge, generate, answers, sets, warnings}.
+def read_judgements(home: Store) -> dict[str, dict[str, Any]]:
+    """What `rskd judge` found last, by model: {judge, generate, answers, model, sets, warnings}.
 
-    `sets` has the Verdict on each as a dict, `answers` what tells the answers that were rated from others.
+    `sets` has the Verdict on each as a dict, `answers` and `model` are digests of what was rated and of its weights.
 
     CorruptPartError for a file that was changed.
     """
-    judgements = Store(f"{config.home}/judgements")
+    judgements = home.child(_JUDGEMENTS)
     found = {model: records.read(judgements.child(model), _VERDICT_FILE) for model in judgements.folders()}
     return {model: verdicts for model, verdicts in found.items() if verdicts is not None}
 

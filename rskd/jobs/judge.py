@@ -77,19 +77,21 @@ def judge_answers(config: DistillConfig, model: str) -> dict[str, Any]:
     settings = judge_section(config)
     sets = prompt_sets(config)
     with inputs_first(config):
-        parts = parts_of(config, find_model(config, model), sets)
+        found = find_model(config, model)
+        parts = parts_of(config, found, sets)
         answers = {name: list(read_answers(Store(config.answers_uri(model)), parts[name])) for name in sets}
     asked, bodies = _requests(settings, answers)
     paid = PaidReplies(Store(config.judgement_uri(model)).child("paid"))
     missing = {digest: body for digest, body in bodies.items() if digest not in paid}
-    conclude = partial(_conclude, config, model, answers, asked, paid, digest_of_answers(parts))
+    made_from = {"answers": digest_of_answers(parts), "model": found.digest}
+    conclude = partial(_conclude, config, model, answers, asked, paid, made_from)
     if not missing:
         return conclude() | {"skipped": True}
-    with at_work(config, "judge", model, reserves=Reserved(0), makes={"answers": digest_of_answers(parts)}) as work:
+    with at_work(config, "judge", model, reserves=Reserved(0), makes={"answers": made_from["answers"]}) as work:
         ask_judge(settings, missing, paid, spent=tokens_spent(config), title=f"judge {model}")
-        found = conclude()
-        _track(work, found)
-    return found | {"skipped": False}
+        verdicts = conclude()
+        _track(work, verdicts)
+    return verdicts | {"skipped": False}
 
 
 def _requests(settings: JudgeConfig, answers: Mapping[str, Sequence[Answered]]) -> tuple[dict[str, Asked], Requests]:
@@ -112,9 +114,9 @@ def _conclude(
     answers: Mapping[str, Sequence[Answered]],
     asked: Mapping[str, Asked],
     paid: PaidReplies,
-    answers_digest: str,
+    made_from: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The verdict on each set, which it writes, with the ratings."""
+    """The verdict on each set, which it writes, with the ratings and the digests of what they were made from."""
     settings, store = judge_section(config), Store(config.judgement_uri(model))
     verdicts = {}
     for name, of_set in answers.items():
@@ -132,7 +134,7 @@ def _conclude(
     content = {
         "judge": judge_recipe(settings),
         "generate": config.generate.model_dump(mode="json") if config.generate else None,
-        "answers": answers_digest,
+        **made_from,
         "sets": verdicts,
         "warnings": _warnings(config),
     }

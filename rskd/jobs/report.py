@@ -72,7 +72,7 @@ def _judged(config: DistillConfig) -> Judged:
     """Answers to the first prompts of each set, of the models that have answered, and the verdicts on them."""
     if config.generate is None:
         return Judged()
-    parts, verdicts = answered_models(config), read_judgements(config)
+    parts, verdicts = answered_models(config), read_judgements(Store(config.home))
     answers = {
         name: {
             model: first_answers(Store(config.answers_uri(model)), of_model[name], SHOWN)

@@ -125,7 +125,10 @@ def report_digest(config: DistillConfig) -> str:
     found = {"evaluation": results.read_results(config)}
     if config.generate is not None:
         answers = Store(f"{config.home}/answers")
-        found["judged"] = {"answers": sorted(answers.sizes(recursive=True)), "verdicts": read_judgements(config)}
+        found["judged"] = {
+            "answers": sorted(answers.sizes(recursive=True)),
+            "verdicts": read_judgements(Store(config.home)),
+        }
     settings = config.model_dump(mode="json", exclude={"costs"})
     used = {name: section for name, section in settings.items() if section is not None or name not in _OPTIONAL}
     return records.digest({"config": used} | found)

@@ -205,7 +205,7 @@ def _generated(store: Store, model: str, parts: Parts) -> StageStatus:
 
 def _judged(config: DistillConfig, model: str, parts: Parts | None) -> StageStatus:
     try:
-        verdicts = read_judgements(config).get(model)
+        verdicts = read_judgements(Store(config.home)).get(model)
     except OutputError as error:
         return _refused(error, "judge", model, there=True)
     if verdicts is None:

@@ -18,6 +18,7 @@ from tiny_runs import tiny_settings, write_texts
 from rskd.cli import app, run
 from rskd.config import DistillConfig, validate_config
 from rskd.config.distillation import merge
+from rskd.dashboard.gather import gather
 from rskd.errors import ConfigError, MissingOutputError, RskdError
 from rskd.evaluation import judge_client
 from rskd.evaluation.ratings import read_judgements, tokens_spent
@@ -28,6 +29,7 @@ from rskd.jobs.pack import pack_corpus
 from rskd.jobs.report import write_report
 from rskd.jobs.train import train_student
 from rskd.lineage.status import status
+from rskd.storage import Store
 
 KEY = "sk-abc-XYZ-1234567890"
 NUM_PROMPTS, GENERATIONS = 6, 2
@@ -106,8 +108,10 @@ def test_known_scores(judged: Callable[..., DistillConfig], trained: tuple[Path,
     assert verdict["reference_words"] == 4
     assert found["tokens_spent"] == 100 * NUM_REQUESTS
     assert again["models"]["default"] == found["models"]["default"] | {"skipped": True}
-    kept = read_judgements(config)["default"]
+    kept = read_judgements(Store(config.home))["default"]
     assert kept["sets"]["own"] == verdict
+    [student] = gather(config.storage.root)["students"]
+    assert student["judged"]["sets"]["own"]["score"] == verdict["score"]
     assert kept["judge"]["model"] == "llama-judge"
     ratings = pq.read_table(Path(config.judgement_uri("default")) / "own.parquet").to_pylist()
     assert Counter(row["order"] for row in ratings) == {"reference first": 12, "answer first": 12}
@@ -411,7 +415,7 @@ def test_on_an_object_store(trained: tuple[Path, dict[str, Any]], judged: Callab
         assert judge_models(settings, "teacher")["models"]["teacher"]["skipped"]
         assert len(judge.bodies) == NUM_REQUESTS
     assert found["tokens_spent"] == tokens_spent(settings) == 100 * NUM_REQUESTS
-    assert read_judgements(settings)["teacher"]["sets"]["own"]["score"] == pytest.approx(100 * 13 / 17)
+    assert read_judgements(Store(settings.home))["teacher"]["sets"]["own"]["score"] == pytest.approx(100 * 13 / 17)
 
 
 def test_a_published_set_is_compared_with_the_papers(

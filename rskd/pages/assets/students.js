@@ -32,6 +32,11 @@ function students() {
     parts.push(box("Calibration", reliability(binned, shown), soft("On the dotted line a model is calibrated, below it over-confident. Larger points hold more tokens.")));
     parts.push(box("Calibration by confidence", calibrationGaps(binned, shown), soft("Accuracy less confidence, ± one standard error; where it is below 0, the student claims more than it holds.")));
   }
+  const judged = shown.filter((one) => one.judged);
+  if (judged.length) {
+    const judges = [...new Set(judged.map((one) => one.judged.judge))], warnings = [...new Set(judged.flatMap((one) => one.judged.warnings))];
+    parts.push(box("Answers, rated", verdicts(judged), soft(`By ${judges.join(", ")}: points of the answers in percent of the references', with the 95% interval over prompts. ${warnings.join(" ")}`)));
+  }
   const scored = measured.filter((one) => one.measured.tasks);
   if (scored.length) parts.push(box("Downstream tasks", scores(scored)));
   if (withWindows.length > 1) {
@@ -45,11 +50,25 @@ function students() {
   return [box("Students", listed.element, soft("Select up to eight to overlay; else the first six of the list are shown.")), first, h("div", { class: "grid" }, parts)].filter(Boolean);
 }
 
+// A table with a row for each student and a column for each name; `text` has what is in a cell.
+function grid(rows, names, text) {
+  const head = h("tr", {}, ["student", ...names].map((name) => h("th", { scope: "col" }, name)));
+  const body = rows.map((one) => h("tr", {}, h("td", {}, key(one)), names.map((name) => h("td", { class: "number" }, text(one, name)))));
+  return h("div", { class: "wide" }, h("table", {}, h("thead", {}, head), h("tbody", {}, body)));
+}
+
+function verdicts(judged) {
+  const sets = [...new Set(judged.flatMap((one) => Object.keys(one.judged.sets)))];
+  return grid(judged, sets, (one, name) => {
+    const verdict = one.judged.sets[name];
+    if (verdict?.score == null) return "";
+    const interval = verdict.low == null ? "" : ` (${number(verdict.low, 3)} to ${number(verdict.high, 3)})`;
+    return `${number(verdict.score, 3)}${interval}, ${verdict.answers_counted} of ${verdict.answers} answers`;
+  });
+}
+
 function scores(scored) {
   const tasks = [...new Set(scored.flatMap((one) => Object.keys(one.measured.tasks)))];
-  const cell = (metrics) => h("td", { class: "number" }, metrics
-    ? Object.entries(metrics).map(([name, { value, standard_error: error }]) => `${name} ${number(value)}${error ? ` ± ${number(error, 2)}` : ""}`).join(", ") : "");
-  const head = h("tr", {}, ["student", ...tasks].map((name) => h("th", { scope: "col" }, name)));
-  const rows = scored.map((one) => h("tr", {}, h("td", {}, key(one)), tasks.map((task) => cell(one.measured.tasks[task]))));
-  return h("div", { class: "wide" }, h("table", {}, h("thead", {}, head), h("tbody", {}, rows)));
+  const one = ([name, { value, standard_error: error }]) => `${name} ${number(value)}${error ? ` ± ${number(error, 2)}` : ""}`;
+  return grid(scored, tasks, (student, task) => Object.entries(student.measured.tasks[task] ?? {}).map(one).join(", "));
 }
