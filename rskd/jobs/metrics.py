@@ -109,7 +109,8 @@ class Live:
         if _ray_runs():
             import ray
 
-            if ray.get_runtime_context().was_current_actor_reconstructed:
+            context = ray.get_runtime_context()
+            if context.get_actor_id() is not None and context.was_current_actor_reconstructed:
                 self.add("rskd_retries_total")
 
 
