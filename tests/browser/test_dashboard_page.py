@@ -85,7 +85,7 @@ def test_every_view_has_the_distillation_in_it(page: Page, address: str):
     expect(page.locator(".js-plotly-plot")).to_have_count(1)
     page.get_by_role("link", name="Students").click()
     expect(page.locator("tbody tr")).to_have_count(len(STUDENTS))
-    expect(page.locator(".js-plotly-plot")).to_have_count(4)
+    expect(page.locator(".js-plotly-plot")).to_have_count(5)
     page.get_by_role("link", name="Frontier").click()
     expect(page.locator(".legendtext")).to_have_text(["Pareto line", "labels", "systematic"])
     expect(page.locator(".annotation-text")).to_have_text(["tiny/full: full KD"])
@@ -181,7 +181,7 @@ def test_two_thousand_students(page: Page, finished: DistillConfig, tmp_path: Pa
     assert file.stat().st_size < 25e6
     began = time.monotonic()
     page.goto(f"{file.as_uri()}#view=students")
-    expect(page.locator(".js-plotly-plot")).to_have_count(4)
+    expect(page.locator(".js-plotly-plot")).to_have_count(5)
     opened = time.monotonic() - began
     print(f"written in {seconds:.1f} s, {file.stat().st_size / 1e6:.1f} MB, opened in {opened:.1f} s")
     assert seconds < 20
