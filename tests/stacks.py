@@ -49,13 +49,14 @@ class Stack:
 
 def stack_file(folder: Path) -> Path:
     """A stack.toml in `folder` with ports that are free now."""
-    ports = iter(free_ports(15))
+    ports = iter(free_ports(16))
     text = f"""
     folder = "{folder / "stack"}"
     prefect = {{port = {next(ports)}, worker_port = {next(ports)}}}
     mlflow = {{port = {next(ports)}}}
     object_store = {{port = {next(ports)}, internal_ports = [{next(ports)}, {next(ports)}, {next(ports)}]}}
     prometheus = {{port = {next(ports)}}}
+    dashboard = {{port = {next(ports)}, root = "{folder / "store"}"}}
     [ray]
     port = {next(ports)}
     dashboard_port = {next(ports)}

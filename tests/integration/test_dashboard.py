@@ -217,6 +217,21 @@ def test_the_last_failure_is_told(finished: DistillConfig):
             client.set_terminated(run.info.run_id, "FINISHED")
 
 
+def test_a_root_in_an_object_store(finished: DistillConfig, object_store: Any):
+    there, here = Store(object_store.make_bucket()), Store(finished.home)
+    for name in here.sizes(recursive=True):
+        there.write(f"tiny/{name}", here.read(name))
+    keep_check(f"{there.uri}/tiny/caches/default", "verify", {"ok": True, "problems": []})
+    told = write_dashboard(there.uri)
+    assert told["dashboard"] == f"{there.uri}/dashboard.html"
+    assert b'"name":"tiny"' in there.read("dashboard.html")
+    local, remote = gather(finished.storage.root), gather(there.uri)
+    assert remote["caches"][0].pop("checks")["verify"]["current"]
+    assert local["caches"][0].pop("checks") == {}
+    for kind in ("caches", "students", "evaluations", "passages"):
+        assert remote[kind] == local[kind]
+
+
 def test_an_mlflow_that_does_not_answer_costs_its_part_alone(copy: Path):
     found = gather(str(copy), "http://127.0.0.1:9")
     assert len(found["students"]) == 2

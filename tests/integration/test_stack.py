@@ -66,11 +66,11 @@ def test_it_answers_and_says_where(stack):
     assert stack("status").returncode == 0
     said = json.loads(stack("status", "--json").stdout)
     assert list(said) == [service.name for service in services_of(stack.settings)]
-    assert {"prefect", WORKER, "mlflow", "object-store", "ray"} <= set(said)
+    assert {"prefect", WORKER, "mlflow", "dashboard", "object-store", "ray"} <= set(said)
     assert all(said[name].startswith(("running", "starting")) for name in said)
     for service in services_of(stack.settings):
         assert f"answers at {service.address}" in said[service.name]
-        if service.name in ("prefect", "mlflow", "ray"):
+        if service.name in ("prefect", "mlflow", "dashboard", "ray"):
             page = urllib.request.urlopen(service.address, timeout=10)
             assert page.headers["content-type"].startswith("text/html")
 
@@ -232,11 +232,12 @@ def test_other_settings_need_a_restart(stack, tmp_path):
 
 def test_a_cancelled_run_leaves_no_process_and_its_rerun_resumes(stack, client, tmp_path, tiny_teacher_dir):
     """With a local Ray of its own, cancelled in the middle of caching."""
-    config = tiny_config(tmp_path, tiny_teacher_dir)
+    root = Path(stack.settings.dashboard.root)
+    config = tiny_config(tmp_path, tiny_teacher_dir) | {"storage": {"root": str(root)}}
     distill = client.read_deployment_by_name("distill/distill")
     before = {process.pid for process in left_of(str(stack.settings.folder), WORKER)}
     run = client.create_flow_run_from_deployment(distill.id, parameters={"config": config})
-    parts = tmp_path / "root" / "tiny" / "caches" / "default" / "parts"
+    parts = root / "tiny" / "caches" / "default" / "parts"
     wait_until(lambda: len(list(parts.glob("part-*.json"))) >= 1)
     of_the_run = [p for p in left_of(str(stack.settings.folder), WORKER) if p.pid not in before]
     names = " ".join(command_of(process).partition(" ")[0] for process in of_the_run)
@@ -258,7 +259,11 @@ def test_a_cancelled_run_leaves_no_process_and_its_rerun_resumes(stack, client, 
     assert client.read_flow_run(again.id).state.is_completed(), client.read_flow_run(again.id).state.message
     now = {part.name: part.read_bytes() for part in parts.glob("part-*.json")}
     assert committed.items() < now.items()
-    assert (tmp_path / "root" / "tiny" / "report.html").exists()
+    assert (root / "tiny" / "report.html").exists()
+    links = [str(artifact.data) for artifact in client.read_artifacts() if artifact.key == "dashboard"]
+    address = f"http://127.0.0.1:{stack.settings.dashboard.port}/"
+    assert f"({address}#view=students&q=tiny)" in links[-1]
+    wait_until(lambda: b'"stage":"evaluate","state":"done"' in urllib.request.urlopen(address, timeout=60).read())
 
 
 def test_a_registered_student_is_downloaded_once(stack, tmp_path, tiny_teacher_dir, monkeypatch):
@@ -293,7 +298,7 @@ def test_down_leaves_data_and_nothing_running_and_a_backup_restores(other_stack,
     folder = stack.settings.folder
     assert stack("down").returncode == 0
     assert stack("up").returncode == 0
-    assert set(stack.pids()) == {"prefect", WORKER, "mlflow"}
+    assert set(stack.pids()) == {"prefect", WORKER, "mlflow", "dashboard"}
     with api_of(stack) as client:
         client.pause_deployment(client.read_deployment_by_name("distill/distill").id)
     mlflow = MlflowClient(f"http://127.0.0.1:{stack.settings.mlflow.port}")
