@@ -19,7 +19,10 @@ from flows.distill import distill
 from flows.settings import run_app
 from rskd.cli import Outcome
 from rskd.config import DistillConfig, load_config
+from rskd.dashboard.publish import write_dashboard
+from rskd.jobs.promote import promote_student
 from rskd.storage import Store
+from rskd.tracking.connection import tracking_uri_of
 
 CONFIGS = Path(__file__).parent / "configs"
 METRICS = {
@@ -40,10 +43,12 @@ def main(seeds: Annotated[bool, typer.Option(help="Compare CE and sampled KD at 
 
 
 def demo() -> Outcome:
-    """Distil, print the table, and write summary.json beside the report."""
+    """Distil, make `rskd` the champion of the registry, print the table, and write summary.json beside the report."""
     config = load_config(CONFIGS / "demo.yaml")
     started = time.monotonic()
     result = distill(config)
+    promoted = promote_student(config, "rskd")
+    dashboard = write_dashboard(config.storage.root, tracking_uri=tracking_uri_of(config))["dashboard"]
     seconds = time.monotonic() - started
 
     store = Store(config.home)
@@ -57,9 +62,9 @@ def demo() -> Outcome:
     }
     store.write("summary.json", json.dumps(summary, indent=2).encode())
     print_metrics("held-out windows of CPython's documentation", models)
-    return Outcome(
-        summary, "demo", {"seconds": seconds, "report": result["report"], "students": f"{config.home}/students"}
-    )
+    champion = f"version {promoted['champion']} of {promoted['model']}"
+    shown = {"report": result["report"], "dashboard": dashboard, "students": f"{config.home}/students"}
+    return Outcome(summary, "demo", {"seconds": seconds, "champion": champion} | shown)
 
 
 def compare_seeds() -> Outcome:

@@ -3,7 +3,8 @@
     finished student, champion of the registry ─► windows ─► promotion.decide ─► version with its verdict
                                                                 └── PROMOTE ─► champion; the one before: previous
 
-A student that was judged against this champion, on these windows and by this gate, is not judged again.
+A student that was judged against this champion, on these windows and by this gate, is not judged again; what `rskd
+evaluate` measured of these weights on these windows is not measured again.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from rskd.config import DistillConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.costs import recorded_costs
 from rskd.evaluation.promotion import Measured, decide
-from rskd.evaluation.results import PROMOTIONS, WINDOW_VALUES
-from rskd.evaluation.window_values import METRICS
-from rskd.jobs.at_work import at_work
+from rskd.evaluation.results import PROMOTIONS, WINDOW_VALUES, missing_table, read_table
+from rskd.evaluation.window_values import METRICS, WindowValues, from_parquet
+from rskd.jobs.at_work import AtWork, at_work
 from rskd.jobs.evaluate import evaluation_run, follow, reserved, student_figures
 from rskd.jobs.evaluate_worker import evaluate_windows
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.ray_session import ensure_ray, require_gpus
 from rskd.lineage.corpus import corpus_recipe
-from rskd.lineage.evaluation import num_held_out, open_held_out
+from rskd.lineage.evaluation import evaluation_parts, num_held_out, open_held_out
 from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.lineage.student import check_student
 from rskd.storage import Store
@@ -66,8 +67,7 @@ def promote_student(config: DistillConfig, student: str = "default") -> dict[str
     makes = {"decision": records.digest(recipe)}
     with at_work(config, "promote", student, reserves=reserved(config), makes=makes) as work:
         tracked = work.run
-        measured = _measure(inputs, corpus, student, registry, champion)
-        work.add(tokens=num_held_out(config, corpus) * corpus.seq_len)
+        measured = _measure(inputs, corpus, student, record, registry, champion, work)
         decision = decide(measured.get(_CHAMPION), measured[student], config.promotion)
         tracked.metrics({row["metric"]: row["challenger"] for row in decision.ledger if row["challenger"] is not None})
         tags = _identity(inputs, corpus) | {
@@ -132,25 +132,48 @@ def _identity(inputs: Inputs, corpus: PackedCorpus) -> dict[str, str]:
 
 
 def _measure(
-    inputs: Inputs, corpus: PackedCorpus, student: str, registry: Registry, champion: Version | None
+    inputs: Inputs,
+    corpus: PackedCorpus,
+    student: str,
+    record: dict[str, Any],
+    registry: Registry,
+    champion: Version | None,
+    work: AtWork,
 ) -> dict[str, Measured]:
-    """The student, and the champion where there is one, on the same windows in one run."""
+    """The student, and the champion where there is one, on the same windows."""
     config = inputs.config
     wanted = _identity(inputs, corpus)
     identities = {student: wanted}
-    run = evaluation_run(config, corpus, inputs.teacher_dir, [student])
+    values = _evaluated(inputs, corpus, student, record)
+    run = evaluation_run(config, corpus, inputs.teacher_dir, [] if values else [student])
     if champion is not None:
         identities[_CHAMPION] = {name: champion.tags.get(name, "unknown") for name in wanted}
         if identities[_CHAMPION] == wanted:
             run = replace(run, students=run.students | {_CHAMPION: (registry.download(champion), "auto")})
-    ensure_ray(config.ray)
-    require_gpus(config.ray, "evaluate.gpus", config.evaluate.gpus)
-    title = student if champion is None else f"{student} and the champion"
-    found = follow(config.ray, evaluate_windows, run, title=title, units=run.num_windows)
-    values = {name: found[name][WINDOW_VALUES] for name in run.students}
+    if run.students:
+        ensure_ray(config.ray)
+        require_gpus(config.ray, "evaluate.gpus", config.evaluate.gpus)
+        title = " and ".join(name.replace(_CHAMPION, "the champion") for name in run.students)
+        found = follow(config.ray, evaluate_windows, run, title=title, units=run.num_windows)
+        values |= {name: found[name][WINDOW_VALUES] for name in run.students}
+        work.add(tokens=run.num_windows * corpus.seq_len)
     if champion is not None and _CHAMPION not in values:  # no number of it would mean anything here
         values[_CHAMPION] = values[student].unknown()
     return {
         name: Measured(identity[_TOKENIZER], identity[_TEACHER], identity[_HELD_OUT], values[name])
         for name, identity in identities.items()
     }
+
+
+def _evaluated(inputs: Inputs, corpus: PackedCorpus, student: str, record: dict[str, Any]) -> dict[str, WindowValues]:
+    """What the newest evaluation measured of these very weights, by the student's name; nothing where it did not."""
+    home = Store(inputs.config.home)
+    windows, *_ = evaluation_parts(inputs, corpus, {student: record})
+    evaluation = records.read(home, windows.file)
+    if evaluation is None:
+        return {}
+    made = evaluation["recipe"] | {"students": {student: evaluation["recipe"]["students"].get(student)}}
+    if made != windows.recipe or missing_table(home, evaluation):
+        return {}
+    data = read_table(home, WINDOW_VALUES, evaluation)
+    return {} if data is None else {student: from_parquet(data)[student]}

@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from rskd.config import DistillConfig, validate_config
 from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError, RskdError
+from rskd.jobs import promote
+from rskd.jobs.evaluate import follow
 from rskd.jobs.promote import promote_student
 from rskd.jobs.train import train_student
 from rskd.tracking import distillation
@@ -103,6 +105,30 @@ def test_a_champion_a_better_one_a_worse_one_and_back(tmp_path: Path, tiny_teach
     make_student(config)  # the weights of version 1 once more: no second version
     assert promote_student(config)["skipped"] is True
     assert len(registry.versions()) == 3
+
+
+def test_what_was_evaluated_is_not_measured_again(
+    tmp_path: Path, tiny_teacher_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_texts(tmp_path / "text")
+    config = config_of(tmp_path, tiny_teacher_dir, steps=1)
+    make_student(config)
+    STAGES["evaluate"](config)
+    evaluated = json.loads(Path(config.evaluation_uri).read_text())["models"]["default"]
+    measured = []
+    monkeypatch.setattr(
+        promote, "follow", lambda *args, **options: measured.append(options["title"]) or follow(*args, **options)
+    )
+    found = promote_student(config)
+    for row in found["ledger"]:
+        assert row["challenger"] == pytest.approx(evaluated[row["metric"]], rel=1e-9)
+    assert measured == []
+
+    another = config_of(tmp_path, tiny_teacher_dir, steps=1, seed=1)
+    make_student(another)
+    STAGES["evaluate"](another)
+    assert promote_student(another)["against"] == 1
+    assert measured == ["the champion"]
 
 
 def test_a_champion_of_another_teacher_holds(tmp_path: Path, tiny_teacher_dir: Path):
