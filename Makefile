@@ -10,6 +10,7 @@ STACK ?= infra/stack.toml
 AUDIT_VENV := .venv-audit
 AUDIT_INSTALLED := $(AUDIT_VENV)/.installed
 AUDITED := infra/constraints.txt infra/constraints-vllm.txt
+BOTH_CORES := --numprocesses 2 --dist loadfile
 ACCEPTED := # ids of findings that do not concern rskd, each with its reason in infra/README.md
 
 .DEFAULT_GOAL := help
@@ -67,7 +68,7 @@ ui: $(INSTALLED) ## MLflow UI on http://127.0.0.1:5000 over the runs in .rskd
 	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///.rskd/mlflow.db
 
 test: $(INSTALLED) ## the default tests (about 10 minutes on 2 cores)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest $(BOTH_CORES)
 
 test-slow: $(INSTALLED) ## tests that take minutes each
 	$(BIN)/python -m pytest -m slow
@@ -83,7 +84,7 @@ test-vllm: $(INSTALLED) $(VLLM_INSTALLED) ## tests of vLLM as teacher, as what a
 	$(BIN)/python -m pytest -m vllm tests/integration
 
 test-e2e: $(INSTALLED) ## whole distillations, and what takes as long
-	$(BIN)/python -m pytest -m e2e
+	$(BIN)/python -m pytest -m e2e $(BOTH_CORES)
 
 test-browser: $(INSTALLED) ## the dashboard in Chromium, which has to be installed (Debian: apt install chromium)
 	$(BIN)/python -m pytest -m browser
