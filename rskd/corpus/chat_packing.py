@@ -4,8 +4,8 @@
     window: [conversation, separator, conversation, separator, …, separator, separator]
 
 After each conversation stands the separator, which no conversation has in it. So each is a document as in a text
-corpus: it ends with that token, and what isolates documents there isolates conversations here. The rest of the window is
-separators too: documents of one token, without loss. No separator is needed where the window is full.
+corpus: it ends with that token, and what isolates documents there isolates conversations here. The rest of a window is
+filled with separators: documents of one token, without loss. A window that is full needs none at its end.
 
 A conversation longer than a window is cut into pieces of S+1 tokens at stride S; each is isolated, without what is
 before it. Pieces share a token, whose loss is the earlier one's, so each token but the first is predicted once.

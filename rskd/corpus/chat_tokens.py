@@ -181,8 +181,8 @@ class _Turns:
             return blocks
         if len(blocks) != len(assistant):
             raise ConversationError(
-                f"has {len(assistant)} answers, but the chat template {len(blocks)} {{% generation %}} blocks for them, "
-                "so none can be left out: set corpus.loss_on=assistant and remove train: false"
+                f"has {len(assistant)} answers, but the chat template {len(blocks)} {{% generation %}} blocks for "
+                "them, so none can be left out: set corpus.loss_on=assistant and remove train: false"
             )
         return [block for index, block in zip(assistant, blocks) if index in turns]
 

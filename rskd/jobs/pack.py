@@ -142,8 +142,8 @@ def _with_a_loss(counts: Sequence[DocumentCounts]) -> list[DocumentCounts]:
     kept = [DocumentCounts(one.hashes[one.num_tokens > 0], one.num_tokens[one.num_tokens > 0] + 1) for one in counts]
     if any(len(one.hashes) for one in counts) and not any(len(one.hashes) for one in kept):
         raise ConfigError(
-            f"the corpus source has {sum(len(one.hashes) for one in counts):,} conversations, none of them with a token "
-            "to learn from: see that the role of answers is assistant, and corpus.loss_on"
+            f"the corpus source has {sum(len(one.hashes) for one in counts):,} conversations, none of them with a "
+            "token to learn from: see that the role of answers is assistant, and corpus.loss_on"
         )
     return kept
 
