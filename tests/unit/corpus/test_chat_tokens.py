@@ -151,7 +151,19 @@ message['content'] + '\n' }}{% else %}{{ '<|assistant|>\n' }}{% generation %}{{ 
 '<|end|>\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}\
 {% endif %}""",
 }
-WORDS = ["is", "the", "a\nlist:\n\n- one", "naïve", "☃", "👩‍💻", "日本語", '{"a": [1, "x"]}', "def f():\n    return 1", "Yes.", "0.5"]
+WORDS = [
+    "is",
+    "the",
+    "a\nlist:\n\n- one",
+    "naïve",
+    "☃",
+    "👩‍💻",
+    "日本語",
+    '{"a": [1, "x"]}',
+    "def f():\n    return 1",
+    "Yes.",
+    "0.5",
+]
 
 
 @pytest.fixture(scope="module")
