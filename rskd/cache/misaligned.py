@@ -81,6 +81,8 @@ def reordered_corpus(uri: str, out: str, *, seed: int = 0) -> CorpusManifest:
     corpus, store = PackedCorpus.open(uri), Store(out)
     manifest, parts = corpus.manifest, []
     _refuse_bos_of_windows(manifest.bos, f"corpus {uri}")
+    if manifest.chat is not None:
+        raise ConfigError(f"corpus {uri} has conversations, which are not joined to a stream: name a corpus of texts")
     for part in manifest.parts:
         input_ids = corpus.read_part(part.index).input_ids
         documents = _documents(input_ids, manifest.tokenizer["end_of_text_id"], f"part {part.index} of corpus {uri}")

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 
 from rskd.corpus.chat_packing import MaskedTokens
 from rskd.corpus.conversations import ASSISTANT, Conversation, ConversationError, call_name
-from rskd.errors import first_line
+from rskd.errors import first_line, printable
 from rskd.models.chat_template import ChatTemplate, Message, Rendering
 
 LossOn = Literal["assistant", "last_assistant", "all"]
@@ -74,8 +74,8 @@ class ChatRecipe:
             role = conversation.messages[index]["role"]
             if role != ASSISTANT and train == counts_by_default:
                 raise ConversationError(
-                    f"has train: {str(train).lower()} in message {index + 1}, of {role}, which corpus.loss_on="
-                    f"{self.loss_on} does not allow: remove it"
+                    f"has train: {str(train).lower()} in message {index + 1}, of {printable(role)}, which "
+                    f"corpus.loss_on={self.loss_on} does not allow: remove it"
                 )
         turns = [index for index, message in enumerate(conversation.messages) if message["role"] == ASSISTANT]
         if self.loss_on == "all":
@@ -167,7 +167,7 @@ class _Turns:
         try:
             return self.template.render(messages, self.conversation.tools, **options)
         except Exception as error:  # a template may raise anything
-            roles = ", ".join(dict.fromkeys(message["role"] for message in messages)) or "no one"
+            roles = printable(", ".join(dict.fromkeys(message["role"] for message in messages))) or "no one"
             raise ConversationError(
                 f"is refused by the chat template ({first_line(error)}; messages of {roles}): correct it, or set "
                 "corpus.chat_template to a template that takes it"
@@ -231,8 +231,8 @@ class _Turns:
         for index, message in enumerate(messages):
             if message.get("content") and message["content"] not in text:
                 raise ConversationError(
-                    f"has a message of {message['role']} (message {index + 1}) that the chat template leaves out: "
-                    "rename the role, remove the message, or set corpus.chat_template"
+                    f"has a message of {printable(message['role'])} (message {index + 1}) that the chat template "
+                    "leaves out: rename the role, remove the message, or set corpus.chat_template"
                 )
             if any((call_name(call) or "") not in text for call in message.get("tool_calls") or ()):
                 raise ConversationError(

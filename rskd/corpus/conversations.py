@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rskd.errors import ConfigError
+from rskd.errors import ConfigError, printable
 
 if TYPE_CHECKING:  # Transformers, which reading needs not
     from rskd.models.chat_template import Message
@@ -69,7 +69,7 @@ def conversation_of(row: Mapping[str, Any], column: str | None) -> Conversation:
         found, context = [*prompt, *answer], len(prompt)
     if found is None:
         wanted = column or "messages, or prompt and completion"
-        raise ConversationError(f"has no {wanted}, only {', '.join(row) or 'nothing'}: set corpus.source.field")
+        raise ConversationError(f"has no {wanted}, only {_keys(row)}: set corpus.source.field")
     if not isinstance(found, list):
         raise ConversationError(f"has {_kind(found)} in {column or 'messages'}, which must be a list of messages")
     if not found:
@@ -130,8 +130,7 @@ def _checked(message: Any, number: int) -> tuple[Message, bool | None]:
     _refuse_media(message, where)
     role, content, train = message.get("role"), message.get("content"), message.get("train")
     if not isinstance(role, str) or not role:
-        keys = ", ".join(message) or "nothing"
-        raise ConversationError(f"has no role in {where}, only {keys}: rename its keys to role and content")
+        raise ConversationError(f"has no role in {where}, only {_keys(message)}: rename its keys to role and content")
     if train is not None and not isinstance(train, bool):
         raise ConversationError(f"has train={train!r} in {where}: write true or false")
     if isinstance(content, list):
@@ -141,7 +140,8 @@ def _checked(message: Any, number: int) -> tuple[Message, bool | None]:
         raise ConversationError(f"has tool_calls without a function's name in {where}: correct them")
     if not isinstance(content, str) and not (content is None and calls):
         raise ConversationError(f"has {_kind(content)} as content of {where}, which must be text")
-    kept = {key: value for key, value in message.items() if key != "train" and value is not None}
+    empty = {"train"} | ({"tool_calls"} if not calls else set())
+    kept = {key: value for key, value in message.items() if key not in empty and value is not None}
     return kept | ({} if content is None else {"content": content}), train
 
 
@@ -152,7 +152,9 @@ def _part(part: Any, where: str) -> str:
     kind = part.get("type", "text") if isinstance(part, Mapping) else _kind(part)
     text = part.get("text") if isinstance(part, Mapping) else None
     if kind != "text" or not isinstance(text, str):
-        raise ConversationError(f"has a part of type {kind} in {where}: only text can be learned from, remove it")
+        raise ConversationError(
+            f"has a part of type {printable(str(kind))} in {where}: only text can be learned from, remove it"
+        )
     return text
 
 
@@ -183,6 +185,10 @@ def _tools(tools: Any) -> list[Any] | None:
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise ConversationError(f"has {_kind(tools)} in tools, which must be a list of JSON schemas")
     return tools
+
+
+def _keys(row: Mapping[str, Any]) -> str:
+    return printable(", ".join(map(str, row))) or "nothing"
 
 
 def _kind(value: Any) -> str:

@@ -118,9 +118,9 @@ def separator_id(tokenizer: PreTrainedTokenizerFast, template: ChatTemplate, num
     there is none.
     """
     special = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    unknown: Any = tokenizer.unk_token_id  # can come from text, unless the tokenizer falls back to bytes
-    preferred = [end_of_text_id(tokenizer), tokenizer.pad_token_id]
-    for index in [*preferred, *sorted(special.keys() - {unknown}), unknown]:
+    # The last choices: what begins a text, and what may come from one unless the tokenizer falls back to bytes.
+    last: list[Any] = [tokenizer.bos_token_id, tokenizer.unk_token_id]
+    for index in [end_of_text_id(tokenizer), tokenizer.pad_token_id, *sorted(special.keys() - {*last}), *last]:
         if index in special and index < num_ids and not template.writes(special[index]):
             return index
     raise ConfigError(
