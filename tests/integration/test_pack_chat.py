@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rskd.config import DistillConfig, validate_config
 from rskd.corpus import sources
+from rskd.corpus.inspection import inspect_corpus, is_corpus
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.errors import CacheMismatchError, ConfigError
 from rskd.jobs.pack import pack_corpus
@@ -116,6 +117,12 @@ def test_conversations_are_whole_masked_and_apart(make_config: MakeConfig, tmp_p
     assert summary["eval"]["windows"] >= 3
     assert summary["train"]["padding_share"] < 0.15
     assert pack_corpus(config)["skipped"]
+    assert is_corpus(config.corpus_uri("train"))
+    inspected = inspect_corpus(config.corpus_uri("train"))
+    assert {key: inspected[key] for key in ("loss_share", "padding_tokens", "windows", "skipped_conversations")} == {
+        key: summary["train"][key] for key in ("loss_share", "padding_tokens", "windows", "skipped_conversations")
+    }
+    assert (inspected["kind"], inspected["loss_on"], inspected["separator"]) == ("chat", "assistant", "<|endoftext|>")
 
 
 def test_each_conversation_is_computed_as_if_alone(make_config: MakeConfig, tmp_path: Path, chat_teacher_dir: Path):
