@@ -205,10 +205,10 @@ def _report_conversations(manifests: dict[str, CorpusManifest]) -> None:
             f"{tokens:,} tokens and were cut into pieces, each without what is before it: raise corpus.seq_len to keep "
             "them whole"
         )
-    if totals["skipped_conversations"]:
+    if skipped := totals["skipped_conversations"]:
         _logger.warning(
-            f"{totals['skipped_conversations']:,} conversations were skipped: they have no token with a loss "
-            "(no answer, or only such with train: false)"
+            f"{skipped:,} of {totals['documents'] + skipped:,} conversations have no token with a loss (no answer, or "
+            "only such with train: false) and were skipped"
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ Message = dict[str, Any]
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as Transformers finds them
 _ANSWER = "\uf8f2"  # for private use: no template has it
 _SAMPLE: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 _DATE = {"%Y": "2024", "%y": "24", "%m": "07", "%B": "July", "%b": "Jul", "%d": "26", "%A": "Friday", "%a": "Fri"}
 _FIXED_DATE = "{% macro strftime_now(format) %}{{ format" + "".join(
     f' | replace("{code}", "{value}")' for code, value in _DATE.items()
@@ -74,9 +76,20 @@ class ChatTemplate:
         return _GENERATION_BLOCK.search(self.text) is not None
 
     def writes(self, token: str) -> bool:
-        """Whether the template has the token in it, as text or by its name."""
+        """Whether the template has the token in it, as text or by its name, or makes it of a role."""
         names = (name for name, value in self.special_tokens.items() if value == token)
-        return token in self.text or any(name in self.text for name in names)
+        return token in self.text or token in self._samples or any(name in self.text for name in names)
+
+    @cached_property
+    def _samples(self) -> str:
+        """What it writes of messages of the usual roles: templates have '<|' + role + '|>'."""
+        samples = []
+        for role in _ROLES:
+            message = {"role": role, "content": "a"}
+            for messages in ([message], [*_SAMPLE, message], [message, *_SAMPLE]):
+                with suppress(Exception):  # a template may refuse what it likes
+                    samples.append(self.render(messages, add_generation_prompt=True).text)
+        return "\n".join(samples)
 
     @cached_property
     def _dated(self) -> str:

@@ -256,6 +256,19 @@ def test_a_block_without_the_end_of_turn_leaves_it_out(tokenizer_of):
         assert recipe.encode(Conversation(messages)).loss_mask.tolist() == own["assistant_masks"]
 
 
+@pytest.mark.parametrize("template", [None, WITH_BLOCKS["tulu3"]])
+def test_a_token_of_which_the_assistant_wrote_a_part_has_a_loss(template: str | None, tokenizer_of):
+    tokenizer = tokenizer_of("tulu3")
+    messages = [QUESTION, {"role": "assistant", "content": "  Because."}]
+    ids, mask = recipe_of(tokenizer, template).encode(Conversation(messages))
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    written = text.index("  Because")
+    [shared] = [index for index, (start, end) in enumerate(offsets) if start < written < end]
+    assert tokenizer.convert_ids_to_tokens(int(ids[shared])) == "ĊĠ"  # the header's newline and the answer's space
+    assert mask.tolist() == [int(index >= shared) for index in range(len(ids))]
+
+
 QUESTION, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
 
 
@@ -398,6 +411,8 @@ def test_the_separator_is_a_token_that_the_template_never_writes(tokenizer_of):
     for name, expected in (("chatml", "<|endoftext|>"), ("llama3", "<|endoftext|>"), ("phi3.5", "[unused]")):
         tokenizer = tokenizer_of(name)
         assert tokenizer.convert_ids_to_tokens(recipe_of(tokenizer).separator_id) == expected
+    made_of_roles = recipe_of(tokenizer_of("phi3.5"), WITH_BLOCKS["phi3.5"])
+    assert made_of_roles.tokenizer.id_to_token(made_of_roles.separator_id) == "[unused]"
     tokenizer = tokenizer_of("tulu3")
     template = (
         tokenizer.chat_template + "".join(tokenizer.all_special_tokens) + "[unused]<|endoftext|>" + "".join(LLAMA)
