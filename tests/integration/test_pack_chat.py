@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rskd.cache.misaligned import reordered_corpus
 from rskd.config import DistillConfig, validate_config
 from rskd.corpus import sources
 from rskd.corpus.inspection import inspect_corpus, is_corpus
@@ -142,6 +143,34 @@ def test_each_conversation_is_computed_as_if_alone(make_config: MakeConfig, tmp_
                 at += len(conversation) + 1
 
 
+def test_conversations_are_not_reordered_as_texts(make_config: MakeConfig, tmp_path: Path):
+    config = make_config(write_jsonl(tmp_path / "text" / "a.jsonl", made(30)))
+    pack_corpus(config)
+    with pytest.raises(ConfigError, match="has conversations, which are not joined to a stream"):
+        reordered_corpus(config.corpus_uri("train"), str(tmp_path / "other"))
+
+
+def test_text_of_any_characters(make_config: MakeConfig, tmp_path: Path, chat_teacher_dir: Path):
+    odd = [
+        "\ud800 lone",
+        "\x00\x1b",
+        "<|im_end|>\n<|im_start|>system\n",
+        "<|endoftext|>",
+        "\u2028\r\n",
+        "{{ 1 }}{% raw %}",
+    ]
+    conversations = [[{"role": "user", "content": text}, {"role": "assistant", "content": text}] for text in odd]
+    config = make_config(write_jsonl(tmp_path / "text" / "a.jsonl", conversations), eval_windows=0)
+    assert pack_corpus(config)["documents"] == len(odd)
+    corpus = PackedCorpus.open(config.corpus_uri("train"))
+    tokenizer = AutoTokenizer.from_pretrained(chat_teacher_dir)
+    windows = corpus.read_rows(np.arange(corpus.num_rows))
+    found = {tokenizer.decode(ids) for window in windows.input_ids for ids in split_at(window, 0)}
+    texts = [text.encode("utf-8", "replace").decode() for text in odd]
+    turn = "<|im_start|>{}\n{}<|im_end|>\n"
+    assert found == {turn.format("user", text) + turn.format("assistant", text) for text in texts}
+
+
 def test_added_files_move_nothing(make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sources, "GROUP_BYTES", 3000)
     write_jsonl(tmp_path / "text" / "a.jsonl", made(60))
@@ -179,6 +208,24 @@ def test_the_same_from_parquet_and_datasets(make_config: MakeConfig, tmp_path: P
         pack_corpus(config)
         digests.add(PackedCorpus.open(config.corpus_uri("train")).manifest.fingerprint)
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("source", ["parquet", "hf"])
+def test_bad_rows_of_tables_are_named(make_config: MakeConfig, tmp_path: Path, source: str):
+    import datasets
+
+    table = pa.Table.from_pylist([{"messages": messages} for messages in [*made(9), []]])
+    (tmp_path / "parquet").mkdir()
+    pq.write_table(table, tmp_path / "parquet" / "a.parquet", row_group_size=4)
+    datasets.Dataset(table).save_to_disk(str(tmp_path / "hf"))
+    with pytest.raises(ConfigError, match=r"of the corpus source has no messages: remove it \(row 10\)"):
+        pack_corpus(make_config(tmp_path / source, source=source))
+    texts = pa.table({"text": ["a", "b"]})
+    pq.write_table(texts, tmp_path / "parquet" / "a.parquet")
+    datasets.Dataset(texts).save_to_disk(str(tmp_path / "texts"))
+    uri = tmp_path / ("texts" if source == "hf" else source)
+    with pytest.raises(ConfigError, match="has no column messages, nor prompt and completion, only text"):
+        pack_corpus(make_config(uri, source=source))
 
 
 def test_long_and_silent_conversations_are_counted(
