@@ -13,7 +13,7 @@ AUDITED := infra/constraints.txt infra/constraints-vllm.txt
 ACCEPTED := # ids of findings that do not concern rskd, each with its reason in infra/README.md
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm-env demo demo-seeds up status logs down serve ui test test-slow test-stack test-kill test-vllm test-e2e test-browser test-architectures architectures lint audit bench bench-gpu clean
+.PHONY: help install vllm-env demo demo-seeds up status logs down serve ui test test-slow test-stack test-kill test-vllm test-e2e test-browser pictures test-architectures architectures lint audit bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -66,8 +66,8 @@ serve: $(INSTALLED) ## without the stack: Prefect on http://127.0.0.1:4200 and a
 ui: $(INSTALLED) ## MLflow UI on http://127.0.0.1:5000 over the runs in .rskd
 	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///.rskd/mlflow.db
 
-test: $(INSTALLED) ## the default tests (about 15 minutes on 2 cores)
-	$(BIN)/python -m pytest
+test: $(INSTALLED) ## the default tests (about 10 minutes on 2 cores)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(INSTALLED) ## tests that take minutes each
 	$(BIN)/python -m pytest -m slow
@@ -78,15 +78,18 @@ test-stack: $(INSTALLED) ## the stack of one machine: started, killed piece by p
 test-kill: $(INSTALLED) ## runs during which a piece of the stack is killed, and the stack on PostgreSQL; half an hour
 	$(BIN)/python -m pytest -m kill
 
-test-vllm: $(INSTALLED) $(VLLM_INSTALLED) ## tests of the vLLM teacher, in both environments
+test-vllm: $(INSTALLED) $(VLLM_INSTALLED) ## tests of vLLM as teacher, as what answers and as judge, in both environments
 	$(VLLM_BIN)/python -m pytest -m vllm tests/vllm_engine
-	$(BIN)/python -m pytest -m vllm tests/integration/test_vllm_job.py
+	$(BIN)/python -m pytest -m vllm tests/integration
 
 test-e2e: $(INSTALLED) ## whole distillations, and what takes as long
 	$(BIN)/python -m pytest -m e2e
 
 test-browser: $(INSTALLED) ## the dashboard in Chromium, which has to be installed (Debian: apt install chromium)
 	$(BIN)/python -m pytest -m browser
+
+pictures: $(INSTALLED) ## draw the README's pictures from .rskd, after make demo; needs Chromium, too
+	$(BIN)/python -m dashboards.draw_pictures
 
 test-architectures: $(INSTALLED) ## each architecture of Transformers beside the table in rskd/models/README.md
 	$(BIN)/python -m pytest -m architectures

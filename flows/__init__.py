@@ -2,6 +2,7 @@
 `gradient_similarity` is a command alone.
 
     distill ─► pack_corpus ─► cache_logits ─► train_student (each) ─► evaluate_student ─► report
+    judge: students answer sets of prompts ─► a large model rates the answers
 
 Start one with `python -m flows.distill CONFIG.yaml`, or from the Prefect UI after `make up`.
 """

@@ -4,6 +4,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.dashboard import show_dashboard
 from flows.stage import publish, run_stage, show_status
 from rskd.config import DistillConfig
 
@@ -16,4 +17,6 @@ def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
     show_status(config)
     summaries = run_stage("cache", stage, config)
     publish("caches", f"Logit caches of {config.name}", summaries)
+    if not all(summary["skipped"] for summary in summaries.values()):
+        show_dashboard(config)
     return summaries

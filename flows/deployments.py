@@ -52,6 +52,7 @@ from flows.cache_logits import cache_logits
 from flows.crash_dead_runs import HEARTBEAT_SECONDS, TAG, crash_dead_runs
 from flows.distill import distill
 from flows.evaluate_student import evaluate_student
+from flows.judge import judge
 from flows.pack_corpus import pack_corpus
 from flows.registry import promote, rollback
 from flows.reproduce_paper import reproduce_paper
@@ -90,6 +91,7 @@ DEPLOYMENTS: Sequence[Declared] = (
     Declared(cache_logits, "stage"),
     Declared(train_student, "stage", {"student": "rskd"}),
     Declared(evaluate_student, "stage"),
+    Declared(judge, "stage"),
     Declared(adapt_teacher, "distillation"),
     Declared(retrain, "retraining", {"student": "rskd"}, schedules={"nightly": "0 2 * * *"}),
     Declared(watch_source, "retraining", {"student": "rskd"}, schedules={"ten-minutes": "*/10 * * * *"}),

@@ -7,7 +7,6 @@ A stage whose output exists and matches is skipped, visibly.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
@@ -21,6 +20,7 @@ from prefect.artifacts import (
 )
 
 from flows.cache_logits import cache_logits
+from flows.dashboard import address
 from flows.evaluate_student import evaluate_student
 from flows.pack_corpus import pack_corpus
 from flows.settings import run_app
@@ -61,7 +61,7 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     report = run_stage("report", write_report, config)
     finished(num_stages)
 
-    links = {"report": Path(report).absolute().as_uri() if "://" not in report else report}
+    links = {"report": address(report)}
     if config.tracking.enabled:
         tracked = distillation(config)
         links |= {"mlflow": tracked.url, "all": tracked.view_url}

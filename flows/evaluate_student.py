@@ -4,6 +4,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.dashboard import show_dashboard
 from flows.stage import publish, run_stage, show_status
 from rskd.config import DistillConfig
 
@@ -19,4 +20,6 @@ def evaluate_student(config: DistillConfig) -> dict[str, Any]:
     cost = {"cost": costs_of(config, "evaluate")}
     publish("evaluation-cost", f"Cost of the evaluation of {config.name}", {"evaluate": cost})
     publish("metrics", f"Held-out metrics of {config.name}", {k: v for k, v in metrics.items() if isinstance(v, dict)})
+    if not metrics["skipped"]:
+        show_dashboard(config)
     return metrics

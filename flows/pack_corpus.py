@@ -4,6 +4,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.dashboard import show_dashboard
 from flows.stage import publish, run_stage, show_status
 from rskd.config import DistillConfig
 
@@ -16,4 +17,6 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     show_status(config)
     summary = run_stage("pack", stage, config)
     publish("corpus", f"Packed corpus of {config.name}", {"corpus": summary})
+    if not summary["skipped"]:
+        show_dashboard(config)
     return summary

@@ -15,6 +15,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from flows.cache_logits import cache_logits
+from flows.dashboard import show_dashboard
 from flows.pack_corpus import pack_corpus
 from flows.settings import run_app
 from flows.stage import run_stage, show_status
@@ -45,6 +46,8 @@ def retrain(config: DistillConfig, student: str | None = None) -> dict[str, Any]
         "%s version %s of %s, champion is %s", said, found["version"], found["model"], found["champion"]
     )
     create_markdown_artifact(_page(config, name, said, found), key="verdict", description=said)
+    if not found["skipped"]:
+        show_dashboard(config)
     return found | {"skipped": nothing_new}
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.dashboard import show_dashboard
 from flows.stage import publish, run_stage, show_status
 from rskd.config import DistillConfig
 
@@ -16,4 +17,6 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
     show_status(config)
     summary = run_stage(f"train {student}", stage, config, student)
     publish("student", f"Training of {student} of {config.name}", {student: summary})
+    if not summary["skipped"]:
+        show_dashboard(config)
     return summary

@@ -166,6 +166,34 @@ def evaluate(config: ConfigArgument, overrides: SetOption = None) -> Outcome:
     return Outcome(metrics, f"evaluation {settings.evaluation_uri}", _flat(metrics))
 
 
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--student", metavar="NAME", help="One model that answers; by default all of the config."),
+]
+
+
+@app.command()
+def generate(config: ConfigArgument, overrides: SetOption = None, student: ModelOption = None) -> Outcome:
+    """Let students answer the sets of prompts of section generate."""
+    from rskd.jobs.generate import generate_answers
+    from rskd.lineage.answers import models_that_answer
+
+    settings = load_config(config, overrides or ())
+    names = models_that_answer(settings) if student is None else [student]
+    summaries = {name: generate_answers(settings, name) for name in names}
+    return Outcome(summaries, f"answers {settings.home}/answers", _flat(summaries))
+
+
+@app.command()
+def judge(config: ConfigArgument, overrides: SetOption = None, student: ModelOption = None) -> Outcome:
+    """Have the students' answers rated beside references by a large model; generates what is missing."""
+    from rskd.jobs.judge import judge_models, verdict_rows
+
+    settings = load_config(config, overrides or ())
+    found = judge_models(settings, student)
+    return Outcome(found, f"judgements {settings.home}/judgements", verdict_rows(found))
+
+
 @app.command()
 def report(config: ConfigArgument, overrides: SetOption = None) -> Outcome:
     """Write one self-contained HTML page about the distillation."""
@@ -234,9 +262,11 @@ def verify(
     repair: Annotated[bool, typer.Option(help="Remove what is corrupt, so that a rerun recomputes it.")] = False,
 ) -> Outcome:
     """Check every file of a cache."""
+    from rskd.cache.checks import keep_check
     from rskd.cache.verify import verify as verify_cache
 
     found = verify_cache(uri, repair=repair)
+    keep_check(uri, "verify", found.to_dict())
     return Outcome(found.to_dict(), f"cache {uri}", exit_code=0 if found.ok else OutputError.exit_code)
 
 
@@ -255,6 +285,7 @@ def audit(
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
 ) -> Outcome:
     """Rerun the teacher on random windows and test that the cache holds its unbiased, aligned samples."""
+    from rskd.cache.checks import keep_check
     from rskd.jobs.audit import audit as audit_by
 
     found = audit_by(
@@ -266,6 +297,7 @@ def audit(
         ignore_fingerprint=ignore_fingerprint,
         trust_remote_code=trust_remote_code,
     )
+    keep_check(uri, "audit", found.to_dict())
     return Outcome(found.to_dict(), f"audit {uri}", exit_code=0 if found.ok else OutputError.exit_code)
 
 

@@ -1,6 +1,7 @@
 """What a stage costs: the cores and GPUs that it reserves, times its wall seconds, since that is what one pays for.
 
     Reserved(cores, gpus) × seconds ─► Costs of an attempt ─► + those of other attempts ─► priced ─► money
+                                                   <home>/costs/<stage>.json, costs/<stage>/<student>.json
 
 2 workers of 3 threads reserve 6 cores: 10 seconds of them are 60 core-seconds, and 0.02 at 1.2 a core-hour.
 """
@@ -9,20 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
+from rskd import records
 from rskd.config import CostsConfig, TeacherConfig, TrainConfig
+from rskd.storage import Store
 
 TOTAL = "total"
 COSTS = ("seconds", "core_seconds", "gpu_seconds", "money")  # what time costs, under these names everywhere
+FOLDER = "costs"  # below a distillation's, written by `rskd.jobs.at_work`
 HEAD = ("stage", "tokens", "seconds", "core_seconds", "gpu_seconds", "bytes_written", "money")  # of a table
 _SECONDS_PER_HOUR = 3600
+_ORDER = ("pack", "cache", "train", "evaluate", "generate", "judge", "promote")
 
 
 @dataclass(frozen=True)
 class Costs:
     """Costs of a stage, or of several; `money` is in the currency of the prices, and None where one is missing."""
 
-    tokens: int = 0  # positions of the windows that were packed, cached, trained on, evaluated on
+    tokens: int = 0  # positions that were packed, cached, trained on, evaluated on; tokens of answers
     seconds: float = 0.0  # wall time
     core_seconds: float = 0.0
     gpu_seconds: float = 0.0
@@ -66,6 +72,26 @@ class Reserved:
     def costs(self, seconds: float, *, tokens: int = 0, bytes_written: int = 0) -> Costs:
         """Costs of holding it for so many seconds, without the money."""
         return Costs(tokens, seconds, self.cores * seconds, self.gpus * seconds, bytes_written)
+
+
+def recorded_costs(home: Store) -> dict[str, Costs]:
+    """Costs of every stage of a distillation by its name, `train ce`, in the order in which stages run; not priced.
+
+    Students that are no longer in the configuration were paid for, too.
+    """
+    folder = home.child(FOLDER)
+    files = [
+        (_ORDER.index(stage), file)
+        for file in folder.sizes(recursive=True)
+        if file.endswith(".json") and (stage := file.removesuffix(".json").split("/")[0]) in _ORDER
+    ]
+    found = {file.removesuffix(".json").replace("/", " "): records.read(folder, file) for _, file in sorted(files)}
+    return {name: costs_in(record) for name, record in found.items() if record is not None}
+
+
+def costs_in(record: Mapping[str, Any]) -> Costs:
+    """The costs in a file of `FOLDER`."""
+    return Costs(**{name: value for name, value in record.items() if name not in ("makes", "attempts")})
 
 
 def total(costs: Iterable[Costs], prices: CostsConfig) -> Costs:

@@ -1,7 +1,7 @@
 """Progress of what takes more than a few seconds: a bar on stderr where that is a terminal, and whoever watches.
 
 progress_bar ─► advance ─┬─► bar
-                         └─► the function given to `watched_by` (a flow shows it in Prefect)
+                         └─► the functions given to `watched_by` (a flow shows it in Prefect, a stage exports it)
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ class Pace:
 
 
 Watch = Callable[[Standing], None]
-_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+_watches: ContextVar[tuple[Watch, ...]] = ContextVar("watches", default=())
 
 
 @contextmanager
 def watched_by(watch: Watch) -> Iterator[None]:
-    """Call `watch` whenever work within the block advances, from whatever thread."""
-    token = _watch.set(watch)
+    """Call `watch`, and those of blocks around this one, whenever work within advances, from whatever thread."""
+    token = _watches.set((*_watches.get(), watch))
     try:
         yield
     finally:
-        _watch.reset(token)
+        _watches.reset(token)
 
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
     """Show `total` units of work; yields `advance(units, status="")`, where `status` stands beside the bar."""
-    console, watch = Console(stderr=True), _watch.get()
+    console, watches = Console(stderr=True), _watches.get()
     pace, done = Pace(), 0
     columns = (
         TextColumn("{task.description}"),
@@ -80,7 +80,9 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
             nonlocal done
             done += units
             progress.update(task, advance=units, status=status)
-            if watch is not None:
-                watch(Standing(description, done, total, pace.seconds_left(time.monotonic(), done, total), status))
+            if watches:
+                left = pace.seconds_left(time.monotonic(), done, total)
+                for watch in watches:
+                    watch(Standing(description, done, total, left, status))
 
         yield advance

@@ -126,6 +126,8 @@ CASES: dict[str, Case] = {
     "evaluate.tasks": Case(["nothing"], "---r"),
     "evaluate.task_path": Case("{root}", None, named="task_path"),
     "evaluate.task_limit": Case(1, None, named="task_limit"),
+    "generate": Case({"prompt_sets": {"own": {"kind": "own", "uri": "{root}/prompts.jsonl"}}}, "----"),
+    "judge": Case({"endpoint": "http://127.0.0.1:8000/v1", "model": "judge"}, "----"),
     "promotion.model": Case("other", "----"),
     **{f"promotion.margins.{metric}": Case(0.5, "----") for metric in METRICS},
     **{f"promotion.floors.{metric}": Case(0.5, "----") for metric in METRICS},

@@ -5,11 +5,14 @@ import socket
 
 from infra.stack.settings import GRPC_OFFSET
 
+_APART = 8  # processes of pytest-xdist that look at once, each among ports of its own; divides GRPC_OFFSET
+
 
 def free_ports(number: int) -> list[int]:
     """Ports of this machine that are free, and so are those that SeaweedFS takes for gRPC."""
     ports: list[int] = []
-    for port in range(21_000 + os.getpid() % 20_000, 65_000 - GRPC_OFFSET):
+    first = 21_000 + os.getpid() % 2_500 * _APART + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _APART
+    for port in range(first, 65_000 - GRPC_OFFSET, _APART):
         if is_free(port) and is_free(port + GRPC_OFFSET):
             ports.append(port)
         if len(ports) == number:

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from rskd import records
-from rskd.evaluation.results import WINDOW_VALUES, write_window_values
-from rskd.evaluation.window_values import from_parquet
+from rskd.evaluation import passages, window_values
+from rskd.evaluation.results import PASSAGES, WINDOW_VALUES, read_table, write_table
 from rskd.models.digests import RESULT_FILE
 from rskd.storage import Store
 from rskd.student.checkpoint import LOG_FILE
@@ -22,7 +22,10 @@ def copy_distillation(finished: Path, root: Path, *, distillations: int, student
     assert record is not None
     [log, *_] = (finished / "students" / "kd" / LOG_FILE).read_text().splitlines()
     names = [f"kd-{number}" for number in range(students)]
-    values = from_parquet(source.read(evaluation[WINDOW_VALUES]["file"]))
+    data = {}
+    for kind, module in {WINDOW_VALUES: window_values, PASSAGES: passages}.items():
+        models = module.from_parquet(read_table(source, kind, evaluation) or b"")
+        data[kind] = module.to_parquet({"teacher": models["teacher"]} | dict.fromkeys(names, models["kd"]))
     evaluation["models"] = {"teacher": evaluation["models"]["teacher"]} | dict.fromkeys(
         names, evaluation["models"]["kd"]
     )
@@ -35,5 +38,5 @@ def copy_distillation(finished: Path, root: Path, *, distillations: int, student
             student = home.child(f"students/{name}")
             records.write(student, RESULT_FILE, record)
             student.write(LOG_FILE, "\n".join([log] * steps).encode())
-        evaluation[WINDOW_VALUES] = write_window_values(home, dict.fromkeys(names, values["kd"]))
+        evaluation |= {kind: write_table(home, kind, table) for kind, table in data.items()}
         records.write(home, "evaluation.json", evaluation)

@@ -16,20 +16,19 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
+import yaml
+
+from flows.dashboard import SERVED_AT, SERVED_ROOT
 from infra.stack.settings import StackSettings
 from rskd.cores import usable_cores
 from rskd.errors import ConfigError
+from rskd.storage import Store
 
 WORKER = "prefect-worker"
 _SECONDS = 5  # for an answer
 # The configuration that Ray writes names the file of one session: a Prometheus that runs would miss Ray's next one.
 _RAY_TARGETS = "prom_metrics_service_discovery.json"
-_PROMETHEUS = """\
-global: {{scrape_interval: 10s, evaluation_interval: 10s}}
-scrape_configs:
-  - job_name: ray
-    file_sd_configs: [{{files: ["{targets}"], refresh_interval: 10s}}]
-"""
+_PROMETHEUS = Path(__file__).parents[2] / "dashboards" / "prometheus"
 _OWN_STORE = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
 
 
@@ -50,9 +49,8 @@ def services_of(settings: StackSettings) -> list[Service]:
     for module in ("supervisor", "prefect", "mlflow"):
         if importlib.util.find_spec(module) is None:
             raise ConfigError(f"{module} is not installed in {sys.prefix}: make install")
-    optional = [_object_store, _ray, _prometheus]
-    made = [_prefect(settings), _worker(settings), _mlflow(settings), *(make(settings) for make in optional)]
-    services = [service for service in made if service is not None]
+    makers = (_prefect, _worker, _mlflow, _dashboard, _object_store, _ray, _prometheus)
+    services = [service for make in makers if (service := make(settings)) is not None]
     _refuse_one_port_twice(services)
     return services
 
@@ -68,6 +66,8 @@ def environment_of(settings: StackSettings) -> dict[str, str]:
     ours = {
         "PREFECT_API_URL": f"http://127.0.0.1:{settings.prefect.port}/api",
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{settings.mlflow.port}",
+        SERVED_AT: f"http://127.0.0.1:{settings.dashboard.port}",
+        SERVED_ROOT: Store(settings.dashboard.root).absolute_uri,
     }
     if _ray(settings):
         ours |= {
@@ -123,12 +123,15 @@ def make_folders(settings: StackSettings) -> None:
     for name in ("logs", "prefect", "mlflow/artifacts", "object-store", "ray", "prometheus"):
         (settings.folder / name).mkdir(parents=True, exist_ok=True)
     settings.folder.chmod(0o700)
+    root = Store(settings.dashboard.root)
+    if root.is_local:
+        Path(root.path).mkdir(parents=True, exist_ok=True)
     _write_once(settings.folder / "ray-token", secrets.token_hex(32))
     credentials = {"accessKey": f"RSKD{secrets.token_hex(8)}", "secretKey": secrets.token_hex(32)}
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     identities = {"identities": [{"name": "rskd", "credentials": [credentials], "actions": actions}]}
     _write_once(_s3_identities(settings), json.dumps(identities))
-    _prometheus_config(settings).write_text(_PROMETHEUS.format(targets=settings.folder / "ray" / _RAY_TARGETS))
+    _prometheus_config(settings).write_text(_own_prometheus(settings))
     link = short_ray_folder(settings)
     if not link.is_symlink():
         link.symlink_to(settings.folder / "ray")
@@ -146,6 +149,16 @@ def _s3_identities(settings: StackSettings) -> Path:
 
 def _prometheus_config(settings: StackSettings) -> Path:
     return settings.folder / "prometheus" / "prometheus.yml"
+
+
+def _own_prometheus(settings: StackSettings) -> str:
+    """The configuration of dashboards/prometheus for the stack's Ray, and with the rules that lie there."""
+    config = yaml.safe_load((_PROMETHEUS / "prometheus.yml").read_text())
+    config["rule_files"] = [str(_PROMETHEUS / name) for name in config["rule_files"]]
+    (ray,) = config["scrape_configs"]
+    (targets,) = ray["file_sd_configs"]
+    targets["files"] = [str(settings.folder / "ray" / _RAY_TARGETS)]
+    return yaml.safe_dump(config, sort_keys=False)
 
 
 def short_ray_folder(settings: StackSettings) -> Path:
@@ -175,6 +188,13 @@ def _mlflow(settings: StackSettings) -> Service:
     address = f"http://127.0.0.1:{port}"
     command = _module("mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "2")
     return Service("mlflow", command, address, lambda: _is_well(f"{address}/health"), {"mlflow.port": port})
+
+
+def _dashboard(settings: StackSettings) -> Service:
+    port = settings.dashboard.port
+    address = f"http://127.0.0.1:{port}"
+    command = _module("rskd", "dashboard", Store(settings.dashboard.root).absolute_uri, "--serve", str(port))
+    return Service("dashboard", command, address, lambda: _is_well(f"{address}/health"), {"dashboard.port": port})
 
 
 def _object_store(settings: StackSettings) -> Service | None:

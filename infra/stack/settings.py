@@ -55,6 +55,11 @@ class PrometheusSettings(Section):
     keep: str = Field(default="30d", pattern=r"^\d+[hdwy]$")
 
 
+class DashboardSettings(Section):
+    port: Port = 4202
+    root: Uri = ".rskd"
+
+
 class StackSettings(Section):
     folder: Path = Path(".rskd/stack")
     optional: tuple[OptionalName, ...] = ("object-store", "ray", "prometheus")
@@ -63,6 +68,7 @@ class StackSettings(Section):
     object_store: ObjectStoreSettings = ObjectStoreSettings()
     ray: RaySettings = RaySettings()
     prometheus: PrometheusSettings = PrometheusSettings()
+    dashboard: DashboardSettings = DashboardSettings()
 
     @property
     def socket(self) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rskd.cache.manifest import expected_parts, newest_manifest
+from rskd.cache.manifest import expected_parts, manifest_name, newest_manifest, read_manifest
 from rskd.cache.reader import committed_so_far
 from rskd.storage import Store
 
@@ -41,3 +41,24 @@ def inspect(uri: str) -> dict[str, Any]:
         "teacher": manifest.teacher,
         "histograms": manifest.histograms,
     }
+
+
+def growth(uri: str, newest: int) -> list[dict[str, Any]]:
+    """Each generation of a cache up to the `newest`: its tokens, parts, bytes of the parts, and when it was `written`.
+
+    Raises CorruptPartError for a changed manifest.
+    """
+    store = Store(uri)
+    found = []
+    for generation in range(newest + 1):
+        manifest = read_manifest(store, generation)
+        found.append(
+            {
+                "generation": generation,
+                "tokens": manifest.totals["tokens"],
+                "parts": len(manifest.parts),
+                "bytes": manifest.totals["bytes"],
+                "written": store.modified(manifest_name(generation)),
+            }
+        )
+    return found

@@ -7,6 +7,7 @@ Unknown keys are refused.
 
 from rskd.config.distillation import DistillConfig, StudentSpec
 from rskd.config.files import load_config, validate_config
+from rskd.config.judging import GenerateConfig, JudgeConfig, PromptSetConfig
 from rskd.config.promotion import PromotionConfig
 from rskd.config.sections import (
     CostsConfig,
@@ -25,8 +26,11 @@ __all__ = [
     "CostsConfig",
     "DistillConfig",
     "EvaluateConfig",
+    "GenerateConfig",
+    "JudgeConfig",
     "ObjectiveConfig",
     "PromotionConfig",
+    "PromptSetConfig",
     "RayConfig",
     "SamplingConfig",
     "SourceConfig",

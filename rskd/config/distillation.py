@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from rskd.config.judging import GenerateConfig, JudgeConfig
 from rskd.config.promotion import PromotionConfig
-from rskd.config.section import Name, Section
+from rskd.config.section import Name, Section, check_names
 from rskd.config.sections import (
     CorpusConfig,
     CostsConfig,
@@ -24,8 +24,6 @@ from rskd.config.sections import (
     TrainConfig,
 )
 from rskd.errors import ConfigError
-
-_LONGEST_NAME = 64
 
 
 class StudentSpec(Section):
@@ -57,6 +55,12 @@ class DistillConfig(Section):
         default=None, description="Students by name; one `default` if left out."
     )
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="Evaluation on the held-out windows.")
+    generate: GenerateConfig | None = Field(
+        default=None, description="Answers of the students to sets of prompts; off by default."
+    )
+    judge: JudgeConfig | None = Field(
+        default=None, description="A large model that rates those answers beside references; off by default."
+    )
     promotion: PromotionConfig = Field(
         default=PromotionConfig(), description="When a student takes the place of the registry's champion."
     )
@@ -88,14 +92,8 @@ class DistillConfig(Section):
     @field_validator("samplings", "students")
     @classmethod
     def _check_names(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None and not value:
-            raise ValueError("is empty: name at least one entry, or leave the section out")
-        for name in value or ():
-            if not _is_folder_name(name):
-                raise ValueError(
-                    f"{name!r} cannot be a name: use letters, digits, spaces and any of -_.=+@%,()~, "
-                    f"at most {_LONGEST_NAME} of them"
-                )
+        if value is not None:
+            check_names(value)
         return value
 
     @model_validator(mode="after")
@@ -122,6 +120,8 @@ class DistillConfig(Section):
                     f"residual={spec.objective.residual} of student {name} is for top_k and top_p: "
                     f"{sampling.method} sampling leaves no mass over, remove it"
                 )
+            if self.generate is not None and name in self.generate.checkpoints:
+                raise ValueError(f"generate.checkpoints.{name} has the name of a student: choose another")
             if spec.objective.impl == "triton" and not spec.train.gpus_per_worker:
                 raise ValueError(f"impl=triton of student {name} needs a GPU: set train.gpus_per_worker, or impl=auto")
         return self
@@ -130,6 +130,7 @@ class DistillConfig(Section):
         needed = {
             "ray.address": self.ray.address is not None,
             "teacher.engine=vllm": self.teacher.engine == "vllm",
+            "generate.engine=vllm": self.generate is not None and self.generate.engine == "vllm",
             f"teacher.workers={self.teacher.workers}": self.teacher.workers > 1,
             **{
                 f"train.workers={spec.train.workers} of student {name}": spec.train.workers > 0
@@ -198,14 +199,17 @@ class DistillConfig(Section):
     def evaluation_uri(self) -> str:
         return f"{self.home}/evaluation.json"
 
+    def answers_uri(self, model: str) -> str:
+        """Folder of the answers of a student, of the teacher, or of another checkpoint."""
+        return f"{self.home}/answers/{model}"
+
+    def judgement_uri(self, model: str) -> str:
+        """Folder of the ratings of those answers."""
+        return f"{self.home}/judgements/{model}"
+
     @property
     def report_uri(self) -> str:
         return f"{self.home}/report.html"
-
-
-def _is_folder_name(name: str) -> bool:
-    """Whether a name is a folder's on any file system and store, and needs no quotes in a shell or a query."""
-    return bool(re.fullmatch(rf"[\w=+@%(][\w \-.=+@%,()~]{{0,{_LONGEST_NAME - 1}}}", name)) and name == name.strip()
 
 
 def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:

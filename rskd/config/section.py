@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, get_args
 
 from pydantic import (
@@ -39,6 +39,22 @@ def _scalar(value: Any) -> Any:
 Scalar = Annotated[bool | int | float | str, BeforeValidator(_scalar)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]  # of a folder, of a model
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+_LONGEST_NAME = 64  # of an output's folder
+
+
+def check_names(names: Iterable[str]) -> None:
+    """ValueError unless there are names, each a folder's on any file system and store, without quotes in a shell."""
+    found = list(names)
+    if not found:
+        raise ValueError("is empty: name at least one entry, or leave the section out")
+    for name in found:
+        if not re.fullmatch(rf"[\w=+@%(][\w \-.=+@%,()~]{{0,{_LONGEST_NAME - 1}}}", name) or name != name.strip():
+            raise ValueError(
+                f"{name!r} cannot be a name: use letters, digits, spaces and any of -_.=+@%,()~, "
+                f"at most {_LONGEST_NAME} of them"
+            )
 
 
 class Section(BaseModel):

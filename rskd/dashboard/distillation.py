@@ -11,10 +11,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rskd import records
-from rskd.cache.inspection import inspect
+from rskd.cache.checks import kept_checks
+from rskd.cache.inspection import growth, inspect
 from rskd.corpus.packed_corpus import CorpusManifest, read_manifest
+from rskd.costs import Costs, recorded_costs
 from rskd.dashboard.curves import learning_curve
-from rskd.dashboard.evaluation import read_evaluation
+from rskd.dashboard.evaluation import measured, read_evaluation
 from rskd.errors import MissingOutputError
 from rskd.models.digests import RESULT_FILE
 from rskd.pages.wording import objective_in_words, sampling_in_words
@@ -39,10 +41,15 @@ def read_distillation(home: Store, name: str) -> dict[str, list[Row]]:
     Raises OutputError for a file of rskd's that cannot be read.
     """
     corpus = {split: read_manifest(home.child(f"corpus/{split}")) for split in ("train", "eval")}
-    caches = [_cache(home, cache, corpus["train"]) for cache in home.folders("caches")]
+    costs = recorded_costs(home)
+    caches = [_cache(home, cache, corpus["train"], costs.get("cache")) for cache in home.folders("caches")]
     evaluation = read_evaluation(home)
     names = sorted({*home.folders("students"), *home.folders("checkpoints")})
-    students = [_student(home, student, corpus["train"], caches, evaluation) for student in names]
+    sources = ({"": corpus["train"].digest} if corpus["train"] else {}) | {one["name"]: one["digest"] for one in caches}
+    students = [
+        _student(home, student, sources, evaluation) | {"cost": _held(costs.get(f"train {student}"))}
+        for student in names
+    ]
     for cache in caches:
         cache["students"] = [one["name"] for one in students if one["cache"] == cache["name"]]
     rows = {"caches": caches, "students": students}
@@ -50,6 +57,7 @@ def read_distillation(home: Store, name: str) -> dict[str, list[Row]]:
     distillation = _facts(name, corpus, caches, evaluation) | {
         "stages": [*_stages(corpus, caches, students, evaluations)],
         "modified": home.modified("evaluation.json" if evaluation else ""),
+        "costs": {stage: _held(cost) for stage, cost in costs.items()},
     }
     named = {kind: [{"distillation": name} | row for row in found] for kind, found in rows.items()}
     return {"distillations": [distillation], **named, "evaluations": [{"distillation": name} | e for e in evaluations]}
@@ -71,9 +79,15 @@ def _facts(name: str, corpus: Mapping[str, CorpusManifest | None], caches: list[
     }
 
 
-def _cache(home: Store, name: str, corpus: CorpusManifest | None) -> Row:
+def _held(cost: Costs | None) -> Row | None:
+    """What a stage held, of which its price follows."""
+    return cost and {key: round(getattr(cost, key), 1) for key in ("tokens", "seconds", "core_seconds", "gpu_seconds")}
+
+
+def _cache(home: Store, name: str, corpus: CorpusManifest | None, cost: Costs | None) -> Row:
+    uri = f"{home.uri}/caches/{name}"
     try:
-        found = inspect(f"{home.uri}/caches/{name}")
+        found = inspect(uri)
     except MissingOutputError:
         return {"name": name, "state": "missing", "reason": "", "teacher": {}, "digest": None, "method": None}
     expected = len(corpus.parts) if corpus else found["parts_expected"]
@@ -88,12 +102,27 @@ def _cache(home: Store, name: str, corpus: CorpusManifest | None) -> Row:
         "targets": sampling_in_words(sampling),
         "parts_expected": expected,
         "teacher": {key: found["teacher"].get(key) for key in ("model", "dtype", "fingerprint")},
+        "growth": growth(uri, found["generation"]) if found["generation"] else [],
+        "checks": {check: _told(kept, found["digest"]) for check, kept in kept_checks(uri).items()},
+        "cost": _held(cost),  # of the one pass of the teacher that made all caches of the distillation
     }
 
 
-def _student(
-    home: Store, name: str, corpus: CorpusManifest | None, caches: Iterable[Row], evaluation: Row | None
-) -> Row:
+def _told(kept: Row, digest: str | None) -> Row:
+    """Of a kept check: whether the cache passed, when, whether it was this generation, and what was wrong."""
+    report = kept["report"]
+    problems = [f"{one['part']}: {one['problem']}" for one in report.get("problems", ())]
+    failed = [test for test in ("unbiased", "aligned", "fingerprint_matches") if report.get(test) is False]
+    return {
+        "ok": report["ok"],
+        "checked": kept["checked"],
+        "current": kept["manifest"] == digest,
+        "problems": [*problems[:3], *(f"not {test}" for test in failed)],
+    }
+
+
+def _student(home: Store, name: str, sources: Mapping[str, str | None], evaluation: Row | None) -> Row:
+    """A student; `sources` are the digests, by the cache's name, of what it may have been trained from ("": labels)."""
     store = home.child(f"students/{name}")
     record = records.read(store, RESULT_FILE)
     if record is None:
@@ -101,12 +130,7 @@ def _student(
     recipe, summary = record.get("recipe", {}), record["summary"]
     objective, sampling = recipe.get("objective"), recipe.get("sampling")
     loss, targets = objective_in_words(objective, sampling) if objective else ("", "")
-    read = {"": corpus.digest} if corpus else {}
-    read |= {cache["name"]: cache["digest"] for cache in caches}
-    source = next((one for one, digest in read.items() if digest == recipe.get("source")), None)
-    measured = evaluation["models"].get(name) if evaluation else None
-    if measured and evaluation and evaluation["students"].get(name) != records.digest(record):
-        measured = None
+    source = next((one for one, digest in sources.items() if digest == recipe.get("source")), None)
     return {
         "name": name,
         "state": "done" if source is not None else "stale",
@@ -114,13 +138,14 @@ def _student(
         "cache": source or None,
         "objective": loss,
         "targets": targets,
+        "kind": objective and objective["kind"],
         "method": (sampling or {}).get("method") if objective and objective["kind"] == "sparse_kd" else None,
         "init": recipe.get("student", {}).get("init"),
         "seed": recipe.get("train", {}).get("seed"),
         "lr": recipe.get("train", {}).get("lr"),
         **{key: summary.get(key) for key in ("steps", "tokens", "tokens_per_s", "seconds", "loss")},
         "curve": learning_curve(store.read(LOG_FILE)) if store.exists(LOG_FILE) else None,
-        "measured": measured,
+        **measured(home, name, record, evaluation),
     }
 
 

@@ -8,9 +8,10 @@ from rskd import records
 from rskd.dashboard.curves import rounded
 from rskd.errors import MissingOutputError
 from rskd.evaluation.downstream import mean_score
-from rskd.evaluation.results import SPECULATIVE, WINDOW_VALUES, same_models, task_file
+from rskd.evaluation.results import PROMOTIONS, SPECULATIVE, WINDOW_VALUES, read_table, same_models, task_file
 from rskd.evaluation.window_values import from_parquet
 from rskd.storage import Store
+from rskd.student.checkpoint import student_digest
 
 _FILE, _FOLDER = "evaluation.json", "evaluation"
 _COMPARED = ("lm_loss", "kl_to_teacher", "acceptance")
@@ -38,7 +39,7 @@ def read_evaluation(home: Store) -> dict[str, Any] | None:
                 models[name].setdefault("tasks", {})[task] = found
     for model in models.values():
         model["downstream"] = mean_score(model.get("tasks", {}))
-    teacher = recipe["teacher"]
+    teacher = f"{recipe['teacher']['fingerprint']} in {recipe['teacher']['dtype']}"
     return {
         "windows": evaluation["windows"],
         "tokens": evaluation["tokens"],
@@ -46,19 +47,40 @@ def read_evaluation(home: Store) -> dict[str, Any] | None:
         "students": recipe["students"],
         "teacher": models["teacher"],
         "models": models,
-        "comparable": records.digest(
-            {"teacher": teacher, "corpus": recipe["corpus"], "num_windows": recipe["num_windows"]}
-        )[:12],
+        "comparable": _comparable(teacher, recipe["corpus"], recipe["num_windows"]),
     }
+
+
+def measured(home: Store, name: str, record: dict[str, Any], evaluation: dict[str, Any] | None) -> dict[str, Any]:
+    """What was measured of these weights: by the evaluation, else when they were judged for the registry, else nothing.
+
+    `measured` has the metrics, `windows` says on how many, `comparable` is that of `read_evaluation`.
+    """
+    if evaluation and evaluation["students"].get(name) == records.digest(record):
+        return {"measured": evaluation["models"][name], **{key: evaluation[key] for key in ("windows", "comparable")}}
+    judged = records.read(home.child(PROMOTIONS), f"{name}.json")
+    if judged is None or judged["recipe"]["student"] != student_digest(record):
+        return {"measured": None}
+    recipe = judged["recipe"]
+    metrics = {row["metric"]: row["challenger"] for row in judged["decision"]["ledger"]}
+    return {
+        "measured": metrics if metrics else None,
+        "windows": recipe["num_windows"],
+        "comparable": _comparable(recipe["teacher"], recipe["windows"], recipe["num_windows"]),
+    }
+
+
+def _comparable(teacher: str, corpus: str, num_windows: int) -> str:
+    return records.digest({"teacher": teacher, "corpus": corpus, "num_windows": num_windows})[:12]
 
 
 def _windows(home: Store, evaluation: dict[str, Any]) -> dict[str, dict[str, list[float | None]]]:
     """Means over each of the first windows, by model and metric."""
-    if WINDOW_VALUES not in evaluation:
-        return {}
     try:
-        data = home.read(evaluation[WINDOW_VALUES]["file"])
+        data = read_table(home, WINDOW_VALUES, evaluation)
     except MissingOutputError:
+        return {}
+    if data is None:
         return {}
     return {
         name: {metric: rounded(values.means[metric][:_MOST_WINDOWS]) for metric in _COMPARED}

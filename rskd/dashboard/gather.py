@@ -10,6 +10,7 @@ from typing import Any
 
 from rskd.cache.histogram import LABELS
 from rskd.dashboard.distillation import is_distillation, read_distillation
+from rskd.dashboard.passages import newest_passages
 from rskd.errors import ConfigError, OutputError
 from rskd.storage import Store
 from rskd.tracking.connection import tracking_uri_of_root
@@ -20,7 +21,7 @@ _KINDS = ("distillations", "caches", "students", "evaluations")
 
 
 def gather(root: str, tracking_uri: str | None = None) -> dict[str, Any]:
-    """Distillations, caches, students and evaluations under `root`, and the registry of its MLflow.
+    """Distillations, caches, students, evaluations, and passages under `root`, and the registry of its MLflow.
 
     A distillation that cannot be read has its reason in place of its rows. An MLflow that does not answer costs the
     champions and the last failures; `notes` says so.
@@ -33,6 +34,7 @@ def gather(root: str, tracking_uri: str | None = None) -> dict[str, Any]:
     with ThreadPoolExecutor(_READERS) as pool:
         found = [one for one in pool.map(lambda name: _read(store, name), store.folders()) if one]
     rows: dict[str, Any] = {kind: [row for one in found for row in one.get(kind, ())] for kind in _KINDS}
+    newest = sorted(rows["distillations"], key=lambda row: -row.get("modified", 0))
     mlflow, notes = _from_mlflow(tracking_uri or tracking_uri_of_root(root))
     for distillation in rows["distillations"]:
         distillation["failed"] = mlflow["failures"].get(Store(f"{root}/{distillation['name']}").absolute_uri)
@@ -42,6 +44,7 @@ def gather(root: str, tracking_uri: str | None = None) -> dict[str, Any]:
         "rskd": version("rskd"),
         "labels": LABELS,
         **rows,
+        "passages": newest_passages(store, (row["name"] for row in newest)),
         "champions": mlflow["champions"],
         "notes": notes,
     }

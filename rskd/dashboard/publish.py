@@ -48,13 +48,15 @@ def serve_dashboard(root: str, port: int, *, tracking_uri: str | None = None) ->
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path.partition("?")[0] != "/":
-                self.send_error(404)
-                return
-            try:
-                page, status, kind = pages.newest(), 200, "text/html"
-            except RskdError as error:
-                page, status, kind = str(error).encode(), 500, "text/plain"
+            match self.path.partition("?")[0]:
+                case "/":
+                    self._answer(*_page_or_reason(pages))
+                case "/health":
+                    self._answer(b"well", 200, "text/plain")
+                case _:
+                    self.send_error(404)
+
+        def _answer(self, page: bytes, status: int, kind: str) -> None:
             self.send_response(status)
             self.send_header("Content-Type", f"{kind}; charset=utf-8")
             self.send_header("Content-Length", str(len(page)))
@@ -72,6 +74,13 @@ def serve_dashboard(root: str, port: int, *, tracking_uri: str | None = None) ->
     with server:
         server.serve_forever()
     return {}
+
+
+def _page_or_reason(pages: _Pages) -> tuple[bytes, int, str]:
+    try:
+        return pages.newest(), 200, "text/html"
+    except RskdError as error:
+        return str(error).encode(), 500, "text/plain"
 
 
 class _Pages:

@@ -2,6 +2,7 @@
 
 windows ─► language_modeling: teacher and students, batch by batch ─► lm_loss, ece, top1_agreement, acceptance, kl
 cache ─► audit: does it hold what this teacher would sample? ─► AuditReport
+prompts ─► generation: answers ─► judging: a large model rates them beside references ─► Verdict
 """
 
 from rskd.evaluation.acceptance import acceptance, top1_agreement

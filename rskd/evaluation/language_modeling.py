@@ -26,7 +26,7 @@ from rskd.evaluation.window_values import MEANS, METRICS, WindowValues
 from rskd.models.output_head import OutputHead
 
 TEACHER = "teacher"
-_LOGITS_PER_CHUNK = 2**24  # 64 MiB in float32, for each model
+LOGITS_PER_CHUNK = 2**24  # 64 MiB in float32, for each model
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,15 @@ class LanguageModel:
 
 
 class Comparison:
-    """Metrics of a teacher and of students against it, over batches of windows.
+    """Metrics of a teacher and of students against it, over batches of windows; TEACHER is among `models`.
 
     Token ids from `vocab_size` on (padded vocabulary) have no part in any distribution.
     """
 
-    def __init__(
-        self, teacher: LanguageModel, students: Mapping[str, LanguageModel], *, vocab_size: int, num_bins: int = 15
-    ):
-        self._models = {TEACHER: teacher, **students}
+    def __init__(self, models: Mapping[str, LanguageModel], *, vocab_size: int, num_bins: int = 15):
+        self._models = models
         self._heads = {name: model.head.narrow(vocab_size) for name, model in self._models.items()}
-        self._rows_per_chunk = max(1, _LOGITS_PER_CHUNK // vocab_size)
+        self._rows_per_chunk = max(1, LOGITS_PER_CHUNK // vocab_size)
         self._window_means: dict[str, list[Tensor]] = {name: [] for name in self._models}
         self._window_bins: dict[str, list[Tensor]] = {name: [] for name in self._models}
         self._num_bins = num_bins

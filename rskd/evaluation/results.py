@@ -1,9 +1,12 @@
 """What `rskd evaluate` leaves behind: a sealed file for each part of it, all of the same models.
 
 <home>/evaluation.json                  held-out windows: METRICS, standard errors, reliability
-<home>/evaluation/windows-<digest>.parquet    the same window by window; evaluation.json has its name and sha256
+<home>/evaluation/windows-<digest>.parquet     the same window by window (`rskd.evaluation.window_values`)
+<home>/evaluation/passages-<digest>.parquet    a few passages token by token (`rskd.evaluation.passages`)
 <home>/evaluation/speculative.json      students as drafts of the teacher
 <home>/evaluation/task-<task>.json      zero-shot scores
+
+evaluation.json has the names and sha256 of the two tables.
 """
 
 from __future__ import annotations
@@ -16,12 +19,14 @@ from rskd import records
 from rskd.config import DistillConfig
 from rskd.errors import CorruptPartError, MissingOutputError
 from rskd.evaluation.promotion import Measured
-from rskd.evaluation.window_values import WindowValues, from_parquet, to_parquet
+from rskd.evaluation.window_values import from_parquet
 from rskd.storage import Store
 
 SPECULATIVE = "evaluation/speculative.json"
-WINDOW_VALUES = "window_values"  # of evaluation.json: the file with the values of single windows
+WINDOW_VALUES, PASSAGES = "window_values", "passages"  # of evaluation.json: its tables
+PROMOTIONS = "promotions"  # folder of the newest decision on each student, <student>.json (`rskd.jobs.promote`)
 _FOLDER = "evaluation"
+_TABLES = {WINDOW_VALUES: "windows", PASSAGES: "passages"}  # what the names of their files begin with
 _MODELS = ("teacher", "students")  # of a recipe: which weights were evaluated
 
 
@@ -61,29 +66,49 @@ def same_models(store: Store, name: str, evaluation: Mapping[str, Any]) -> dict[
     return part["models"]
 
 
-def write_window_values(store: Store, models: Mapping[str, WindowValues]) -> dict[str, str]:
-    """Write the values of single windows; returns what `evaluation.json` says of the file, under WINDOW_VALUES.
+def write_table(store: Store, kind: str, data: bytes) -> dict[str, str]:
+    """Write a table of an evaluation; returns what `evaluation.json` says of the file, under its kind.
 
     The name has the digest in it, so that the older file stays whole until `evaluation.json` names the new one.
     """
-    data = to_parquet(models)
     sha256 = hashlib.sha256(data).hexdigest()
-    name = f"{_FOLDER}/windows-{sha256[:12]}.parquet"
+    name = f"{_FOLDER}/{_TABLES[kind]}-{sha256[:12]}.parquet"
     store.write(name, data)
     return {"file": name, "sha256": sha256}
 
 
-def remove_older_window_values(store: Store, evaluation: Mapping[str, Any]) -> None:
-    """Remove the files of single windows that `evaluation` does not name."""
+def remove_older_tables(store: Store, evaluation: Mapping[str, Any]) -> None:
+    """Remove the tables that `evaluation` does not name."""
+    named = {evaluation[kind]["file"] for kind in _TABLES if kind in evaluation}
     for name in store.list(_FOLDER):
-        stale = name.startswith("windows-") and f"{_FOLDER}/{name}" != evaluation[WINDOW_VALUES]["file"]
-        if stale:
+        if name.endswith(".parquet") and f"{_FOLDER}/{name}" not in named:
             store.remove(f"{_FOLDER}/{name}")
 
 
-def has_window_values(store: Store, evaluation: Mapping[str, Any]) -> bool:
-    """Whether the file that `evaluation` names is there; an evaluation of before there was one names none: True."""
-    return WINDOW_VALUES not in evaluation or store.exists(evaluation[WINDOW_VALUES]["file"])
+def missing_table(store: Store, evaluation: Mapping[str, Any]) -> str | None:
+    """The first table that `evaluation` names and that is not there; older evaluations name fewer."""
+    files = (evaluation[kind]["file"] for kind in _TABLES if kind in evaluation)
+    return next((file for file in files if not store.exists(file)), None)
+
+
+def read_table(store: Store, kind: str, evaluation: Mapping[str, Any]) -> bytes | None:
+    """A table of `evaluation`; None where an older rskd wrote none.
+
+    Raises MissingOutputError, and CorruptPartError where the file is not what was written.
+    """
+    if kind not in evaluation:
+        return None
+    file = evaluation[kind]
+    try:
+        data = store.read(file["file"])
+    except MissingOutputError:
+        raise MissingOutputError(f"{store.uri}/{file['file']} is missing: run rskd evaluate") from None
+    if hashlib.sha256(data).hexdigest() != file["sha256"]:
+        raise CorruptPartError(
+            f"{store.uri}/{file['file']} is not what was written (its sha256 does not match): remove it and run "
+            "rskd evaluate"
+        )
+    return data
 
 
 def read_measured(config: DistillConfig) -> dict[str, Measured]:
@@ -96,19 +121,10 @@ def read_measured(config: DistillConfig) -> dict[str, Measured]:
     evaluation = records.read(store, windows_file(config))
     if evaluation is None:
         raise MissingOutputError(f"{config.evaluation_uri} does not exist: run rskd evaluate")
-    if WINDOW_VALUES not in evaluation:
+    data = read_table(store, WINDOW_VALUES, evaluation)
+    if data is None:
         raise MissingOutputError(
             f"{config.evaluation_uri} has no values of single windows, an older rskd wrote it: remove it and run "
-            "rskd evaluate"
-        )
-    file = evaluation[WINDOW_VALUES]
-    try:
-        data = store.read(file["file"])
-    except MissingOutputError:
-        raise MissingOutputError(f"{config.home}/{file['file']} is missing: run rskd evaluate") from None
-    if hashlib.sha256(data).hexdigest() != file["sha256"]:
-        raise CorruptPartError(
-            f"{config.home}/{file['file']} is not what was written (its sha256 does not match): remove it and run "
             "rskd evaluate"
         )
     teacher = evaluation["recipe"]["teacher"]

@@ -1,8 +1,8 @@
-"""A stage at work: its run in MLflow, and what it costs, kept beside the outputs so that resumed attempts add up.
+"""A stage at work: its run in MLflow, its live metrics, and its costs, kept beside the outputs so that attempts add up.
 
-    at_work ─► tracking.stage ─► … work … ─┬─► cost/… of this attempt, on its run
-                                           ├─► <home>/costs/<stage>.json, costs/<stage>/<student>.json: all attempts
-                                           └─► seconds, core_seconds, gpu_seconds, money of all stages, on the parent
+    at_work ─► tracking, metrics ─► … work … ─┬─► cost/… of this attempt, on its run
+                                              ├─► <home>/costs/<stage>.json, costs/<stage>/<student>.json: all attempts
+                                              └─► seconds, core_seconds, gpu_seconds, money of all stages, on the parent
 
 An attempt counts as far as its process lives to write: a failure and ctrl-C do, SIGKILL does not. The sum goes on while
 anything that an earlier attempt made still stands; made from scratch with other settings, it begins anew. Each stage of
@@ -20,27 +20,28 @@ from typing import Any
 
 from rskd import interrupts, records, tracking
 from rskd.config import DistillConfig
-from rskd.costs import COSTS, Costs, Reserved, total
+from rskd.costs import COSTS, FOLDER, Costs, Reserved, costs_in, recorded_costs, total
 from rskd.errors import first_line
+from rskd.jobs.metrics import Live, exported
 from rskd.storage import Store
-
-_FOLDER = "costs"
-_ORDER = ("pack", "cache", "train", "evaluate", "promote")
 
 _logger = logging.getLogger(__name__)
 
 
 class AtWork:
-    """What a stage at work writes to: its run, and the tokens and bytes that its costs are stated for."""
+    """What a stage at work writes to: its run, its live metrics, and what its costs are stated for."""
 
-    def __init__(self, run: tracking.Run):
+    def __init__(self, run: tracking.Run, live: Live):
         self.run = run
+        self.live = live
         self.tokens = self.bytes_written = 0
 
     def add(self, *, tokens: int = 0, bytes_written: int = 0) -> None:
         """Count what was done since the last call."""
         self.tokens += tokens
         self.bytes_written += bytes_written
+        self.live.add("rskd_tokens_total", tokens)
+        self.live.add("rskd_written_bytes_total", bytes_written)
 
 
 @contextmanager
@@ -52,15 +53,19 @@ def at_work(
     reserves: Reserved,
     makes: Mapping[str, str],
 ) -> Iterator[AtWork]:
-    """`tracking.stage`, whose costs are recorded however it ends.
+    """`tracking.stage`, whose live metrics are exported, and whose costs are recorded however it ends.
 
     `makes` has a digest of the settings of each output, by any name. Raises what `tracking.stage` does, and
     CorruptPartError if the costs of before are not what was written.
     """
     file = _file(stage, student)
     _attempts_before(config, file, makes)  # a damaged file is reported before the work
-    with tracking.stage(config, stage, student) as run:
-        work, started, finished = AtWork(run), time.monotonic(), False
+    root = Store(config.storage.root)
+    with (
+        tracking.stage(config, stage, student) as run,
+        exported(config.name, stage, student, disk=root.path if root.is_local else None) as live,
+    ):
+        work, started, finished = AtWork(run, live), time.monotonic(), False
         try:
             yield work
             finished = True
@@ -78,22 +83,7 @@ def at_work(
 def costs_of(config: DistillConfig, stage: str, student: str | None = None) -> dict[str, Any] | None:
     """Costs of all attempts at a stage, priced, by name; None where none was recorded."""
     found = records.read(_folder(config), _file(stage, student))
-    return None if found is None else asdict(_costs(found).priced(config.costs))
-
-
-def recorded_costs(config: DistillConfig) -> dict[str, Costs]:
-    """Costs of every stage of a distillation by its name, `train ce`, in the order in which stages run; not priced.
-
-    Students that are no longer in the configuration were paid for, too.
-    """
-    folder = _folder(config)
-    files = [
-        (_ORDER.index(stage), file)
-        for file in folder.sizes(recursive=True)
-        if file.endswith(".json") and (stage := file.removesuffix(".json").split("/")[0]) in _ORDER
-    ]
-    found = {file.removesuffix(".json").replace("/", " "): records.read(folder, file) for _, file in sorted(files)}
-    return {name: _costs(record) for name, record in found.items() if record is not None}
+    return None if found is None else asdict(costs_in(found).priced(config.costs))
 
 
 def _record(config: DistillConfig, file: str, makes: Mapping[str, str], own: Costs, run: tracking.Run) -> None:
@@ -103,7 +93,7 @@ def _record(config: DistillConfig, file: str, makes: Mapping[str, str], own: Cos
     records.write(_folder(config), file, content | {"makes": dict(makes), "attempts": attempts + 1})
     run.metrics({f"cost/{name}": value for name, value in _known(own.priced(config.costs)).items()})
     if run.parent is not None:
-        whole = _known(total(recorded_costs(config).values(), config.costs))
+        whole = _known(total(recorded_costs(Store(config.home)).values(), config.costs))
         run.parent.metrics({name: whole[name] for name in COSTS if name in whole})
 
 
@@ -112,11 +102,7 @@ def _attempts_before(config: DistillConfig, file: str, makes: Mapping[str, str])
     found = records.read(_folder(config), file)
     if found is None or not found["makes"].items() & makes.items():
         return Costs(), 0
-    return _costs(found), found["attempts"]
-
-
-def _costs(record: Mapping[str, Any]) -> Costs:
-    return Costs(**{name: value for name, value in record.items() if name not in ("makes", "attempts")})
+    return costs_in(found), found["attempts"]
 
 
 def _known(costs: Costs) -> dict[str, float]:
@@ -124,7 +110,7 @@ def _known(costs: Costs) -> dict[str, float]:
 
 
 def _folder(config: DistillConfig) -> Store:
-    return Store(config.home).child(_FOLDER)
+    return Store(config.home).child(FOLDER)
 
 
 def _file(stage: str, student: str | None) -> str:

@@ -78,7 +78,7 @@ def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
         tracked = work.run
         described = {"digest": corpus.manifest.digest, "totals": corpus.manifest.totals}
         tracked.dataset(corpus.uri, described, name="train windows")
-        run = replace(run, monitored=tracking.for_workers(tracked, config))
+        run = replace(run, monitored=tracking.for_workers(tracked, config), live=work.live)
         done = _follow(config, run, tasks, work, rows=sum(parts[task["part"]].rows for task in tasks))
         timing = {"seconds": time.time() - started, **_timing(done, started)}
         summaries = {}
@@ -127,8 +127,12 @@ def _follow(
             if row["doubt"]:
                 _logger.warning(row["doubt"])
             done.append(row)
+            timing = _timing(done, row["started"])
             work.add(tokens=row["tokens"], bytes_written=row["bytes"])
-            advance(row["tokens"] // seq_len, f"{_timing(done, row['started'])['tokens_per_s']:.0f} tokens/s")
+            work.live.add("rskd_parts_total")
+            work.live.set("rskd_tokens_per_second", timing["tokens_per_s"])
+            work.live.set("rskd_stall_seconds", timing["stall_seconds"])
+            advance(row["tokens"] // seq_len, f"{timing['tokens_per_s']:.0f} tokens/s")
     return done
 
 

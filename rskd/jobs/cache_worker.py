@@ -28,6 +28,7 @@ from rskd.cache.writer import CacheWriter
 from rskd.config import SamplingConfig, TeacherConfig
 from rskd.corpus.packed_corpus import PackedCorpus, Windows
 from rskd.errors import ConfigError
+from rskd.jobs.metrics import Live
 from rskd.models.files import resolve_model
 from rskd.rng import position_keys
 from rskd.storage import Store
@@ -50,6 +51,7 @@ class CacheRun:
     heads: dict[str, dict[str, Any]]
     runtime_env: dict[str, Any]  # of the workers
     monitored: tracking.Run | None = None  # by workers on other machines than the driver's
+    live: Live | None = None
 
 
 class Teacher(Protocol):
@@ -81,6 +83,8 @@ class TeacherWorker:
         self._inference = threading.Lock()
         self._monitoring = ExitStack()  # until the actor's process ends
         self._monitoring.enter_context(tracking.monitored(run.monitored))
+        if run.live is not None:
+            run.live.restarted()
 
     @cached_property
     def _teacher(self) -> Teacher:

@@ -18,13 +18,13 @@ from rskd.cache.manifest import newest_manifest
 from rskd.config import DistillConfig, RayConfig
 from rskd.cores import usable_cores
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.costs import Reserved
+from rskd.costs import Reserved, recorded_costs
 from rskd.errors import ConfigError, MissingOutputError, explained_by
-from rskd.evaluation import results
+from rskd.evaluation import passages, results, window_values
 from rskd.evaluation.downstream import find_tasks, mean_score
 from rskd.evaluation.language_modeling import pct_ce_to_fullkd
 from rskd.evaluation.window_values import METRICS
-from rskd.jobs.at_work import at_work, recorded_costs
+from rskd.jobs.at_work import at_work
 from rskd.jobs.evaluate_worker import (
     EvaluationRun,
     Findings,
@@ -52,6 +52,7 @@ from rskd.storage import Store
 from rskd.student.checkpoint import student_digest
 
 GAP_COVERED = "pct_ce_to_fullkd"
+_TABLES = {results.WINDOW_VALUES: window_values.to_parquet, results.PASSAGES: passages.to_parquet}
 
 
 @one_at_a_time
@@ -100,7 +101,7 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
                 _track(work.run, part, models, students, corpus)
             if failures:
                 raise ConfigError("; ".join(str(failure) for failure in failures))
-        tracking.log_headline(config, student_figures(config), recorded_costs(config))
+        tracking.log_headline(config, student_figures(config), recorded_costs(Store(config.home)))
     evaluation = results.read_results(config)
     assert evaluation is not None  # it was there, or has just been written
     return {name: summary(model) for name, model in evaluation["models"].items()} | {"skipped": not pending}
@@ -205,23 +206,21 @@ def _updates(ray: RayConfig, work: Work, run: EvaluationRun) -> Iterator[int | F
 
 
 def _write(store: Store, part: Part, models: Findings) -> int:
-    """Write the file of a part; what is known of single windows goes into a file of its own, which this one names.
+    """Write the file of a part; what is known of single windows and tokens goes into tables, which this one names.
 
-    Returns the bytes of both.
+    Returns the bytes of all.
     """
-    values = {name: found[results.WINDOW_VALUES] for name, found in models.items() if results.WINDOW_VALUES in found}
-    kept = {
-        name: {key: value for key, value in found.items() if key != results.WINDOW_VALUES}
-        for name, found in models.items()
-    }
+    kept = {name: {key: value for key, value in found.items() if key not in _TABLES} for name, found in models.items()}
     content = {"recipe": part.recipe, "models": kept} | part.facts
-    if values:
-        content[results.WINDOW_VALUES] = results.write_window_values(store, values)
+    for kind, to_parquet in _TABLES.items():
+        values = {name: found[kind] for name, found in models.items() if kind in found}
+        if values:
+            content[kind] = results.write_table(store, kind, to_parquet(values))
     records.write(store, part.file, content)
-    if not values:
-        return store.size(part.file)
-    results.remove_older_window_values(store, content)
-    return store.size(part.file) + store.size(content[results.WINDOW_VALUES]["file"])
+    tables = [content[kind]["file"] for kind in _TABLES if kind in content]
+    if tables:
+        results.remove_older_tables(store, content)
+    return sum(map(store.size, (part.file, *tables)))
 
 
 def _as_task_failure(part: Part, error: Exception) -> ConfigError:

@@ -7,9 +7,9 @@ a task's data ─► downstream.score           ─► of every model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,13 @@ from rskd.cores import usable_cores
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.evaluation import downstream
 from rskd.evaluation.language_modeling import TEACHER, Comparison, LanguageModel
-from rskd.evaluation.results import WINDOW_VALUES
+from rskd.evaluation.passages import NUM_TOKENS, TokenValues, passage_rows, token_values
+from rskd.evaluation.results import PASSAGES, WINDOW_VALUES
 from rskd.evaluation.speculative import speculate
 from rskd.models.causal_lm import hidden_states, output_head
 from rskd.models.digests import whole_copy
 from rskd.models.load import load_model
-from rskd.models.tokenizer import begin_texts_with, load_tokenizer
+from rskd.models.tokenizer import begin_texts_with, load_tokenizer, token_text
 from rskd.storage import Store
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
@@ -67,28 +68,51 @@ class EvaluationRun:
 def evaluate_windows(run: EvaluationRun) -> Iterator[int | Findings]:
     """All models side by side on the held-out windows; yields the windows of each batch.
 
-    The findings of a model have its `WindowValues` under WINDOW_VALUES.
+    The findings of a model have its `WindowValues` under WINDOW_VALUES, and its `TokenValues` under PASSAGES.
     """
     torch.set_num_threads(usable_cores())
-    comparison = comparison_of_models(run)
+    models = load_models(run)
+    comparison = comparison_of(run, models)
     for batch in held_out_batches(run):
         comparison.add(batch)
         yield len(batch)
+    passages = _passages(run, models)
     yield {
-        name: found | {WINDOW_VALUES: comparison.window_values(name)} for name, found in comparison.results().items()
+        name: found | {WINDOW_VALUES: comparison.window_values(name), PASSAGES: passages[name]}
+        for name, found in comparison.results().items()
     }
 
 
-def comparison_of_models(run: EvaluationRun) -> Comparison:
-    """The students of `run` beside the teacher, with no windows yet."""
+def load_models(run: EvaluationRun) -> dict[str, LanguageModel]:
+    """The teacher and the students of `run`."""
     manifest = PackedCorpus.open(run.corpus_uri).manifest
     end_of_text_id = manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None
     teacher = run.load_teacher()
+    return {TEACHER: LanguageModel(partial(teacher.hidden, end_of_text_id=end_of_text_id), teacher.head)} | {
+        name: _language_model(run.load_student(name), end_of_text_id) for name in run.students
+    }
+
+
+def comparison_of(run: EvaluationRun, models: Mapping[str, LanguageModel]) -> Comparison:
+    """The students beside the teacher, with no windows yet."""
     return Comparison(
-        LanguageModel(partial(teacher.hidden, end_of_text_id=end_of_text_id), teacher.head),
-        {name: _language_model(run.load_student(name), end_of_text_id) for name in run.students},
-        vocab_size=manifest.tokenizer["vocab_size"],
+        models,
+        vocab_size=PackedCorpus.open(run.corpus_uri).manifest.tokenizer["vocab_size"],
         num_bins=run.settings.num_bins,
+    )
+
+
+def _passages(run: EvaluationRun, models: Mapping[str, LanguageModel]) -> dict[str, TokenValues]:
+    """Every model on the beginnings of a few windows."""
+    corpus = PackedCorpus.open(run.corpus_uri)
+    rows = passage_rows(run.num_windows)
+    tokenizer = load_tokenizer(run.tokenizer, trust_remote_code=run.teacher.trust_remote_code)
+    return token_values(
+        models,
+        rows,
+        _read(corpus, rows)[:, : NUM_TOKENS + 1].to(run.device),
+        vocab_size=corpus.manifest.tokenizer["vocab_size"],
+        text_of=lru_cache(partial(token_text, tokenizer)),
     )
 
 

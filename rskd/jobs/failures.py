@@ -8,13 +8,15 @@ from ray.train import UserCallback
 
 from rskd.errors import RskdError
 from rskd.full_disk import explain_full_disk
+from rskd.jobs.metrics import Live
 
 
 class GiveUpOnExplainedErrors(UserCallback):
     """A restart fixes a lost worker, not a corrupt part or a loss that diverged: those end the run at once."""
 
-    def __init__(self, checkpoints: str):
+    def __init__(self, checkpoints: str, live: Live):
         self._checkpoints = checkpoints
+        self._live = live
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raised here, in the controller, an error is not retried."""
@@ -24,3 +26,4 @@ class GiveUpOnExplainedErrors(UserCallback):
             full = explain_full_disk(error, self._checkpoints, "choose another storage.root")
             if full is not None:  # Ray Train uploads checkpoints by itself
                 raise full
+        self._live.add("rskd_retries_total")

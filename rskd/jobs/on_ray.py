@@ -50,9 +50,11 @@ def map_by_teachers(config: DistillConfig, run: CacheRun, tasks: list[Row], *, t
     yield from _rows(done)
 
 
-def follow(work: Callable[..., Iterator[Update]], *args: Any, gpus: float) -> Iterator[Update]:
-    """What `work(*args)` yields in a task with so many GPUs."""
-    task: Any = _yielded.options(num_cpus=1, num_gpus=gpus)
+def follow(
+    work: Callable[..., Iterator[Update]], *args: Any, gpus: float, runtime_env: dict[str, Any] | None = None
+) -> Iterator[Update]:
+    """What `work(*args)` yields in a task with so many GPUs, in an environment of its own where one is given."""
+    task: Any = _yielded.options(num_cpus=1, num_gpus=gpus, runtime_env=runtime_env)
     for reference in task.remote(work, *args):
         yield ray.get(reference)
 

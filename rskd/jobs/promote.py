@@ -15,10 +15,11 @@ from typing import Any
 from rskd import records, tracking
 from rskd.config import DistillConfig
 from rskd.corpus.packed_corpus import PackedCorpus
+from rskd.costs import recorded_costs
 from rskd.evaluation.promotion import Measured, decide
-from rskd.evaluation.results import WINDOW_VALUES
+from rskd.evaluation.results import PROMOTIONS, WINDOW_VALUES
 from rskd.evaluation.window_values import METRICS
-from rskd.jobs.at_work import at_work, recorded_costs
+from rskd.jobs.at_work import at_work
 from rskd.jobs.evaluate import evaluation_run, follow, reserved, student_figures
 from rskd.jobs.evaluate_worker import evaluate_windows
 from rskd.jobs.one_at_a_time import one_at_a_time
@@ -31,7 +32,6 @@ from rskd.storage import Store
 from rskd.student.checkpoint import student_digest
 from rskd.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
 
-RECORDS_FOLDER = "promotions"
 _CHAMPION = ":champion"  # its name among the models of an evaluation: no student can be called so
 _TOKENIZER, _TEACHER, _HELD_OUT = "rskd.tokenizer", "rskd.teacher", "rskd.held_out"
 
@@ -53,7 +53,7 @@ def promote_student(config: DistillConfig, student: str = "default") -> dict[str
         corpus = open_held_out(inputs)
         record = check_student(inputs, student)
     champion, digest = registry.version(CHAMPION), student_digest(record)
-    store, file = Store(config.home).child(RECORDS_FOLDER), f"{student}.json"
+    store, file = Store(config.home).child(PROMOTIONS), f"{student}.json"
     done = records.read(store, file)
     if champion is not None and champion.digest == digest:
         told = {"verdict": "PROMOTE", "reason": "it is the champion", "ledger": [], "against": None}
@@ -73,6 +73,7 @@ def promote_student(config: DistillConfig, student: str = "default") -> dict[str
         tags = _identity(inputs, corpus) | {
             "rskd.verdict": decision.verdict,
             "rskd.reason": decision.reason,
+            "rskd.ledger": json.dumps(decision.ledger),
             "rskd.against": str(champion.version) if champion else "",
             "rskd.source": str(record["recipe"].get("source")),
             "rskd.corpus": corpus.manifest.fingerprint,
@@ -96,7 +97,7 @@ def promote_student(config: DistillConfig, student: str = "default") -> dict[str
         tracked.text("decision.json", json.dumps(found, indent=2))
         records.write(store, file, {"recipe": recipe, "decision": found})
     judged = {metric: measured[student].values.metric(metric) for metric in METRICS}
-    tracking.log_headline(config, student_figures(config, {student: judged}), recorded_costs(config))
+    tracking.log_headline(config, student_figures(config, {student: judged}), recorded_costs(Store(config.home)))
     return found | {"skipped": False}
 
 

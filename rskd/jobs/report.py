@@ -8,13 +8,17 @@ from typing import Any
 from rskd import tracking
 from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig
+from rskd.costs import recorded_costs
 from rskd.errors import CacheMismatchError
+from rskd.evaluation.answers import first_answers
+from rskd.evaluation.ratings import read_judgements
 from rskd.evaluation.results import read_results
-from rskd.jobs.at_work import recorded_costs
 from rskd.jobs.evaluate import student_figures
+from rskd.lineage.answers import answered_models, digest_of_answers
 from rskd.lineage.evaluation import check_part, evaluation_parts, open_held_out, report_digest
 from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.lineage.student import check_student
+from rskd.pages.judged import SHOWN, Judged
 from rskd.pages.report import Findings, render
 from rskd.storage import Store
 from rskd.student.checkpoint import LOG_FILE
@@ -37,7 +41,7 @@ def write_report(config: DistillConfig) -> str:
 
 def summary_page(config: DistillConfig) -> str:
     """The students with their figures and the stages with their costs, in Markdown."""
-    return tracking.page(config, student_figures(config), recorded_costs(config))
+    return tracking.page(config, student_figures(config), recorded_costs(Store(config.home)))
 
 
 def _gather(config: DistillConfig) -> Findings:
@@ -58,9 +62,30 @@ def _gather(config: DistillConfig) -> Findings:
         evaluation=evaluation,
         caches={name: inspect(config.cache_uri(name)) for name in config.cache_samplings if name in used},
         logs={student: _training_log(config.student_uri(student)) for student in config.student_specs},
-        costs=recorded_costs(config),
+        costs=recorded_costs(Store(config.home)),
+        judged=_judged(config),
         made_from=report_digest(config),
     )
+
+
+def _judged(config: DistillConfig) -> Judged:
+    """Answers to the first prompts of each set, of the models that have answered, and the verdicts on them."""
+    if config.generate is None:
+        return Judged()
+    parts, verdicts = answered_models(config), read_judgements(config)
+    answers = {
+        name: {
+            model: first_answers(Store(config.answers_uri(model)), of_model[name], SHOWN)
+            for model, of_model in parts.items()
+        }
+        for name in config.generate.prompt_sets
+    }
+    current = {
+        model: verdicts[model]
+        for model, of_model in parts.items()
+        if model in verdicts and verdicts[model]["answers"] == digest_of_answers(of_model)
+    }
+    return Judged(answers if parts else {}, current)
 
 
 def _training_log(student_uri: str) -> list[dict[str, Any]]:

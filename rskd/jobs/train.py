@@ -79,7 +79,9 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
                 from rskd.jobs.training.on_ray import train_on_ray
 
                 tracked = tracking.for_workers(work.run, config)
-                checkpoint = train_on_ray(run, checkpoints, show, name=name, config=config.ray, tracked=tracked)
+                checkpoint = train_on_ray(
+                    run, checkpoints, show, name=name, config=config.ray, tracked=tracked, live=work.live
+                )
         summary, files = _publish(checkpoint, target)
         work.add(bytes_written=sum(file["bytes"] for file in files.values()))
         summary["seconds"] = time.monotonic() - started
@@ -153,6 +155,7 @@ def _shown_once(advance: Callable[..., None], work: AtWork, *, tokens: int) -> L
     def show(step: int, metrics: dict[str, float]) -> None:
         nonlocal last
         work.add(tokens=tokens)
+        work.live.step(step, metrics)
         if step > last:
             advance(step - last, f"loss {metrics['loss']:.3f}")
             work.run.metrics(metrics, step)

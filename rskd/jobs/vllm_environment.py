@@ -18,7 +18,7 @@ from typing import Any
 from rskd.errors import ConfigError
 
 _NAME = ".venv-vllm"
-_MEND = "run make vllm-env, or set teacher.python to the interpreter of an environment with vLLM and rskd"
+_FIX = "run make vllm-env, or set {section}.python to the interpreter of an environment with vLLM and rskd"
 _PROBE = """
 import json, sys
 from importlib.metadata import PackageNotFoundError, version
@@ -41,24 +41,28 @@ class VllmEnvironment:
     vllm_version: str
 
     @classmethod
-    def find(cls, python: str | None) -> VllmEnvironment:
+    def find(cls, python: str | None, section: str = "teacher") -> VllmEnvironment:
         """The environment of the interpreter `python`; by default .venv-vllm, here or beside this environment.
 
-        Raises ConfigError if there is none, or if its workers could not work with this process.
+        `section` of the configuration asks for it. Raises ConfigError if there is none, or if its workers could not
+        work with this process.
         """
+        asked, fix = f"{section}.engine=vllm", _FIX.format(section=section)
         candidates = [Path(python).expanduser()] if python else _default_interpreters()
         found = next((candidate for candidate in candidates if os.access(candidate, os.X_OK)), None)
         if found is None:
-            raise ConfigError(f"teacher.engine=vllm: there is no {candidates[0]}: {_MEND}")
+            raise ConfigError(f"{asked}: there is no {candidates[0]}: {fix}")
         path = str(found.absolute())  # not resolved: a link names the environment that it is in
         versions = _versions(path)
+        if versions is None:
+            raise ConfigError(f"{asked}: {path} does not run as Python: {fix}")
         for package in ("vLLM", "rskd"):
             if versions[package] is None:
-                raise ConfigError(f"teacher.engine=vllm: {path} has no {package}: {_MEND}")
+                raise ConfigError(f"{asked}: {path} has no {package}: {fix}")
         for package, here in {"Python": "{}.{}".format(*sys.version_info), "Ray": version("ray")}.items():
             if versions[package] != here:
                 raise ConfigError(
-                    f"teacher.engine=vllm: {path} has {package} {versions[package]}, this environment has {here}: "
+                    f"{asked}: {path} has {package} {versions[package]}, this environment has {here}: "
                     "build it with the same"
                 )
         return cls(path, versions["vLLM"])
@@ -78,9 +82,10 @@ def _default_interpreters() -> list[Path]:
     return [place / _NAME / "bin" / "python" for place in (Path.cwd(), Path(sys.prefix).parent)]
 
 
-def _versions(python: str) -> dict[str, Any]:
+def _versions(python: str) -> dict[str, Any] | None:
+    """What an interpreter has; None for what does not run as Python."""
     try:
         done = subprocess.run([python, "-c", _PROBE], capture_output=True, text=True, check=True)
         return json.loads(done.stdout)
     except (OSError, subprocess.CalledProcessError, ValueError):
-        raise ConfigError(f"teacher.engine=vllm: {python} does not run as Python: {_MEND}") from None
+        return None

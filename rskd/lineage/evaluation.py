@@ -13,6 +13,7 @@ from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.difference import Difference, first_difference
 from rskd.errors import ConfigError, MissingOutputError
 from rskd.evaluation import results
+from rskd.evaluation.ratings import read_judgements
 from rskd.lineage.corpus import open_corpus
 from rskd.lineage.inputs import Inputs
 from rskd.lineage.student import check_student, settings_digest
@@ -20,6 +21,7 @@ from rskd.models.digests import sha256_of
 from rskd.storage import Store
 
 Records = Mapping[str, dict[str, Any]]  # by student
+_OPTIONAL = ("generate", "judge")  # sections that reports of before had not
 _TASKS = ("*.yaml", "*.yml", "*.py")
 
 
@@ -112,14 +114,18 @@ def check_part(store: Store, part: Part) -> Difference | None:
     made = records.read(store, part.file)
     if made is None:
         raise MissingOutputError(f"{store.uri}/{part.file} does not exist: run rskd evaluate")
-    if part.kind == "windows" and not results.has_window_values(store, made):
-        raise MissingOutputError(
-            f"the values of single windows that {store.uri}/{part.file} names are missing: run rskd evaluate"
-        )
+    missing = results.missing_table(store, made)
+    if missing is not None:
+        raise MissingOutputError(f"{store.uri}/{missing}, which {part.file} names, is missing: run rskd evaluate")
     return first_difference(made["recipe"], part.recipe)
 
 
 def report_digest(config: DistillConfig) -> str:
-    """What a report was made from: the configuration, but for its prices, and the evaluation."""
-    evaluation = results.read_results(config)
-    return records.digest({"config": config.model_dump(mode="json", exclude={"costs"}), "evaluation": evaluation})
+    """What a report was made from: the configuration, but for its prices, the evaluation, and rated answers."""
+    found = {"evaluation": results.read_results(config)}
+    if config.generate is not None:
+        answers = Store(f"{config.home}/answers")
+        found["judged"] = {"answers": sorted(answers.sizes(recursive=True)), "verdicts": read_judgements(config)}
+    settings = config.model_dump(mode="json", exclude={"costs"})
+    used = {name: section for name, section in settings.items() if section is not None or name not in _OPTIONAL}
+    return records.digest({"config": used} | found)

@@ -1,7 +1,7 @@
 """How far a distillation is: for each stage whether its output is done, stale, unfinished or missing, and what a run
 of that stage would do.
 
-    pack ─► cache (each) ─► train (each) ─► evaluate ─► report
+    pack ─► cache (each) ─► train (each) ─► evaluate ─► generate, judge (each model, if asked for) ─► report
 
 Nothing is changed, and no model is loaded; the teacher's weights are read once, for their fingerprint.
 """
@@ -17,7 +17,11 @@ from rskd.cache.manifest import HEAD_FILE, PARTS_FOLDER, committed_indices, newe
 from rskd.config import DistillConfig
 from rskd.corpus.packed_corpus import MANIFEST_FILE
 from rskd.corpus.sources import Group, list_files, located, new_groups
+from rskd.difference import first_difference
 from rskd.errors import ConfigError, CorruptPartError, MissingOutputError, OutputError
+from rskd.evaluation.answers import missing_parts
+from rskd.evaluation.ratings import judge_recipe, read_judgements
+from rskd.lineage.answers import Parts, digest_of_answers, find_model, models_that_answer, parts_of, prompt_sets
 from rskd.lineage.cache import check_cache, check_parts
 from rskd.lineage.corpus import open_corpus, packed_so_far
 from rskd.lineage.evaluation import check_part, evaluated_students, evaluation_parts, open_held_out, report_digest
@@ -34,8 +38,8 @@ Then = Literal["skipped", "runs", "refused", "decided later"]
 class StageStatus:
     """One output: its state, what a run would do, and why."""
 
-    stage: str  # as it is typed after `rskd`: pack, cache, train, evaluate, report
-    name: str  # of the cache or student; "" where there is one output
+    stage: str  # as it is typed after `rskd`: pack, cache, train, evaluate, generate, judge, report
+    name: str  # of the cache, student or model; "" where there is one output
     state: State
     then: Then
     reason: str = ""
@@ -61,7 +65,9 @@ def status(config: DistillConfig) -> list[StageStatus]:
         before = caches[spec.sampling] if spec.objective.kind == "sparse_kd" else pack
         students.append(_after(_student(inputs, name), [before]))
     evaluation = _after(_evaluation(inputs), [pack, *students])
-    return [pack, *caches.values(), *students, evaluation, _after(_report(inputs), [evaluation])]
+    answers = _answers(inputs, [pack, *students])
+    report = _after(_report(inputs), [evaluation, *answers])
+    return [pack, *caches.values(), *students, evaluation, *answers, report]
 
 
 def _after(found: StageStatus, before: Iterable[StageStatus]) -> StageStatus:
@@ -165,6 +171,52 @@ def _evaluation(inputs: Inputs) -> StageStatus:
         state: State = "missing" if len(missing) == len(parts) else "unfinished"
         return StageStatus("evaluate", "", state, "runs", "" if state == "missing" else str(missing[0]))
     return StageStatus("evaluate", "", "done", "skipped")
+
+
+def _answers(inputs: Inputs, before: Iterable[StageStatus]) -> list[StageStatus]:
+    """Of each model that answers prompts its answers, and the verdicts on them; none where nothing is asked."""
+    config, found = inputs.config, []
+    for model in models_that_answer(config) if config.generate is not None else []:
+        try:
+            parts = parts_of(config, find_model(config, model), prompt_sets(config))
+        except ConfigError as error:
+            answers, parts = _refused(error, "generate", model, there=False), None
+        except OutputError:  # a student is missing, or stale
+            answers, parts = StageStatus("generate", model, "missing", "runs"), None
+        else:
+            answers = _generated(Store(config.answers_uri(model)), model, parts)
+        found.append(_after(answers, before))
+        if config.judge is not None:
+            found.append(_after(_judged(config, model, parts), [answers]))
+    return found
+
+
+def _generated(store: Store, model: str, parts: Parts) -> StageStatus:
+    wanted = sum(len(of_set) for of_set in parts.values())
+    missing = sum(len(missing_parts(store, of_set)) for of_set in parts.values())
+    if not missing:
+        return StageStatus("generate", model, "done", "skipped")
+    if missing < wanted:
+        return StageStatus("generate", model, "unfinished", "runs", f"{wanted - missing} of {wanted} parts")
+    others = bool(store.sizes(recursive=True))
+    reason = "the model, the settings or the prompts have changed" if others else ""
+    return StageStatus("generate", model, "stale" if others else "missing", "runs", reason)
+
+
+def _judged(config: DistillConfig, model: str, parts: Parts | None) -> StageStatus:
+    try:
+        verdicts = read_judgements(config).get(model)
+    except OutputError as error:
+        return _refused(error, "judge", model, there=True)
+    if verdicts is None:
+        return StageStatus("judge", model, "missing", "runs")
+    if parts is None or verdicts["answers"] != digest_of_answers(parts):
+        return StageStatus("judge", model, "stale", "runs", "the answers have changed since then")
+    assert config.judge is not None
+    changed = first_difference({"judge": verdicts["judge"]}, {"judge": judge_recipe(config.judge)})
+    if changed is not None:
+        return StageStatus("judge", model, "stale", "runs", f"rated with {changed}")
+    return StageStatus("judge", model, "done", "skipped")
 
 
 def _report(inputs: Inputs) -> StageStatus:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
@@ -16,6 +16,7 @@ from rskd.errors import ConfigError, first_line
 
 BosMode = Literal["none", "document", "window"]
 
+_WORD_BEGIN = "\u2581"  # SentencePiece's sign of a space
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # of GPT-2, SmolLM2, Qwen, OLMo; of Llama 3
 
 # The parts of a tokenizer that decide which ids a text gets. Truncation, padding and templates are not used here.
@@ -47,6 +48,13 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     deciding = {part: backend[part] for part in _DECIDING}
     return records.digest(deciding | {"end_of_text_id": end_of_text_id(tokenizer)})
+
+
+def token_text(tokenizer: PreTrainedTokenizerFast, token_id: int) -> str:
+    """The text of one token as it stands within a text: with its space before it, which decoding it alone may drop."""
+    text = cast(str, tokenizer.decode([token_id]))
+    begins_word = str(tokenizer.convert_ids_to_tokens(token_id)).startswith(_WORD_BEGIN)
+    return f" {text}" if begins_word and not text.startswith(" ") else text
 
 
 def end_of_text_id(tokenizer: PreTrainedTokenizerFast) -> int:

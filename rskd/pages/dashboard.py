@@ -11,7 +11,8 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 _ASSETS = files("rskd.pages") / "assets"
-_SCRIPTS = ("page.js", "table.js", "charts.js", "views.js", "dashboard.js")  # each uses those before it
+_VIEWS = ("overview", "caches", "students", "frontier", "tokens", "champions")
+_SCRIPTS = ("page", "table", "charts", "columns", *_VIEWS, "dashboard")  # each uses those before it
 
 
 def dashboard_page(data: Mapping[str, Any]) -> str:
@@ -19,7 +20,7 @@ def dashboard_page(data: Mapping[str, Any]) -> str:
 
     The data is JSON in an element of its own, which the script reads and shows as text alone: nothing in it is run.
     """
-    scripts = "\n".join((_ASSETS / name).read_text("utf-8") for name in _SCRIPTS)
+    scripts = "\n".join((_ASSETS / f"{name}.js").read_text("utf-8") for name in _SCRIPTS)
     return f"""<!doctype html>
 <html lang="en">
 <head>

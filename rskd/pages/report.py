@@ -20,6 +20,7 @@ from rskd.costs import Costs
 from rskd.errors import ConfigError
 from rskd.evaluation.downstream import mean_score
 from rskd.pages.figures import histograms, loss_curves, reliability_diagrams
+from rskd.pages.judged import Judged, judged_sections
 from rskd.pages.parts import definitions, figure_html, html_page, section, table
 from rskd.pages.wording import objective_in_words, sampling_in_words
 
@@ -55,6 +56,7 @@ class Findings:
     caches: dict[str, dict[str, Any]]
     logs: dict[str, list[dict[str, float]]]
     costs: Mapping[str, Costs] = field(default_factory=dict)  # by stage
+    judged: Judged = field(default_factory=Judged)
     made_from: str = ""  # their digest
 
 
@@ -72,6 +74,7 @@ def render(findings: Findings) -> str:
         sections.append(section("Downstream tasks", _tasks_table(models), _TASKS_NOTE))
     if any("speculative" in model for model in models.values()):
         sections.append(section("Speculative decoding", _speculative_table(models), _SPECULATIVE_NOTE))
+    sections += judged_sections(findings.judged)
     if findings.caches:
         body = _caches_table(findings.caches) + _histograms(findings.caches)
         sections.insert(2, section("Logit caches", body, _CACHE_NOTE))

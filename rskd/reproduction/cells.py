@@ -27,7 +27,7 @@ from rskd.config import DistillConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.evaluation.language_modeling import TEACHER
 from rskd.jobs.evaluate import evaluation_run
-from rskd.jobs.evaluate_worker import comparison_of_models, held_out_batches, score
+from rskd.jobs.evaluate_worker import comparison_of, held_out_batches, load_models, score
 from rskd.jobs.train import train_student
 from rskd.models.files import model_fingerprint, resolve_teacher
 from rskd.progress import progress_bar
@@ -124,7 +124,7 @@ def _evaluate(config: DistillConfig, student: str) -> dict[str, Any]:
     """Metrics of the student: on the held-out windows, and of each window so that students can be paired; of tasks."""
     corpus = PackedCorpus.open(config.corpus_uri("eval"))
     run = evaluation_run(config, corpus, resolve_teacher(config), [student])
-    comparison = comparison_of_models(run)
+    comparison = comparison_of(run, load_models(run))
     for batch in held_out_batches(run):
         comparison.add(batch)
     results = comparison.results()

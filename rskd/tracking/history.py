@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ _PAGE = 1000
 
 
 def champions(tracking_uri: str) -> list[dict[str, Any]]:
-    """Every version of every registered model that rskd made, the newest first: its aliases, verdict and reason.
+    """Every version of every registered model that rskd made, the newest first: its aliases, verdict, reason, ledger.
 
     Raises ConfigError where MLflow does not answer. Nothing is created by asking.
     """
@@ -39,6 +40,7 @@ def champions(tracking_uri: str) -> list[dict[str, Any]]:
                 "aliases": [alias for alias in (CHAMPION, CHALLENGER, PREVIOUS) if alias in aliases],
                 "created": version.creation_timestamp / 1000,
                 **{name: version.tags.get(f"rskd.{name}") for name in ("verdict", "reason", "against")},
+                "ledger": json.loads(version.tags.get("rskd.ledger", "[]")),
             }
         )
     return sorted(rows, key=lambda row: -row["created"])

@@ -343,7 +343,9 @@ def _sections(config: DistillConfig, student: str | None) -> dict[str, Any]:
     whole = config.model_dump(mode="json")
     sections = {key: whole[key] for key in ("name", "storage", "corpus", "teacher", "evaluate")}
     sections["samplings"] = {key: value.model_dump(mode="json") for key, value in config.cache_samplings.items()}
-    return sections | (config.student_specs[student].model_dump(mode="json") if student else {})
+    sections |= {key: whole[key] for key in ("generate", "judge") if whole[key] is not None}
+    spec = config.student_specs.get(student or "")  # a teacher that answers prompts is none
+    return sections | (spec.model_dump(mode="json") if spec else {})
 
 
 def _params(values: Mapping[str, Any]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tiny_runs import tiny_settings, write_texts
 
 from rskd.config import DistillConfig, validate_config
+from rskd.dashboard.gather import gather
 from rskd.dashboard.publish import write_dashboard
 from rskd.jobs.cache import cache_logits
 from rskd.jobs.evaluate import evaluate_students
@@ -20,7 +21,12 @@ from rskd.jobs.train import train_student
 
 pytestmark = pytest.mark.browser
 
-STUDENTS = {"ce": {"objective": {"kind": "ce"}}, "kd": {}, "kd-seed-1": {"train": {"seed": 1}}}
+STUDENTS = {
+    "ce": {"objective": {"kind": "ce"}},
+    "full": {"objective": {"kind": "full_kd"}},
+    "kd": {},
+    "kd-seed-1": {"train": {"seed": 1}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -79,21 +85,51 @@ def test_every_view_has_the_distillation_in_it(page: Page, address: str):
     expect(page.locator(".js-plotly-plot")).to_have_count(1)
     page.get_by_role("link", name="Students").click()
     expect(page.locator("tbody tr")).to_have_count(len(STUDENTS))
-    expect(page.locator(".js-plotly-plot")).to_have_count(3)
+    expect(page.locator(".js-plotly-plot")).to_have_count(4)
     page.get_by_role("link", name="Frontier").click()
     expect(page.locator(".legendtext")).to_have_text(["Pareto line", "labels", "systematic"])
+    expect(page.locator(".annotation-text")).to_have_text(["tiny/full: full KD"])
+    page.get_by_role("link", name="Tokens").click()
+    expect(page.locator(".passage span")).to_have_count(16)
     page.get_by_role("link", name="Champions").click()
-    expect(page.locator("tbody tr")).to_contain_text("PROMOTE")
+    expect(page.locator("tbody tr").first).to_contain_text("PROMOTE")
+    page.locator("summary").click()
+    expect(page.locator("details tbody tr").first).to_contain_text("LM loss")
+
+
+def test_the_token_under_the_pointer_shows_what_both_would_have_said(page: Page, address: str, finished: DistillConfig):
+    shown = gather(finished.storage.root)["passages"]["tiny"]
+    at, strings = 3, shown["strings"]
+    width = len(shown["models"]["kd"]["likeliest"]) // len(shown["windows"])
+    page.goto(f"{address}#view=tokens&student=kd")
+    page.locator(".passage span").nth(at).hover()
+    detail = page.locator(".detail")
+    kl = shown["models"]["kd"]["kl"][at]
+    expect(detail).to_contain_text(f"KL to the teacher {float(f'{kl:.3g}'):g} nats")
+    for table, model in enumerate(("teacher", "kd")):
+        first = strings[shown["models"][model]["likeliest"][at * width]].replace("\n", "⏎")
+        cell = page.locator(".pair table").nth(table).locator("td").first
+        assert (cell.text_content() or "").replace("␣", " ") == first
+
+
+def test_arrow_keys_walk_through_a_passage_and_keep_their_place(page: Page, address: str):
+    page.goto(f"{address}#view=tokens&t=4")
+    page.locator("#passage").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".passage [aria-current]")).to_have_attribute("data-at", "6")
+    assert "t=6" in page.url
+    expect(page.locator("#passage")).to_be_focused()
 
 
 def test_a_link_shows_what_its_sender_saw(page: Page, address: str):
     page.goto(f"{address}#view=students")
     page.keyboard.press("/")
-    page.keyboard.type("kd")
+    page.keyboard.type("tiny/kd")
     expect(page.locator("tbody tr")).to_have_count(2)
     page.get_by_role("button", name="tokens/s").click()
     page.get_by_label("select tiny/kd-seed-1").check()
-    expect(page.locator(".legendtext", has_text="tiny/")).to_have_count(2)  # in the curves and in the calibration
+    expect(page.locator(".legendtext", has_text="tiny/")).to_have_count(3)  # in the curves and in both calibrations
     shown, link = page.locator("table").inner_text(), page.url
     page.goto("about:blank")
     page.goto(link)
@@ -124,7 +160,12 @@ def test_a_narrow_dark_screen(browser: Browser, address: str):
 
 def test_an_empty_root_says_what_to_run(page: Page, tmp_path: Path):
     address = Path(write_dashboard(str(tmp_path))["dashboard"]).as_uri()
-    commands = {"overview": "rskd pack", "caches": "rskd cache", "students": "rskd train", "frontier": "rskd evaluate"}
+    commands = {
+        "overview": "rskd pack",
+        "caches": "rskd cache",
+        "students": "rskd train",
+        "frontier": "rskd evaluate",
+    } | {"tokens": "rskd evaluate"}
     for view, command in (commands | {"champions": "flows.retrain"}).items():
         page.goto(f"{address}#view={view}")
         expect(page.locator(".empty code")).to_contain_text(command)
@@ -140,7 +181,7 @@ def test_two_thousand_students(page: Page, finished: DistillConfig, tmp_path: Pa
     assert file.stat().st_size < 25e6
     began = time.monotonic()
     page.goto(f"{file.as_uri()}#view=students")
-    expect(page.locator(".js-plotly-plot")).to_have_count(3)
+    expect(page.locator(".js-plotly-plot")).to_have_count(4)
     opened = time.monotonic() - began
     print(f"written in {seconds:.1f} s, {file.stat().st_size / 1e6:.1f} MB, opened in {opened:.1f} s")
     assert seconds < 20

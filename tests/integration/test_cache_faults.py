@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from pydoc_data.topics import topics
 import boto3
 import psutil
 import pytest
+import ray
 import yaml
 
 from rskd.cache.inspection import inspect
@@ -203,6 +205,19 @@ def test_a_killed_actor(config: DistillConfig, flawless: DistillConfig):
         kept = commit_records(config)
         assert len(kept) < job.result()["default"]["parts"]
     check_finished(config, flawless, kept)
+    deadline = time.monotonic() + 60
+    while not (retries := exported("rskd_retries_total", config)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert retries == [1.0]
+
+
+def exported(metric: str, config: DistillConfig) -> list[float]:
+    """What this Ray exports of a metric for this distillation."""
+    [node] = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    lines = urllib.request.urlopen(url, timeout=30).read().decode().splitlines()
+    ours = [line for line in lines if line.startswith(f"ray_{metric}{{") and f'distillation="{config.name}"' in line]
+    return [float(line.rsplit(" ", 1)[1]) for line in ours]
 
 
 @pytest.mark.e2e

@@ -11,9 +11,9 @@ from tiny_runs import STAGES, tiny_settings, write_texts
 from rskd import records
 from rskd.config import DistillConfig, validate_config
 from rskd.cores import usable_cores
-from rskd.costs import Reserved
+from rskd.costs import Reserved, recorded_costs
 from rskd.errors import CorruptPartError
-from rskd.jobs.at_work import at_work, costs_of, recorded_costs
+from rskd.jobs.at_work import at_work, costs_of
 from rskd.jobs.report import summary_page, write_report
 from rskd.jobs.train import train_student
 from rskd.lineage.status import status
@@ -78,7 +78,7 @@ def test_costs_of_a_resumed_training_add_up(make_config: Callable[..., DistillCo
 
 def test_with_other_settings_the_sum_begins_anew_and_prices_change_nothing(make_config: Callable[..., DistillConfig]):
     train_student(make_config())
-    before = recorded_costs(make_config())
+    before = recorded_costs(Store(make_config().home))
     dearer = make_config(costs={"price_per_core_hour": 2.4})
     assert train_student(dearer)["skipped"]
     cost = costs_of(dearer, "train", "default")
@@ -89,7 +89,7 @@ def test_with_other_settings_the_sum_begins_anew_and_prices_change_nothing(make_
     cost = train_student(changed)["cost"]
     assert cost["tokens"] == BATCH * SEQ_LEN
     assert cost["core_seconds"] == pytest.approx(cost["seconds"])
-    assert recorded_costs(changed)["cache"] == before["cache"]
+    assert recorded_costs(Store(changed.home))["cache"] == before["cache"]
     train_student(make_config())
 
 
@@ -97,7 +97,7 @@ def test_evaluation_report_and_parent_show_them(make_config: Callable[..., Disti
     config = make_config()
     train_student(config)
     assert "cost" not in STAGES["evaluate"](config)  # its keys are names of models
-    costs = recorded_costs(config)
+    costs = recorded_costs(Store(config.home))
     assert list(costs) == ["pack", "cache", "train default", "evaluate"]
     assert costs["evaluate"].tokens == 2 * SEQ_LEN
     assert costs["evaluate"].core_seconds == pytest.approx(usable_cores() * costs["evaluate"].seconds)

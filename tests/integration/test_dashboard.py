@@ -11,13 +11,19 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 from tiny_runs import tiny_settings, write_texts
 
 from rskd import records
+from rskd.cache.checks import keep_check
 from rskd.cache.inspection import inspect
+from rskd.cache.verify import verify
 from rskd.config import DistillConfig, validate_config
+from rskd.corpus.packed_corpus import PackedCorpus
+from rskd.costs import recorded_costs
 from rskd.dashboard.gather import gather
 from rskd.dashboard.publish import write_dashboard
 from rskd.errors import ConfigError
@@ -27,6 +33,7 @@ from rskd.jobs.evaluate import evaluate_students
 from rskd.jobs.pack import pack_corpus
 from rskd.jobs.promote import promote_student
 from rskd.jobs.train import train_student
+from rskd.models.tokenizer import load_tokenizer, token_text
 from rskd.storage import Store
 from rskd.tracking.connection import tracking_uri_of
 
@@ -87,6 +94,54 @@ def test_the_page_holds_the_figures_of_the_outputs(finished: DistillConfig, tmp_
     assert cache["students"] == ["kd"]
     [champion] = data["champions"]
     assert (champion["verdict"], champion["aliases"], champion["version"]) == ("PROMOTE", ["champion"], 1)
+    judged = json.loads((Path(finished.home) / "promotions/kd.json").read_text())["decision"]
+    assert champion["ledger"] == judged["ledger"]
+    costs = recorded_costs(Store(finished.home))
+    assert data["distillations"][0]["costs"].keys() == costs.keys() >= {"pack", "cache", "train ce", "train kd"}
+    assert cache["cost"]["core_seconds"] == pytest.approx(costs["cache"].core_seconds, abs=0.1)
+
+
+def test_passages_are_those_of_the_evaluation(finished: DistillConfig):
+    passages = gather(finished.storage.root)["passages"]["tiny"]
+    [file] = (Path(finished.home) / "evaluation").glob("passages-*.parquet")
+    table = pq.read_table(file).to_pylist()
+    strings = passages["strings"]
+    for name in ("teacher", "ce", "kd"):
+        rows = [row for row in table if row["model"] == name]
+        shown = passages["models"][name]
+        assert [strings[number] for number in passages["tokens"]] == [row["token"] for row in rows]
+        assert shown["kl"] == pytest.approx([row["kl_to_teacher"] for row in rows], abs=5e-4)
+        assert [strings[number] for number in shown["likeliest"]] == [text for row in rows for text in row["likeliest"]]
+        assert len(shown["likeliest"]) == len(shown["probabilities"]) == 5 * len(rows)
+    corpus = PackedCorpus.open(finished.corpus_uri("eval"))
+    tokenizer = load_tokenizer(finished.teacher.model)
+    ids = corpus.read_rows(np.array([passages["windows"][0]])).input_ids[0]
+    width = passages["windows"].count(passages["windows"][0])
+    assert [strings[number] for number in passages["tokens"][:width]] == [
+        token_text(tokenizer, token_id) for token_id in ids[1 : width + 1].tolist()
+    ]
+
+
+def test_checks_are_shown_with_the_generation_that_they_saw(copy: Path):
+    cache = str(copy / "tiny/caches/default")
+    assert rows(copy, "caches")["default"]["checks"] == {}
+    keep_check(cache, "verify", verify(cache).to_dict())
+    keep_check(cache, "audit", {"ok": False, "unbiased": False, "aligned": True, "fingerprint_matches": True})
+    checks = rows(copy, "caches")["default"]["checks"]
+    assert (checks["verify"]["ok"], checks["verify"]["current"], checks["verify"]["problems"]) == (True, True, [])
+    assert (checks["audit"]["ok"], checks["audit"]["problems"]) == (False, ["not unbiased"])
+    (copy / "tiny/caches/default/manifest.json").unlink()
+    assert rows(copy, "caches")["default"]["checks"]["verify"]["current"] is False
+
+
+def test_a_student_that_was_judged_and_never_evaluated_has_the_figures_of_its_judgement(copy: Path):
+    evaluated = rows(copy, "students")["kd"]
+    (copy / "tiny/evaluation.json").unlink()
+    judged = rows(copy, "students")
+    assert judged["ce"]["measured"] is None
+    for metric in ("lm_loss", "kl_to_teacher", "ece", "acceptance"):
+        assert judged["kd"]["measured"][metric] == pytest.approx(evaluated["measured"][metric], rel=1e-4)
+    assert (judged["kd"]["comparable"], judged["kd"]["windows"]) == (evaluated["comparable"], evaluated["windows"])
 
 
 def test_states_come_from_what_the_outputs_say_of_each_other(finished: DistillConfig, copy: Path):

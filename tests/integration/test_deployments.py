@@ -51,6 +51,22 @@ def test_what_is_declared_arrives(client, tmp_path):
     assert client.read_global_concurrency_limit_by_name(SHARED_LIMIT).limit == 1
 
 
+def test_the_form_of_a_judge(client, tmp_path):
+    """The server checks it against the schema."""
+    register(pool="machines", directory=tmp_path)
+    judge = client.read_deployment_by_name("judge/judge")
+    sections = {
+        "generate": {"prompt_sets": {"dolly": {"kind": "dolly", "uri": "data/dolly", "limit": 100}}, "generations": 2},
+        "judge": {"endpoint": "http://127.0.0.1:8000/v1", "model": "judge", "api_key_env": None},
+    }
+    config = judge.parameters["config"] | sections
+    run = client.create_flow_run_from_deployment(judge.id, parameters={"config": config})
+    assert run.parameters["config"]["judge"] == sections["judge"]
+    config["judge"] = {"model": "judge"}
+    with pytest.raises(PrefectHTTPStatusError, match="409"):
+        client.create_flow_run_from_deployment(judge.id, parameters={"config": config})
+
+
 def test_a_wrong_form_is_refused(client, tmp_path):
     register(pool="machines", directory=tmp_path)
     distill = client.read_deployment_by_name("distill/distill")

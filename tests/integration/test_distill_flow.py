@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 from tiny_runs import tiny_settings, write_texts
 
 from flows.distill import distill
+from rskd import tracking
 from rskd.config import validate_config
+from rskd.tracking.connection import tracking_uri_of
 
 pytestmark = pytest.mark.e2e
 
@@ -27,6 +30,13 @@ def test_tables_and_summary(tmp_path: Path, tiny_teacher_dir: Path):
         [row] = json.loads(str(artifacts[key].data))
         assert row["cost.money"] == pytest.approx(row["cost.core_seconds"] / 3600 * 1.2)
         assert tokens in (None, row["cost.tokens"])
+
+    assert f"(file://{tmp_path}/store/dashboard.html)" in str(artifacts["dashboard"].data)
+    shown = (tmp_path / "store" / "dashboard.html").read_text()
+    assert '"stage":"evaluate","state":"done"' in shown
+    uri = tracking_uri_of(config)
+    logged = MlflowClient(uri).download_artifacts(tracking.distillation(config).run_id, "dashboard.html")
+    assert Path(logged).read_text() == shown
 
     page = str(artifacts["summary"].data)
     assert page.startswith("# tiny\n")

@@ -2,16 +2,20 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import live_metrics
 import psutil
 import pytest
 from mlflow import MlflowClient
@@ -25,7 +29,8 @@ from tiny_runs import STAGES, tiny_settings, write_texts
 
 from flows.stage import SHARED_LIMIT
 from infra.stack.leftovers import left_of
-from infra.stack.services import WORKER, services_of, short_ray_folder
+from infra.stack.services import WORKER, environment_of, services_of, short_ray_folder
+from rskd.cache.reader import LogitCache
 from rskd.config import validate_config
 from rskd.jobs.promote import promote_student
 from rskd.jobs.train import train_student
@@ -108,6 +113,58 @@ def test_a_schedule_that_is_on_has_runs(client):
     housekeeper = client.read_deployment_by_name("crash-dead-runs/crash-dead-runs")
     chosen = FlowRunFilter(deployment_id={"any_": [housekeeper.id]})
     wait_until(lambda: client.read_flow_runs(flow_run_filter=chosen), seconds=120)
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed: apt install prometheus")
+def test_every_panel_and_rule_has_its_series_while_a_job_runs(stack, tmp_path, tiny_teacher_dir):
+    """Of each expression a series, but for GPUs where there is none; and the figures are those of the outputs."""
+    prometheus, folder = stack.settings.prometheus.port, str(stack.settings.folder)
+
+    def series(expression: str) -> list[dict]:
+        asked = urllib.parse.urlencode({"query": expression})
+        with urllib.request.urlopen(f"http://127.0.0.1:{prometheus}/api/v1/query?{asked}", timeout=30) as answer:
+            return json.load(answer)["data"]["result"]
+
+    def value(expression: str) -> float:
+        (one,) = series(f"sum({expression})")
+        return float(one["value"][1])
+
+    missing = set(live_metrics.panel_expressions().values())
+    missing.update(*map(live_metrics.selectors, live_metrics.rule_expressions().values()))
+    if not shutil.which("nvidia-smi"):
+        missing = {expression for expression in missing if not re.search("ray_node_(gpus|gram)_", expression)}
+
+    def look() -> bool:
+        missing.difference_update([expression for expression in missing if series(expression)])
+        return job.poll() is not None or not missing
+
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps(live_settings(stack, tmp_path, tiny_teacher_dir)))
+    environment = os.environ | environment_of(stack.settings)
+    words = [sys.executable, str(ROOT / "tests" / "live_job.py"), str(settings), folder]
+    with (
+        (tmp_path / "job.log").open("w") as log,
+        subprocess.Popen(words, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log) as job,
+    ):
+        with suppress(AssertionError):
+            wait_until(look)
+        assert missing == set(), (tmp_path / "job.log").read_text()[-2000:]
+        cached = LogitCache.open(str(tmp_path / "store" / "tiny" / "caches" / "default")).manifest
+        assert value('rskd_tokens_total{stage="cache"}') == cached.totals["tokens"]
+        assert value('rskd_written_bytes_total{stage="cache"}') == cached.totals["bytes"]
+        assert value("rskd_parts_total") == len(cached.parts)
+        steps = (tmp_path / "store" / "tiny" / "students" / "good" / "training_log.jsonl").read_text().splitlines()
+        last = json.loads(steps[-1])
+        assert value('last_over_time(rskd_step{student="good"}[30m])') == last["step"] == 200
+        assert value('last_over_time(rskd_loss_nats{student="good"}[30m])') == pytest.approx(last["loss"])
+        assert value('rskd_retries_total{student="good"}') == 1
+        assert value('rskd_failures_total{student="diverging", error="NonFiniteError"}') == 1
+        assert value('rskd_attempts_total{state="finished"}') == 3
+        states = {one["metric"]["state"] for one in series('rskd_attempts_total{student="diverging"}')}
+        assert states == {"started", "failed"}
+        assert {one["metric"]["alertname"] for one in series('ALERTS{alertname="RskdLossNotFinite"}')}
+        job.communicate(b"")
+        assert job.returncode == 0
 
 
 def test_an_event_starts_a_look_at_the_source(stack, client, tmp_path, tiny_teacher_dir):
@@ -296,6 +353,20 @@ def refused(done: subprocess.CompletedProcess[str], message: str) -> str:
 
 def places_taken(client: SyncPrefectClient) -> int:
     return client.read_global_concurrency_limit_by_name(SHARED_LIMIT).active_slots
+
+
+def live_settings(stack: Stack, folder: Path, teacher: Path) -> dict:
+    """A job of seconds on the stack's Ray, with a student whose learning rate is absurd."""
+    write_texts(folder / "text", range(3))
+    diverging = {"steps": 5, "lr": 1e30, "min_lr": 1e30}
+    return tiny_settings(
+        folder,
+        teacher,
+        corpus={"windows_per_part": 64},
+        train={"steps": 200, "checkpoint_every": 100},
+        students={"good": {"train": {"workers": 1}}, "diverging": {"train": diverging}},
+        ray={"enabled": True, "address": f"127.0.0.1:{stack.settings.ray.port}"},
+    )
 
 
 def tiny_config(folder: Path, teacher: Path) -> dict:

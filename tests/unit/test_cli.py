@@ -53,7 +53,20 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_help_lists_every_stage() -> None:
     done = rskd("--help")
     assert done.returncode == 0
-    for verb in ("pack", "cache", "train", "evaluate", "report", "estimate", "inspect", "verify", "audit", "export"):
+    for verb in (
+        "pack",
+        "cache",
+        "train",
+        "evaluate",
+        "generate",
+        "judge",
+        "report",
+        "estimate",
+        "inspect",
+        "verify",
+        "audit",
+        "export",
+    ):
         assert verb in done.stdout
 
 

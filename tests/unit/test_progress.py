@@ -16,6 +16,17 @@ def test_who_watches_is_told_of_each_advance_within_the_block_alone():
     ]
 
 
+def test_who_watches_a_block_within_does_not_replace_who_watches_it_all():
+    outer: list[Standing] = []
+    inner: list[Standing] = []
+    with watched_by(outer.append), progress_bar("work", 3) as advance:
+        with watched_by(inner.append), progress_bar("part", 1) as advance_part:
+            advance_part()
+        advance()
+    assert [one.description for one in outer] == ["part", "work"]
+    assert [one.description for one in inner] == ["part"]
+
+
 def test_time_left_does_not_count_the_start():
     """A first step after 100 s, then one each second: nine steps are left after the second."""
     pace = Pace()

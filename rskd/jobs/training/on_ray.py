@@ -29,6 +29,7 @@ from rskd import tracking
 from rskd.config import RayConfig
 from rskd.errors import RskdError, first_line
 from rskd.jobs.failures import GiveUpOnExplainedErrors
+from rskd.jobs.metrics import Live
 from rskd.jobs.on_ray import worker_resources
 from rskd.jobs.ray_session import ensure_ray
 from rskd.jobs.training.checkpoints import finished, newest_whole, tidy, unused_name
@@ -39,7 +40,14 @@ from rskd.student.trainer import Log
 
 
 def train_on_ray(
-    run: TrainingRun, checkpoints: Store, record: Log, *, name: str, config: RayConfig, tracked: tracking.Run | None
+    run: TrainingRun,
+    checkpoints: Store,
+    record: Log,
+    *,
+    name: str,
+    config: RayConfig,
+    tracked: tracking.Run | None,
+    live: Live,
 ) -> Store:
     """Train from the newest whole checkpoint of the run `name`, or from the start; returns the last one.
 
@@ -52,12 +60,14 @@ def train_on_ray(
     ensure_ray(config)
     with _queue_to(record) as updates:
         work = partial(train_worker, run, updates, checkpoints.absolute_uri, name, tracked)
-        _fit(run, work, checkpoints, name=name, config=config)
+        _fit(run, work, checkpoints, name=name, config=config, live=live)
     tidy(checkpoints, name)
     return finished(checkpoints, name)[-1]
 
 
-def _fit(run: TrainingRun, work: Callable[[], None], checkpoints: Store, *, name: str, config: RayConfig) -> None:
+def _fit(
+    run: TrainingRun, work: Callable[[], None], checkpoints: Store, *, name: str, config: RayConfig, live: Live
+) -> None:
     train = run.spec.train
     resources = worker_resources(
         config, "train", train.workers, threads=train.threads_per_worker, gpus=train.gpus_per_worker
@@ -73,7 +83,7 @@ def _fit(run: TrainingRun, work: Callable[[], None], checkpoints: Store, *, name
             storage_filesystem=None if checkpoints.is_local else PyFileSystem(FSSpecHandler(checkpoints.fs)),
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[GiveUpOnExplainedErrors(checkpoints.uri)],
+            callbacks=[GiveUpOnExplainedErrors(checkpoints.uri, live)],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )

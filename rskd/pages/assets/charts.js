@@ -48,6 +48,26 @@ function chart(label, traces, layout = {}) {
   return element;
 }
 
+// A panel for each metric, a row for each student, ± 1.96 standard errors where they are known.
+function figures(measured, shown) {
+  const panels = ["lm_loss", "kl_to_teacher", "ece", "acceptance"];
+  const traces = panels.flatMap((metric, panel) => measured.map((one) => {
+    const { color } = style(shown.indexOf(one));
+    const error = one.measured.standard_error?.[metric];
+    return {
+      x: [one.measured[metric]], y: [plain(key(one))], xaxis: `x${panel + 1}`, mode: "markers", showlegend: false, marker: { color, size: 10 },
+      error_x: { type: "data", array: [1.96 * (error ?? 0)], color }, hovertemplate: "%{y}: %{x:.4g}<extra></extra>",
+    };
+  }));
+  const axes = Object.fromEntries(panels.map((metric, panel) => {
+    const title = `${METRICS[metric].short} ${METRICS[metric].better > 0 ? "↑" : "↓"}`;
+    const shares = metric === "ece" || metric === "acceptance" ? { tickformat: ".1%" } : {};
+    const axis = { domain: [panel * 0.255, panel * 0.255 + 0.235], gridcolor: resolved("--line"), zeroline: false, nticks: 5, tickangle: 0, ...shares };
+    return panel ? [`xaxis${panel + 1}`, { ...axis, ...titled({ title }) }] : ["xaxis", { ...axis, title }];
+  }));
+  return chart("Figures", traces, { ...axes, yaxis: { autorange: "reversed" }, height: 110 + 34 * measured.length });
+}
+
 function learningCurves(shown, against) {
   const traces = shown.filter((one) => one.curve).map((one) => ({
     x: one.curve[against], y: one.curve.loss, name: plain(key(one)), mode: "lines", line: { ...style(shown.indexOf(one)), width: 2 },
@@ -56,20 +76,55 @@ function learningCurves(shown, against) {
   return chart("Learning curves", traces, { xaxis: { title, rangemode: "tozero" }, yaxis: { title: "training loss, nats/token" } });
 }
 
-function reliability(shown) {
-  const traces = shown.filter((one) => one.measured).map((one) => {
+// Bins of the reliability diagram that hold tokens.
+const filled = (bins) => bins.count.map((count, bin) => bin).filter((bin) => bins.count[bin]);
+// Larger for bins with more of the tokens.
+function sizes(bins) {
+  const total = bins.count.reduce((sum, count) => sum + count, 0);
+  return filled(bins).map((bin) => 4 + 14 * Math.sqrt(bins.count[bin] / total));
+}
+
+function reliability(binned, shown) {
+  const traces = binned.map((one) => {
     const bins = one.measured.reliability;
-    const kept = bins.count.map((count, bin) => bin).filter((bin) => bins.count[bin]);
-    const total = bins.count.reduce((sum, count) => sum + count, 0);
+    const kept = filled(bins);
     return {
       x: kept.map((bin) => bins.confidence[bin]), y: kept.map((bin) => bins.accuracy[bin]),
       name: `${plain(key(one))}: ECE ${percent(one.measured.ece)}`, mode: "lines+markers",
-      line: { ...style(shown.indexOf(one)), width: 2 }, marker: { size: kept.map((bin) => 5 + 14 * Math.sqrt(bins.count[bin] / total)) },
+      line: { ...style(shown.indexOf(one)), width: 2 }, marker: { size: sizes(bins) },
       text: kept.map((bin) => `${bins.count[bin].toLocaleString("en")} tokens`),
     };
   });
   const diagonal = { x: [0, 1], y: [0, 1], mode: "lines", line: { color: resolved("--soft"), dash: "dot" }, hoverinfo: "skip", showlegend: false };
   return chart("Reliability", [diagonal, ...traces], { xaxis: { title: "confidence", range: [0, 1] }, yaxis: { title: "accuracy", range: [0, 1] } });
+}
+
+function calibrationGaps(binned, shown) {
+  const traces = binned.map((one) => {
+    const { count, confidence, accuracy } = one.measured.reliability;
+    const kept = filled(one.measured.reliability);
+    const look = style(shown.indexOf(one));
+    return {
+      x: kept.map((bin) => confidence[bin]), y: kept.map((bin) => accuracy[bin] - confidence[bin]), name: plain(key(one)), mode: "lines+markers",
+      line: { ...look, width: 2 }, marker: { size: sizes(one.measured.reliability) },
+      error_y: { type: "data", array: kept.map((bin) => shareError(accuracy[bin], count[bin])), color: look.color, thickness: 1 },
+    };
+  });
+  return chart("Calibration by confidence", traces, { xaxis: { title: "confidence", range: [0, 1] }, yaxis: { title: "accuracy − confidence", tickformat: "+.0%", zeroline: true } });
+}
+
+// Standard error of a share of so many tokens, wide for few of them (Agresti and Coull 1998).
+function shareError(share, count) {
+  const centre = (share * count + 2) / (count + 4);
+  return Math.sqrt((centre * (1 - centre)) / (count + 4));
+}
+
+function growth(grown) {
+  const traces = grown.map((cache, index) => ({
+    x: cache.growth.map((one) => new Date(1000 * one.written)), y: cache.growth.map((one) => one.tokens), name: plain(key(cache)), mode: "lines+markers",
+    line: { ...style(index), shape: "hv", width: 2 }, text: cache.growth.map((one) => `generation ${one.generation}: ${one.parts.toLocaleString("en")} parts, ${bytes(one.bytes)}`),
+  }));
+  return chart("Growth", traces, { xaxis: { title: "written" }, yaxis: { title: "tokens", rangemode: "tozero" } });
 }
 
 // Mean of the paired differences over windows, and 1.96 standard errors of it.
@@ -104,7 +159,7 @@ function pareto(points, better) {
   return line;
 }
 
-function frontier(points, x, metric) {
+function frontier(points, ends, x, metric) {
   const methods = [...new Set(points.map((point) => point.method))];
   const traces = methods.map((method) => {
     const own = points.filter((point) => point.method === method);
@@ -115,14 +170,17 @@ function frontier(points, x, metric) {
       hovertemplate: "%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
     };
   });
+  const most = Math.max(1e-9, ...points.map((point) => point.x));
   const best = pareto(points, METRICS[metric].better);
   const line = { x: best.map((p) => p.x), y: best.map((p) => p.y), mode: "lines", name: "Pareto line", line: { color: resolved("--soft"), dash: "dot", shape: "hv" }, hoverinfo: "skip" };
-  return chart("Frontier", [line, ...traces], { xaxis: { title: x, rangemode: "tozero" }, yaxis: { title: METRICS[metric].label }, height: 480 });
+  const shapes = ends.map((one) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: one.measured[metric], y1: one.measured[metric], line: { color: resolved("--soft"), width: 1 } }));
+  const annotations = ends.map((one) => ({ xref: "paper", x: 1, xanchor: "right", y: one.measured[metric], yanchor: "bottom", showarrow: false, text: plain(key(one)) + ": full KD" }));
+  return chart("Frontier", [line, ...traces], { shapes, annotations, xaxis: { title: x, range: [-0.03 * most, 1.06 * most] }, yaxis: { title: METRICS[metric].label }, height: 480 });
 }
 
 function histograms(caches, name, label) {
   const traces = caches.filter((cache) => cache.histograms?.[name]).map((cache, index) => {
-    const { low, width, counts } = cache.histograms[name];
+    const { low, width, counts: kept } = cache.histograms[name], counts = [...kept, 0]; // the last bin ends, too
     const total = counts.reduce((sum, count) => sum + count, 0);
     return {
       x: counts.map((_, bin) => low + width * (name === "num_unique" ? bin : bin + 0.5)), y: counts.map((count) => count / total),

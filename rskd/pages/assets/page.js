@@ -34,7 +34,7 @@ const empty = (text, command) => h("p", { class: "empty" }, text + " ", command 
 const soft = (text) => h("p", { class: "soft" }, text);
 
 function choice(label, key, options, chosen) {
-  const select = h("select", { "aria-label": label, onchange: (event) => state.set({ [key]: event.target.value }) });
+  const select = h("select", { id: `choice-${key}`, "aria-label": label, onchange: (event) => state.set({ [key]: event.target.value }) });
   for (const [value, text] of options) select.append(h("option", { value, selected: value === chosen }, text));
   return h("label", {}, label, select);
 }

@@ -2,7 +2,7 @@
 
 const PAGE = 25;
 
-// columns: {label, value(row), text(value, row), number, long}; options: {name, selectable, most}
+// columns: {label, value(row), text(value, row), kind: "number", "long" (wraps) or "clipped" (whole on hover)}; options: {name, selectable, most}
 function table(rows, columns, { name, selectable = false, most = 8 }) {
   const query = state.get("q").toLowerCase().split(/\s+/).filter(Boolean);
   const haystack = (row) => columns.map((column) => String(column.value(row) ?? "")).join(" ").toLowerCase();
@@ -16,13 +16,13 @@ function table(rows, columns, { name, selectable = false, most = 8 }) {
     const order = index === by ? (down ? "descending" : "ascending") : "none";
     const mark = { ascending: " ▲", descending: " ▼", none: "" }[order];
     const click = () => state.set({ [`${name}.sort`]: index, [`${name}.down`]: index === by && !down ? "1" : "" });
-    return h("th", { class: column.number ? "number" : null, "aria-sort": order, scope: "col" }, h("button", { onclick: click }, column.label + mark));
+    return h("th", { class: column.kind === "number" ? "number" : null, "aria-sort": order, scope: "col" }, h("button", { id: `${name}-sort-${index}`, onclick: click }, column.label + mark));
   });
   const body = sorted.slice(page * PAGE, (page + 1) * PAGE).map((row) => {
     const cells = columns.map((column) => {
       const value = column.value(row);
       const shown = column.text ? column.text(value, row) : value ?? "";
-      return h("td", { class: column.number ? "number" : column.long ? "long" : null }, shown);
+      return h("td", { class: column.kind, title: column.kind === "clipped" ? value : null }, shown);
     });
     if (selectable) cells.unshift(h("td", {}, checkbox(row, selected, most)));
     return h("tr", {}, cells);
@@ -47,7 +47,7 @@ function checkbox(row, selected, most) {
     if (event.target.checked) next.push(id);
     state.set({ sel: next.slice(-most) });
   };
-  return h("input", { type: "checkbox", "aria-label": `select ${id}`, checked: selected.has(id), onchange: change });
+  return h("input", { type: "checkbox", id: `select-${id}`, "aria-label": `select ${id}`, checked: selected.has(id), onchange: change });
 }
 
 function filterBox() {

@@ -141,6 +141,12 @@ def test_refusals_are_one_line_that_names_the_rule_and_the_value(extra: dict, me
     assert "\n" not in str(error.value)
 
 
+_REQUIRED = {
+    "generate": {"prompt_sets": {"own": {"kind": "own", "uri": "prompts.jsonl"}}},
+    "judge": {"endpoint": "http://127.0.0.1:8000/v1", "model": "judge"},
+}
+
+
 def _numbers(section: type[BaseModel], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """The path of every field that takes a float."""
     found = []
@@ -162,7 +168,7 @@ def test_no_number_is_infinite_or_a_bool(path: tuple[str, ...], value: float) ->
         settings = {name: settings}
     assert isinstance(settings, dict)
     with pytest.raises(ConfigError, match=re.escape(".".join(path))) as error:
-        validate_config(merge(MINIMAL, settings))
+        validate_config(merge(MINIMAL, merge({path[0]: _REQUIRED.get(path[0], {})}, settings)))
     assert "\n" not in str(error.value)
 
 

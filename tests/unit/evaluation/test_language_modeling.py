@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rskd.errors import NonFiniteLogitsError, OutputError
 from rskd.evaluation import language_modeling
-from rskd.evaluation.language_modeling import Comparison, LanguageModel, pct_ce_to_fullkd
+from rskd.evaluation.language_modeling import TEACHER, Comparison, LanguageModel, pct_ce_to_fullkd
 from rskd.evaluation.window_values import METRICS
 from rskd.models.causal_lm import hidden_states, output_head
 
@@ -44,9 +44,8 @@ def as_language_model(model: PreTrainedModel) -> LanguageModel:
 
 
 def compare(teacher: PreTrainedModel, student: PreTrainedModel, batches, **options) -> dict:
-    comparison = Comparison(
-        as_language_model(teacher), {"small": as_language_model(student)}, vocab_size=VOCAB_SIZE, **options
-    )
+    models = {TEACHER: as_language_model(teacher), "small": as_language_model(student)}
+    comparison = Comparison(models, vocab_size=VOCAB_SIZE, **options)
     for batch in batches:
         comparison.add(batch)
     return comparison.results()
@@ -78,7 +77,8 @@ def test_the_teacher_agrees_with_itself(teacher: PreTrainedModel, student: PreTr
 def test_single_windows_add_up_to_the_results(
     teacher: PreTrainedModel, student: PreTrainedModel, windows: torch.Tensor
 ):
-    comparison = Comparison(as_language_model(teacher), {"small": as_language_model(student)}, vocab_size=VOCAB_SIZE)
+    models = {TEACHER: as_language_model(teacher), "small": as_language_model(student)}
+    comparison = Comparison(models, vocab_size=VOCAB_SIZE)
     for batch in windows.split(4):
         comparison.add(batch)
     values, found = comparison.window_values("small"), comparison.results()["small"]
@@ -106,7 +106,7 @@ def test_neither_batches_nor_chunks_change_the_result(
     teacher: PreTrainedModel, student: PreTrainedModel, windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ):
     whole = compare(teacher, student, [windows])
-    monkeypatch.setattr(language_modeling, "_LOGITS_PER_CHUNK", 7 * VOCAB_SIZE)  # 7 rows: chunks straddle windows
+    monkeypatch.setattr(language_modeling, "LOGITS_PER_CHUNK", 7 * VOCAB_SIZE)  # 7 rows: chunks straddle windows
     streamed = compare(teacher, student, windows.split(4))
     for name, metrics in whole.items():
         for metric in METRICS:
@@ -125,7 +125,7 @@ def test_isolated_documents_are_not_seen_by_others(teacher: PreTrainedModel, win
     head = output_head(teacher)
     apart, alone = isolated(joined)[:, 5:], hidden_states(teacher, second)
     assert torch.allclose(head.logits(apart), head.logits(alone), atol=1e-4)
-    comparison = Comparison(LanguageModel(isolated, head), {}, vocab_size=VOCAB_SIZE)
+    comparison = Comparison({TEACHER: LanguageModel(isolated, head)}, vocab_size=VOCAB_SIZE)
     comparison.add(joined)
     assert comparison.results()["teacher"]["lm_loss"] != pytest.approx(
         compare(teacher, teacher, [joined])["teacher"]["lm_loss"], abs=1e-4

@@ -7,7 +7,7 @@ from rskd import records
 from rskd.config import DistillConfig, validate_config
 from rskd.errors import CorruptPartError, MissingOutputError
 from rskd.evaluation import results
-from rskd.evaluation.window_values import MEANS, WindowValues
+from rskd.evaluation.window_values import MEANS, WindowValues, to_parquet
 from rskd.storage import Store
 
 
@@ -32,11 +32,11 @@ def values(loss: float) -> WindowValues:
 def write(config: DistillConfig, loss: float = 3.0) -> str:
     """Write an evaluation of one student; returns the name of its file of single windows."""
     store = Store(config.home)
-    file = results.write_window_values(store, {"teacher": values(2.0), "a": values(loss)})
+    file = results.write_table(store, results.WINDOW_VALUES, to_parquet({"teacher": values(2.0), "a": values(loss)}))
     recipe = {"teacher": {"fingerprint": "abc", "dtype": "float32"}, "corpus": "held-out"}
     evaluation = {"recipe": recipe, "tokenizer": "words", results.WINDOW_VALUES: file}
     records.write(store, "evaluation.json", evaluation)
-    results.remove_older_window_values(store, evaluation)
+    results.remove_older_tables(store, evaluation)
     return file["file"]
 
 
@@ -76,9 +76,9 @@ def test_says_what_is_missing_and_what_is_damaged(config: DistillConfig):
     store = Store(config.home)
     evaluation = records.read(store, "evaluation.json")
     assert evaluation is not None
-    assert not results.has_window_values(store, evaluation)
+    assert results.missing_table(store, evaluation) == name
     del evaluation[results.WINDOW_VALUES]
     records.write(store, "evaluation.json", evaluation)
     with pytest.raises(MissingOutputError, match="an older rskd wrote it: remove it and run rskd evaluate"):
         results.read_measured(config)
-    assert results.has_window_values(store, evaluation)  # so it is not evaluated again
+    assert results.missing_table(store, evaluation) is None  # so it is not evaluated again

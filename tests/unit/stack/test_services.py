@@ -3,6 +3,8 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+import yaml
+from live_metrics import PROMETHEUS
 
 from infra.stack.services import (
     WORKER,
@@ -41,7 +43,7 @@ def test_what_must_be_there_is_named(monkeypatch, settings, module):
 
 
 def test_what_may_be_missing_is_left_out(monkeypatch, settings):
-    everything = ["prefect", WORKER, "mlflow", "object-store", "ray", "prometheus"]
+    everything = ["prefect", WORKER, "mlflow", "dashboard", "object-store", "ray", "prometheus"]
     without(monkeypatch, "nothing")
     assert [service.name for service in services_of(settings)] == everything
     assert missing_services(settings) == []
@@ -74,6 +76,19 @@ def test_secrets_are_made_once_and_for_the_owner(monkeypatch, settings):
     written = configuration(settings, services_of(settings))
     assert first[0]["AWS_SECRET_ACCESS_KEY"] not in written
     assert first[1] not in written
+
+
+def test_prometheus_reads_the_rules_and_names_of_dashboards(settings):
+    """Of the stack's own Ray, whatever folder it is started in."""
+    make_folders(settings)
+    ours = yaml.safe_load((settings.folder / "prometheus" / "prometheus.yml").read_text())
+    theirs = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    assert ours["rule_files"] == [str(PROMETHEUS / "alerts.yml")]
+    assert ours["global"] == theirs["global"]
+    ((own,), (given,)) = ours["scrape_configs"], theirs["scrape_configs"]
+    assert own["metric_relabel_configs"] == given["metric_relabel_configs"]
+    [targets] = own["file_sd_configs"]
+    assert targets["files"] == [str(settings.folder / "ray" / "prom_metrics_service_discovery.json")]
 
 
 def test_an_object_store_of_the_users_own_is_kept(monkeypatch, settings):
