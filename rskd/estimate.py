@@ -20,6 +20,7 @@ from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig, SamplingConfig, TeacherConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.costs import COSTS, Reserved
+from rskd.errors import ConfigError
 from rskd.evaluation.unique_tokens import PowerLaw, UniqueTokens, rounds_against_unique_tokens
 from rskd.lineage.corpus import open_corpus
 from rskd.lineage.inputs import Inputs, inputs_first
@@ -117,6 +118,8 @@ def probe(config: DistillConfig, *, windows: int) -> dict[str, UniqueTokens]:
     inputs = Inputs(config)
     with inputs_first(config):
         corpus = open_corpus(inputs, "train")
+        if corpus.manifest.chat is not None:
+            raise ConfigError(f"{corpus.uri} has conversations, which this does not know yet: set corpus.kind=text")
     teacher = TransformersTeacher.load(
         config.teacher, model_dir=inputs.teacher_dir, device="cuda" if torch.cuda.is_available() else "cpu"
     )

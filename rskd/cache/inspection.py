@@ -12,27 +12,35 @@ from rskd.storage import Store
 def inspect(uri: str) -> dict[str, Any]:
     """What a cache holds and how large it is; of an unfinished one, how far it has come.
 
-    `bytes` counts all files under the URI; the two ratios are None while there is no token. `teacher_lm_loss` is the
-    teacher's mean loss on the labels, nats/token; None for a part made before it was measured. `histograms` (see
-    `rskd.cache.histogram`) has num_unique and the statistics that are in the cache. Raises MissingOutputError if there
-    is no cache, CorruptPartError for a changed manifest or record.
+    `bytes` counts all files under the URI; ratios are None while there is no token. `loss_tokens` are the positions
+    that have a loss: all, unless the cache is `masked`; such a cache also has the two ratios to them. `teacher_lm_loss`
+    is the teacher's mean loss on their labels, nats/token; None for a part made before it was measured. `histograms`
+    (see `rskd.cache.histogram`) has num_unique and the statistics that are in the cache. Raises MissingOutputError if
+    there is no cache, CorruptPartError for a changed manifest or record.
     """
     store = Store(uri)
     newest = newest_manifest(store)
     manifest = newest or committed_so_far(store)
     totals = manifest.totals
-    size = sum(store.sizes(recursive=True).values())
+    size, loss_tokens = sum(store.sizes(recursive=True).values()), manifest.loss_tokens
+    of_masked = {
+        "bytes_per_loss_token": size / loss_tokens if loss_tokens else None,
+        "unique_per_loss_token": totals["samples"] / loss_tokens if loss_tokens else None,
+    }
     return {
         "complete": newest is not None,
         "generation": manifest.generation if newest else None,
         "digest": manifest.digest if newest else None,
         "tokens": totals["tokens"],
+        "masked": manifest.masked,
+        "loss_tokens": loss_tokens,
         "rows": totals["rows"],
         "parts": len(manifest.parts),
         "parts_expected": expected_parts(manifest.head, (part.index for part in manifest.parts)),
         "bytes": size,
         "bytes_per_token": size / totals["tokens"] if totals["tokens"] else None,
         "unique_per_token": totals["samples"] / totals["tokens"] if totals["tokens"] else None,
+        **(of_masked if manifest.masked else {}),
         "teacher_lm_loss": manifest.teacher_lm_loss,
         "seq_len": manifest.corpus["seq_len"],
         "bos": manifest.corpus.get("bos", "none"),

@@ -31,12 +31,14 @@ PREFETCH = 4  # batches made ahead
 
 
 class Windows(Protocol):
-    """Rows of a packed corpus: int64 [R] and int32 [R, S+1]."""
+    """Rows of a packed corpus: int64 [R], int32 [R, S+1], and bool [R, S], None where all positions have a loss."""
 
     @property
     def row_ids(self) -> np.ndarray: ...
     @property
     def input_ids(self) -> np.ndarray: ...
+    @property
+    def has_loss(self) -> np.ndarray | None: ...
 
 
 class WindowSource(Protocol):
@@ -179,6 +181,8 @@ class CacheLoader(IterableDataset[CacheBatch]):
             self._order = epoch, EpochOrder(self._group_rows, seed=self._seed, epoch=epoch)
         start, stop = (step_in_epoch * self._global_batch + edge for edge in self._slice)
         rows = self._gather(*self._order[1].rows(start, stop))
+        if rows.loss_mask is not None:
+            raise ConfigError(f"{self._cache.uri} has conversations, from which no student learns yet: name texts")
         later = self._order[1].block_groups(stop - 1).tolist()
         self._groups = {group: self._groups[group] for group in later if group in self._groups}
         batch = CacheBatch(
@@ -202,6 +206,7 @@ class CacheLoader(IterableDataset[CacheBatch]):
     def _keep(self, groups: np.ndarray, found: list[RowGroup] | Windows) -> None:
         if not isinstance(found, list):
             edges = np.cumsum(self._group_rows[groups, 1])[:-1]
-            pieces = zip(np.split(found.row_ids, edges), np.split(found.input_ids, edges))
-            found = [RowGroup(row_ids, input_ids) for row_ids, input_ids in pieces]
+            columns = (found.row_ids, found.input_ids, found.has_loss)
+            pieces = zip(*([None] * len(groups) if column is None else np.split(column, edges) for column in columns))
+            found = [RowGroup(row_ids, input_ids, loss_mask=has_loss) for row_ids, input_ids, has_loss in pieces]
         self._groups.update(zip(groups.tolist(), found))

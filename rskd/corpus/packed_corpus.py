@@ -45,6 +45,11 @@ class Windows:
     input_ids: np.ndarray
     loss_mask: np.ndarray | None = None
 
+    @property
+    def has_loss(self) -> np.ndarray | None:
+        """Which positions have a loss, bool [R, S]: those whose next token has one. None: all."""
+        return None if self.loss_mask is None else self.loss_mask[:, 1:] > 0
+
 
 @dataclass(frozen=True, slots=True)
 class PartInfo:

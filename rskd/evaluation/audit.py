@@ -27,7 +27,7 @@ from torch import Tensor
 
 from rskd.cache.reader import LogitCache
 from rskd.config import StorageConfig, TeacherConfig
-from rskd.errors import CacheMismatchError
+from rskd.errors import CacheMismatchError, ConfigError
 from rskd.models.files import check_model, model_fingerprints, resolve_model
 from rskd.models.output_head import OutputHead
 from rskd.progress import progress_bar
@@ -185,6 +185,8 @@ def measure(cache: LogitCache, teacher: Teacher, wider: Teacher, *, rows: int, s
     with the wider teacher's), own (redrawn with itself: its mass). Σ w log p of the targets, and of those of the
     neighbours: fit, fit_before, fit_after. deviation: d less its expectation. rank_bin (one-hot) and expected_bin.
     """
+    if cache.manifest.masked:
+        raise ConfigError(f"cache {cache.uri} has positions without a loss, which no audit knows yet")
     sampling = Sampling.of(cache.manifest.sampling)
     chosen = permutation(cache.num_rows, seed=seed)[:rows].sort().values
     windows = []

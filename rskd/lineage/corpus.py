@@ -63,12 +63,17 @@ def check_corpus(inputs: Inputs, manifest: CorpusManifest, uri: str) -> None:
         )
 
 
+def template_digest(template: str) -> str:
+    """What recipes have of a chat template."""
+    return f"{_DIGEST}{hashlib.sha256(template.encode()).hexdigest()[:12]}"
+
+
 def corpus_recipe(head: Mapping[str, Any]) -> dict[str, Any]:
     """What the windows depend on, by the name in the configuration."""
     chat = head.get("chat")
     of_chat = chat and {
         "kind": "chat",
-        "chat_template": f"{_DIGEST}{hashlib.sha256(chat['template'].encode()).hexdigest()[:12]}",
+        "chat_template": template_digest(chat["template"]),
         "loss_on": chat["loss_on"],
     }
     return {

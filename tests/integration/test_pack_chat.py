@@ -1,10 +1,8 @@
 """Packing conversations: whole, masked, isolated, and growing as texts do."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from chat_runs import TEMPLATE, made, make_chat_teacher, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rskd.cache.misaligned import reordered_corpus
@@ -23,20 +22,13 @@ from rskd.errors import CacheMismatchError, ConfigError
 from rskd.jobs.pack import pack_corpus
 from rskd.models.causal_lm import hidden_states
 
-TEMPLATE = (Path(__file__).parents[1] / "unit/corpus/chat_templates/chatml.jinja").read_text()
 SEQ_LEN = 127
 MakeConfig = Callable[..., DistillConfig]
 
 
 @pytest.fixture(scope="module")
 def chat_teacher_dir(tmp_path_factory: pytest.TempPathFactory, tiny_teacher_dir: Path) -> Path:
-    directory = tmp_path_factory.mktemp("chat") / "teacher"
-    shutil.copytree(tiny_teacher_dir, directory)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_teacher_dir)
-    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
-    tokenizer.eos_token, tokenizer.chat_template = "<|im_end|>", TEMPLATE
-    tokenizer.save_pretrained(directory)
-    return directory
+    return make_chat_teacher(tmp_path_factory.mktemp("chat") / "teacher", tiny_teacher_dir)
 
 
 @pytest.fixture
@@ -56,24 +48,6 @@ def make_config(tmp_path: Path, chat_teacher_dir: Path) -> MakeConfig:
         )
 
     return make
-
-
-def made(count: int, seed: int = 0) -> list[list[dict[str, Any]]]:
-    random = Random(seed)
-
-    def content() -> str:
-        return " ".join(random.choices(["one", "two", "☃", "three?", "def f(): ..."], k=random.randint(1, 6)))
-
-    return [
-        [{"role": role, "content": content()} for role in ["user", "assistant"] * random.randint(1, 2)]
-        for _ in range(count)
-    ]
-
-
-def write_jsonl(path: Path, conversations: list[list[dict[str, Any]]], **columns: Any) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps({"messages": messages} | columns) + "\n" for messages in conversations))
-    return path
 
 
 def split_at(ids: np.ndarray, separator: int) -> list[list[int]]:
