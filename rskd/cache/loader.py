@@ -24,7 +24,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from rskd.cache.rows import CacheRows, RowGroup
 from rskd.errors import ConfigError
 from rskd.rng import permutation
-from rskd.sparse_targets import SparseTargets
+from rskd.sparse_targets import IGNORE_INDEX, SparseTargets
 
 BLOCK_GROUPS = 16  # groups whose rows are mixed: what a rank holds in memory, twice at the step between two blocks
 PREFETCH = 4  # batches made ahead
@@ -61,9 +61,10 @@ class CacheBatch:
     epoch: int
     row_ids: Tensor  # int64 [b]
     input_ids: Tensor  # int64 [b, S]
-    labels: Tensor  # int64 [b, S]: the token after each position
+    labels: Tensor  # int64 [b, S]: the token after each position; IGNORE_INDEX where there is no loss
     targets: SparseTargets | None  # [b, S, K]; None where the source is a corpus
     statistics: dict[str, Tensor]  # each [b, S]
+    masked: bool = False  # whether there may be positions without a loss
 
     def pin_memory(self) -> CacheBatch:
         """The same batch in page-locked memory, from which a GPU copies while it computes."""
@@ -181,8 +182,9 @@ class CacheLoader(IterableDataset[CacheBatch]):
             self._order = epoch, EpochOrder(self._group_rows, seed=self._seed, epoch=epoch)
         start, stop = (step_in_epoch * self._global_batch + edge for edge in self._slice)
         rows = self._gather(*self._order[1].rows(start, stop))
+        labels = rows.input_ids[:, 1:]
         if rows.loss_mask is not None:
-            raise ConfigError(f"{self._cache.uri} has conversations, from which no student learns yet: name texts")
+            labels = labels.masked_fill(~rows.loss_mask, IGNORE_INDEX)
         later = self._order[1].block_groups(stop - 1).tolist()
         self._groups = {group: self._groups[group] for group in later if group in self._groups}
         batch = CacheBatch(
@@ -190,9 +192,10 @@ class CacheLoader(IterableDataset[CacheBatch]):
             epoch=epoch,
             row_ids=rows.row_ids,
             input_ids=rows.input_ids[:, :-1],
-            labels=rows.input_ids[:, 1:],
+            labels=labels,
             targets=rows.targets,
             statistics=rows.statistics,
+            masked=rows.loss_mask is not None,
         )
         return batch.pin_memory() if self._pin_memory else batch
 

@@ -184,11 +184,12 @@ def _document_by_document(
     tokens = input_ids.flatten()
     starts = (positions.flatten() == 0).nonzero()[:, 0]
     lengths = torch.diff(starts, append=starts.new_tensor([len(tokens)]))
-    chosen = list(range(len(starts)))
-    if wanted is not None:  # one at least, so that every parameter has a gradient
-        chosen = (torch.searchsorted(starts, wanted, right=True) - 1).unique().tolist() or [0]
+    if wanted is not None:
+        chosen = (torch.searchsorted(starts, wanted, right=True) - 1).unique()
+        chosen = chosen if len(chosen) else chosen.new_zeros(1)  # one at least, so that every parameter has a gradient
+        starts, lengths = starts[chosen], lengths[chosen]
     places, pieces = [], []
-    for documents in _batches(lengths.tolist(), chosen, len(tokens)):
+    for documents in _batches(lengths.tolist(), len(tokens)):
         of_batch = torch.tensor(documents, device=tokens.device)
         offsets = torch.arange(int(lengths[of_batch].max()), device=tokens.device)
         is_token = offsets < lengths[of_batch, None]
@@ -201,10 +202,10 @@ def _document_by_document(
     return torch.cat(pieces)[order[torch.searchsorted(found, wanted)]]
 
 
-def _batches(lengths: list[int], chosen: list[int], most: int) -> Iterator[list[int]]:
-    """The `chosen` documents, the longest first, in batches of at most `most` tokens with their padding."""
+def _batches(lengths: list[int], most: int) -> Iterator[list[int]]:
+    """Indices of documents, the longest first, in batches of at most `most` tokens with their padding."""
     batch: list[int] = []
-    for index in sorted(chosen, key=lambda index: -lengths[index]):
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         if batch and lengths[batch[0]] * (len(batch) + 1) > most:
             yield batch
             batch = []

@@ -142,6 +142,25 @@ def separator_id(tokenizer: PreTrainedTokenizerFast, template: ChatTemplate, num
     )
 
 
+def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The special token that the tokenizer's chat template puts after what the assistant said; None if it puts none.
+
+    Raises ConfigError for a template that refuses a question and an answer.
+    """
+    if tokenizer.chat_template is None:
+        return None
+    try:
+        whole = str(tokenizer.apply_chat_template(_SAMPLE, tokenize=False))
+    except Exception as error:  # jinja raises what a template tells it to
+        raise ConfigError(
+            f"the chat template of {tokenizer.name_or_path} refuses a question with its answer ({first_line(error)}): "
+            "correct it"
+        ) from None
+    ids = tokenizer(whole.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"]
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return next((index for index in ids if index in special), None)
+
+
 def _own(tokenizer: PreTrainedTokenizerFast) -> str:
     own = tokenizer.chat_template
     if isinstance(own, dict):

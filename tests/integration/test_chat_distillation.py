@@ -1,5 +1,6 @@
 """A distillation on conversations: the loss is on what the assistant wrote, at every stage."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chat_runs import made, make_chat_teacher, write_jsonl
+from chat_runs import TEMPLATE, made, make_chat_teacher, write_jsonl
 from tiny_runs import tiny_settings
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rskd.cache.reader import LogitCache
 from rskd.cache.verify import verify
@@ -17,6 +19,7 @@ from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.errors import CacheMismatchError
 from rskd.jobs.cache import cache_logits
 from rskd.jobs.pack import pack_corpus
+from rskd.jobs.train import train_student
 from rskd.rng import position_keys
 from rskd.teacher.hidden_to_targets import Order
 from rskd.teacher.sampling import Sampling
@@ -105,3 +108,34 @@ def test_a_cache_grows_with_its_conversations_and_knows_its_mask(make_config: Ma
     other = make_config(corpus={"loss_on": "last_assistant"})
     with pytest.raises(CacheMismatchError, match="loss_on=assistant, not last_assistant"):
         cache_logits(other)
+
+
+def test_a_student_learns_the_answers_and_stops_after_them(make_config: MakeConfig, chat_teacher_dir: Path):
+    students = {
+        "ce": {"objective": {"kind": "ce"}},
+        "rskd": {"objective": {"ce_weight": 0.1, "hard_easy_ratio": 2.0}},
+        "compact": {"sampling": "compact", "objective": {"ce_weight": 0.1}},
+    }
+    config = make_config(students=students, train={"steps": 6, "global_batch": 4, "lr": 0.01, "micro_batch": 1})
+    pack_corpus(config)
+    cache_logits(config)
+    summaries = {name: train_student(config, name) for name in students}
+    for name, summary in summaries.items():
+        assert summary["tokens"] == 6 * 4 * 127
+        log = Path(config.student_uri(name), "training_log.jsonl").read_text().splitlines()
+        losses = [json.loads(line)["loss"] for line in log]
+        assert losses[-1] < losses[0]
+        assert 5 < losses[0] < 9  # a mean over the tokens with a loss: over all positions it would be a third of that
+    assert train_student(config, "rskd")["skipped"]
+
+    student = AutoModelForCausalLM.from_pretrained(config.student_uri("ce"))
+    tokenizer = AutoTokenizer.from_pretrained(config.student_uri("ce"))
+    ends = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert student.generation_config.eos_token_id == ends
+    assert tokenizer.chat_template == TEMPLATE
+    prompt = tokenizer.apply_chat_template(made(1)[0][:1], add_generation_prompt=True, return_tensors="pt")
+    made_ids = student.generate(**prompt, max_new_tokens=5)
+    assert made_ids.shape[1] > prompt["input_ids"].shape[1]
+
+    with pytest.raises(CacheMismatchError, match="loss_on=assistant, not all"):
+        train_student(make_config(students=students, corpus={"loss_on": "all"}), "ce")
