@@ -20,7 +20,6 @@ from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig, SamplingConfig, TeacherConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.costs import COSTS, Reserved
-from rskd.errors import ConfigError
 from rskd.evaluation.unique_tokens import PowerLaw, UniqueTokens, rounds_against_unique_tokens
 from rskd.lineage.corpus import open_corpus
 from rskd.lineage.inputs import Inputs, inputs_first
@@ -118,14 +117,13 @@ def probe(config: DistillConfig, *, windows: int) -> dict[str, UniqueTokens]:
     inputs = Inputs(config)
     with inputs_first(config):
         corpus = open_corpus(inputs, "train")
-        if corpus.manifest.chat is not None:
-            raise ConfigError(f"{corpus.uri} has conversations, which this does not know yet: set corpus.kind=text")
     teacher = TransformersTeacher.load(
         config.teacher, model_dir=inputs.teacher_dir, device="cuda" if torch.cuda.is_available() else "cpu"
     )
     num_windows = min(windows, corpus.num_rows)
     found = rounds_against_unique_tokens(_window_logits(teacher, corpus, num_windows))
-    facts = provenance() | {"positions": str(num_windows * corpus.seq_len)}
+    has_loss = corpus.read_rows(np.arange(num_windows)).has_loss
+    facts = provenance() | {"positions": str(num_windows * corpus.seq_len if has_loss is None else has_loss.sum())}
     methods = {name: unique.to_dict() for name, unique in found.items()}
     home = Store(config.home)
     records.write(home, f"{PROBE}.json", {"of": _probe_inputs(config), "methods": methods, "provenance": facts})
@@ -168,14 +166,17 @@ def _probe_inputs(config: DistillConfig) -> dict[str, Any]:
 
 
 def _window_logits(teacher: TransformersTeacher, corpus: PackedCorpus, num_windows: int) -> Iterator[Tensor]:
-    """Logits [1, T, V] of one window at a time."""
+    """Logits [1, T, V] of one window at a time, where it has a loss."""
     manifest = corpus.manifest
     end_of_text_id = manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None
     with progress_bar("probe windows", num_windows) as advance:
         for row in range(num_windows):
-            input_ids = torch.from_numpy(corpus.read_rows(np.array([row])).input_ids).long()
+            windows = corpus.read_rows(np.array([row]))
+            inputs = torch.from_numpy(windows.input_ids[:, :-1]).long()
+            places = None if windows.has_loss is None else torch.from_numpy(np.flatnonzero(windows.has_loss))
             vocab_size = manifest.tokenizer["vocab_size"]
-            yield teacher.logits(input_ids[:, :-1], vocab_size=vocab_size, end_of_text_id=end_of_text_id)
+            logits = teacher.logits(inputs, places, vocab_size=vocab_size, end_of_text_id=end_of_text_id)
+            yield logits if places is None else logits[None]
             advance(1)
 
 

@@ -41,8 +41,6 @@ def open_held_out(inputs: Inputs) -> PackedCorpus:
     corpus = open_corpus(inputs, "eval")
     if corpus.num_rows == 0:
         raise ConfigError(f"{corpus.uri} has no windows: set corpus.eval_windows and choose another name")
-    if corpus.manifest.chat is not None:
-        raise ConfigError(f"{corpus.uri} has conversations, on which nothing is evaluated yet: set corpus.kind=text")
     return corpus
 
 

@@ -226,6 +226,15 @@ def test_the_error_is_clustered_by_window():
     assert mean_and_error(by_window)[1] == pytest.approx(1 / 50**0.5, rel=0.3)
 
 
+def test_the_error_of_some_positions_is_theirs_alone():
+    generator = torch.Generator().manual_seed(0)
+    counted = torch.arange(40) < torch.randint(0, 40, (50, 1), generator=generator)
+    values = torch.randn(50, 40, generator=generator, dtype=torch.float64) + 3
+    mean, error = mean_and_error(values * counted, counted.double())
+    assert mean == pytest.approx(float(values[counted].mean()))
+    assert error == pytest.approx(1 / counted.sum().item() ** 0.5, rel=0.3)
+
+
 def test_chi_square_of_draws_has_its_distribution():
     generator = torch.Generator().manual_seed(0)
     p = torch.tensor([0.5, 0.3, 0.15, 0.049, 0.001])
