@@ -12,11 +12,11 @@ from rskd.storage import Store
 def inspect(uri: str) -> dict[str, Any]:
     """What a cache holds and how large it is; of an unfinished one, how far it has come.
 
-    `bytes` counts all files under the URI; ratios are None while there is no token. `loss_tokens` are the positions
-    that have a loss: all, unless the cache is `masked`; such a cache also has the two ratios to them. `teacher_lm_loss`
-    is the teacher's mean loss on their labels, nats/token; None for a part made before it was measured. `histograms`
-    (see `rskd.cache.histogram`) has num_unique and the statistics that are in the cache. Raises MissingOutputError if
-    there is no cache, CorruptPartError for a changed manifest or record.
+    `bytes` counts all files under the URI; ratios are None while there is no token. A masked cache also has
+    `loss_tokens`, the positions that have a loss, and the two ratios to them. `teacher_lm_loss` is the teacher's mean
+    loss on the labels (that have a loss), nats/token; None for a part made before it was measured. `histograms` (see
+    `rskd.cache.histogram`) has num_unique and the statistics that are in the cache. Raises MissingOutputError if there
+    is no cache, CorruptPartError for a changed manifest or record.
     """
     store = Store(uri)
     newest = newest_manifest(store)
@@ -24,6 +24,8 @@ def inspect(uri: str) -> dict[str, Any]:
     totals = manifest.totals
     size, loss_tokens = sum(store.sizes(recursive=True).values()), manifest.loss_tokens
     of_masked = {
+        "masked": True,
+        "loss_tokens": loss_tokens,
         "bytes_per_loss_token": size / loss_tokens if loss_tokens else None,
         "unique_per_loss_token": totals["samples"] / loss_tokens if loss_tokens else None,
     }
@@ -32,8 +34,6 @@ def inspect(uri: str) -> dict[str, Any]:
         "generation": manifest.generation if newest else None,
         "digest": manifest.digest if newest else None,
         "tokens": totals["tokens"],
-        "masked": manifest.masked,
-        "loss_tokens": loss_tokens,
         "rows": totals["rows"],
         "parts": len(manifest.parts),
         "parts_expected": expected_parts(manifest.head, (part.index for part in manifest.parts)),

@@ -13,6 +13,7 @@ from tiny_runs import tiny_settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rskd.cache.codec import PartData
+from rskd.cache.inspection import inspect
 from rskd.cache.reader import LogitCache
 from rskd.cache.rows import CacheRows
 from rskd.cache.verify import verify
@@ -20,13 +21,14 @@ from rskd.cache.writer import CacheWriter
 from rskd.config import DistillConfig, validate_config
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.errors import CacheMismatchError, ConfigError
-from rskd.estimate import probe
+from rskd.estimate import BYTES_PER_POSITION, estimate, num_parameters, probe
 from rskd.evaluation.audit import audit_cache
 from rskd.evaluation.results import read_measured
 from rskd.jobs.cache import cache_logits
 from rskd.jobs.compare_gradients import compare_gradients
 from rskd.jobs.evaluate import evaluate_students
 from rskd.jobs.pack import pack_corpus
+from rskd.jobs.report import write_report
 from rskd.jobs.train import train_student
 from rskd.lineage.corpus import open_corpus
 from rskd.lineage.inputs import Inputs
@@ -221,3 +223,23 @@ def test_a_student_is_evaluated_where_there_is_a_loss(make_config: MakeConfig):
     with pytest.raises(ConfigError, match="gradients are compared on texts"):
         compare_gradients(config, "ce", windows=8)
     assert probe(config, windows=2)["random"].means[0] > 1
+    page = Path(write_report(config)).read_text()
+    assert f"{has_loss.sum():,} of {has_loss.numel():,} tokens, which have a loss" in page
+    assert f"{inspect(config.cache_uri('default'))['loss_tokens']:,} with a loss" in page
+
+
+def test_what_is_estimated_scales_with_the_tokens_that_have_a_loss(make_config: MakeConfig):
+    config = make_config()
+    before = estimate(config, tokens=10_000)
+    assert before["corpus"]["loss_tokens"] == 10_000
+    pack_corpus(config)
+    share = PackedCorpus.open(config.corpus_uri("train")).manifest.shares["loss_share"]
+    after = estimate(config, tokens=10_000)
+    assert after["corpus"]["loss_tokens"] == round(10_000 * share)
+    for name, cache in after["caches"].items():
+        targets = before["caches"][name]["bytes_per_token"] - BYTES_PER_POSITION
+        assert cache["bytes_per_token"] == pytest.approx(BYTES_PER_POSITION + share * targets)
+    head = 400 * 32
+    slower, faster = (plan["teacher"]["tokens_per_s"] for plan in (before, after))
+    parameters = num_parameters(config.teacher.model)
+    assert faster / slower == pytest.approx(parameters / (parameters - (1 - share) * head))

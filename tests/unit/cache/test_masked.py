@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from made_caches import ROUNDS, SEQ_LEN, make_corpus, make_head, make_part, write_cache
 
 from rskd import records
+from rskd.cache.codec import PartData
 from rskd.cache.inspection import inspect
 from rskd.cache.manifest import CacheManifest, check_same_head, head_identity, newest_manifest
 from rskd.cache.misaligned import misaligned_copy
@@ -78,8 +80,8 @@ def test_a_cache_of_text_says_nothing_of_masks(cache):
     assert "masked" not in manifest.corpus
     assert "loss_tokens" not in manifest.totals
     assert all("loss_tokens" not in part.to_dict() for part in manifest.parts)
-    assert manifest.loss_tokens == manifest.totals["tokens"] == inspect(cache.uri)["loss_tokens"]
-    assert "bytes_per_loss_token" not in inspect(cache.uri)
+    assert manifest.loss_tokens == manifest.totals["tokens"]
+    assert not {"masked", "loss_tokens", "bytes_per_loss_token"} & inspect(cache.uri).keys()
 
 
 def test_a_cache_of_text_and_one_of_conversations_are_no_one_cache(tmp_path):
@@ -128,3 +130,29 @@ def test_conversations_have_no_misaligned_copy(tmp_path):
     write_masked(str(tmp_path / "cache"))
     with pytest.raises(ConfigError, match="has conversations"):
         misaligned_copy(str(tmp_path / "cache"), str(tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("layout", ["plain", "compact"])
+def test_a_masked_cache_costs_what_its_tokens_with_a_loss_cost(tmp_path, layout):
+    """At most 1.05 times their share of the targets of an unmasked one: the mask itself is no column."""
+    rng, rows, seq_len, most = np.random.default_rng(0), 16, 512, 12
+    turns = np.tile(np.repeat([False, True], 2), 64)  # 128 questions and answers, of lengths that differ
+    mask = np.repeat(turns, rng.multinomial(rows * seq_len, np.full(256, 1 / 256))).reshape(rows, seq_len)
+    counts = rng.multinomial(ROUNDS, rng.dirichlet(np.full(most, 0.3), (rows, seq_len)))
+    order = rng.permuted(np.tile(np.arange(most), (rows, seq_len, 1)), axis=2)
+    ids = (rng.integers(0, 20, (rows, seq_len, 1)) + 20 * order) % 300
+    data = PartData(np.arange(rows), np.zeros((rows, seq_len + 1), np.int32), ids.astype(np.int32), counts, {})
+    data = replace(data, statistics={"label_logprob": -rng.exponential(2, (rows, seq_len)).astype(np.float32)})
+    kept = {"label_logprob": data.statistics["label_logprob"] * mask}
+    less = replace(data, values=counts * mask[..., None], statistics=kept)
+    compact = {"sampling__layout": "compact", "tokenizer__most_frequent": [7, 3]} if layout == "compact" else {}
+    sizes = []
+    for name, part, changes in (("text", data, {}), ("chat", less, {"corpus__masked": True})):
+        head = make_head(corpus__seq_len=seq_len, corpus__rows_per_group=rows, **changes, **compact)
+        record = CacheWriter(str(tmp_path / name), manifest_head=head).commit_part(0, part, corpus_sha256="c" * 64)
+        group = pq.ParquetFile(tmp_path / name / record.file).metadata.row_group(0)
+        columns = {group.column(i).path_in_schema.split(".")[0]: group.column(i) for i in range(group.num_columns)}
+        targets = columns.keys() - {"row_id", "input_ids", "window_hash"}
+        sizes.append(sum(columns[column].total_compressed_size for column in targets))
+    assert 0.4 < mask.mean() < 0.6
+    assert sizes[1] <= 1.05 * mask.mean() * sizes[0]
