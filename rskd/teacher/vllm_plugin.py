@@ -217,6 +217,8 @@ class SamplingPooler(Pooler):
         labels = torch.cat([piece.labels() for piece in pieces]).to(hidden.device) if wants_labels else None
         keys = torch.cat([piece.keys() for piece in pieces]).to(hidden.device)
         packed = hidden.new_zeros((len(hidden), width(order)), dtype=torch.int32)
+        if not wanted.any():
+            return packed
         try:
             rows = sample_rows(
                 hidden[wanted],
