@@ -94,7 +94,7 @@ def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
 
 def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
     """Check the config and the paths it names, then the corpus."""
-    list_files(located(config.corpus.source))
+    list_files(located(config.corpus.source), chat=config.corpus.kind == "chat")
     Store(config.storage.root).check_writable()
     inputs = Inputs(config)
     tensor_files(inputs.teacher_dir, f"teacher {config.teacher.model}")  # whole, before any worker starts

@@ -20,6 +20,7 @@ from rskd.cache.verify import verify
 from rskd.cache.writer import CacheWriter
 from rskd.config import DistillConfig, validate_config
 from rskd.corpus.packed_corpus import PackedCorpus
+from rskd.dashboard.evaluation import read_evaluation
 from rskd.errors import CacheMismatchError, ConfigError
 from rskd.estimate import BYTES_PER_POSITION, estimate, num_parameters, probe
 from rskd.evaluation.audit import audit_cache
@@ -32,8 +33,10 @@ from rskd.jobs.report import write_report
 from rskd.jobs.train import train_student
 from rskd.lineage.corpus import open_corpus
 from rskd.lineage.inputs import Inputs
+from rskd.lineage.status import status
 from rskd.models.causal_lm import hidden_states, output_head
 from rskd.rng import permutation, position_keys
+from rskd.storage import Store
 from rskd.teacher.hidden_to_targets import Order
 from rskd.teacher.sampling import Sampling
 from rskd.teacher.transformers_teacher import TransformersTeacher
@@ -226,6 +229,9 @@ def test_a_student_is_evaluated_where_there_is_a_loss(make_config: MakeConfig):
     page = Path(write_report(config)).read_text()
     assert f"{has_loss.sum():,} of {has_loss.numel():,} tokens, which have a loss" in page
     assert f"{inspect(config.cache_uri('default'))['loss_tokens']:,} with a loss" in page
+    assert {one.state for one in status(config)} == {"done"}
+    shown = read_evaluation(Store(config.home))["models"]["ce"]["windows"]
+    assert shown["tokens"] == has_loss.sum(1).tolist()
 
 
 def test_what_is_estimated_scales_with_the_tokens_that_have_a_loss(make_config: MakeConfig):
