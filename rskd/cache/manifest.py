@@ -297,7 +297,8 @@ def check_same_head(stored: Head, wanted: Head, uri: str) -> None:
         changed = Difference("teacher.model", stored["teacher"]["model"], now)
     if changed.key == "corpus.masked":
         changed = Difference("corpus.kind", *("chat" if masked else "text" for masked in changed[1:]))
-    undo = f"set {changed.key}={changed.made}" if changed.key.startswith("corpus.") else "undo the change"
+    is_value = changed.key.startswith("corpus.") and not str(changed.made).startswith(("None", "sha256:"))
+    undo = f"set {changed.key}={changed.made}" if is_value else "undo the change"
     raise CacheMismatchError(
         f"cache {uri} was made with {changed}: {undo}, or choose another name for the run or the sampling and run rskd "
         "cache"

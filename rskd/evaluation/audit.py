@@ -371,7 +371,7 @@ def mean_and_error(values: Tensor, counted: Tensor | None = None) -> tuple[float
     errors = [float(chosen.std()) / math.sqrt(len(chosen))] if len(chosen) > 1 else [math.inf]
     means = (values * counted).sum(1) / tokens.clamp(min=1)
     mean, over_windows = mean_over_tokens(means.numpy(), tokens.numpy())
-    return float(mean), max([*errors, *([] if over_windows is None else [float(over_windows)])])
+    return float(mean), max(*errors, 0.0 if over_windows is None else float(over_windows))
 
 
 def _z(values: Tensor, counted: Tensor) -> float:

@@ -5,8 +5,8 @@
 
 Losses are summed over tokens and scaled by world_size / global number of tokens, since DDP averages gradients: the
 step does not depend on the number of workers or the size of a micro-batch. Where some positions have no loss, tokens
-are those that have one, and head and loss run on these alone. The model runs without dropout (paper,
-Table 14), so a step uses no random state and (weights, moments, step) are all that a checkpoint needs.
+are those that have one, and head and loss run on these alone. The model runs without dropout (paper, Table 14), so a
+step uses no random state and (weights, moments, step) are all that a checkpoint needs.
 
 Shapes: B windows of this rank, T positions, N = B·T tokens, D hidden, V vocabulary, K unique tokens; n positions with
 a loss.

@@ -82,7 +82,8 @@ class TransformersTeacher:
         `end_of_text_id` isolates documents. With `places` int64 [n], ascending and counted in B·T, those n rows: the
         output head and the samplers run there alone.
         """
-        input_ids, labels = input_ids.to(self.device), input_ids[:, 1:].to(self.device)
+        input_ids = input_ids.to(self.device)
+        labels = input_ids[:, 1:]
         if places is not None:
             keys, places = keys.flatten()[places], places.to(self.device)
             labels = labels.flatten()[places]

@@ -212,24 +212,26 @@ class SamplingPooler(Pooler):
 
     def _sample_rows(self, hidden: Tensor, pieces: list[_Scheduled], order: Order) -> Tensor:
         """Packed rows; those that are not wanted are 0."""
-        wanted = torch.cat([piece.wanted() for piece in pieces]).to(hidden.device)
+        places: slice | Tensor = slice(None)
+        if any(piece.request.loss_mask for piece in pieces):
+            places = torch.cat([piece.wanted() for piece in pieces]).nonzero()[:, 0].to(hidden.device)
         wants_labels = "label_logprob" in order.statistics
         labels = torch.cat([piece.labels() for piece in pieces]).to(hidden.device) if wants_labels else None
         keys = torch.cat([piece.keys() for piece in pieces]).to(hidden.device)
         packed = hidden.new_zeros((len(hidden), width(order)), dtype=torch.int32)
-        if not wanted.any():
+        if isinstance(places, Tensor) and not len(places):
             return packed
         try:
             rows = sample_rows(
-                hidden[wanted],
+                hidden[places],
                 self._head,
                 order.samplings,
-                keys[wanted],
+                keys[places],
                 vocab_size=order.vocab_size,
-                labels=None if labels is None else labels[wanted],
+                labels=None if labels is None else labels[places],
                 statistics=order.statistics,
             )
         except ValueError:  # options are checked before a request is sent: only logits are left
             return packed.fill_(NOT_FINITE)
-        packed[wanted] = pack(rows, order)
+        packed[places] = pack(rows, order)
         return packed

@@ -126,6 +126,7 @@ def test_a_cache_grows_with_its_conversations_and_knows_its_mask(make_config: Ma
         cache_logits(other)
 
 
+@pytest.mark.e2e
 def test_a_student_learns_the_answers_and_stops_after_them(make_config: MakeConfig, chat_teacher_dir: Path):
     students = {
         "ce": {"objective": {"kind": "ce"}},
@@ -198,6 +199,7 @@ def _permuted(rows: CacheRows) -> PartData:
     return _part(rows, np.where(counts > 0, (rows.targets.ids.numpy() + 7) % 384, 0), counts)
 
 
+@pytest.mark.e2e
 def test_a_student_is_evaluated_where_there_is_a_loss(make_config: MakeConfig):
     """From packing to the report, with the figures that one computes from the model and the held-out windows."""
     students = {"ce": {"objective": {"kind": "ce"}}, "rskd": {"objective": {"ce_weight": 0.1}}}
