@@ -240,9 +240,13 @@ def inspect(
     uri: UriArgument,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the histograms, too.")] = None,
 ) -> Outcome:
-    """Say what a cache holds, how large it is, and how far an unfinished one has come."""
+    """Say what a cache or a packed corpus holds, how large it is, and how far an unfinished cache has come."""
     from rskd.cache.inspection import inspect as inspect_cache
+    from rskd.corpus.inspection import inspect_corpus, is_corpus
 
+    if html is None and is_corpus(uri):
+        found = inspect_corpus(uri)
+        return Outcome(found, f"corpus {uri}", _flat(found))
     found = inspect_cache(uri)
     if html is not None:
         from rskd.pages.report import write_cache_page

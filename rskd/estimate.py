@@ -18,12 +18,12 @@ from torch import Tensor
 from rskd import records, tracking
 from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig, SamplingConfig, TeacherConfig
-from rskd.corpus.packed_corpus import PackedCorpus
+from rskd.corpus.packed_corpus import MANIFEST_FILE, PackedCorpus
 from rskd.costs import COSTS, Reserved
 from rskd.evaluation.unique_tokens import PowerLaw, UniqueTokens, rounds_against_unique_tokens
 from rskd.lineage.corpus import open_corpus
 from rskd.lineage.inputs import Inputs, inputs_first
-from rskd.models.load import num_parameters
+from rskd.models.load import num_head_parameters, num_parameters
 from rskd.pages.figures import unique_tokens_by_rounds
 from rskd.pages.parts import definitions, figure_html, html_page, section
 from rskd.progress import progress_bar
@@ -50,9 +50,13 @@ _SPEED_DEPENDS_ON = {"micro_batch", "precision", "workers", "gpus_per_worker", "
 def estimate(config: DistillConfig, *, tokens: int | None = None) -> dict[str, Any]:
     """Costs of distilling `tokens` training tokens (those of the packed corpus by default).
 
-    Returns corpus {tokens, windows, parts}, teacher {tokens_per_s, source, and COSTS}, caches {<name>: bytes,
-    bytes_per_token, unique_per_token, source}, students {<name>: tokens, epochs, tokens_per_s, source, and COSTS}, and
-    `break_even` (see there); the speed of a student that was not trained yet, and its costs, are unknown: None.
+    Of conversations, storage and the teacher's output head scale with the share of tokens that have a loss in the
+    packed corpus; before there is one, all count.
+
+    Returns corpus {tokens, windows, parts; loss_tokens of conversations}, teacher {tokens_per_s, source, and COSTS},
+    caches {<name>: bytes, bytes_per_token, unique_per_token, source}, students {<name>: tokens, epochs, tokens_per_s,
+    source, and COSTS}, and `break_even` (see there); the speed of a student that was not trained yet, and its costs,
+    are unknown: None.
 
     Raises ConfigError for a teacher that does not exist, MissingOutputError without `tokens` and a packed corpus.
     """
@@ -63,18 +67,20 @@ def estimate(config: DistillConfig, *, tokens: int | None = None) -> dict[str, A
             tokens = open_corpus(inputs, "train").num_rows * seq_len
     windows = math.ceil(tokens / seq_len)
     measured = tracking.measured_speed(config, "cache", None, {"teacher": config.teacher.model_dump(mode="json")})
-    speed = measured or teacher_tokens_per_s(
-        config.teacher, num_parameters(inputs.teacher_dir, trust_remote_code=config.teacher.trust_remote_code)
-    )
+    loss_share = _loss_share(inputs)
+    speed = measured or teacher_tokens_per_s(config.teacher, _parameters_per_token(inputs, loss_share))
     teacher = {
         "tokens_per_s": speed,
         **_costs(config, _by_teacher(config), tokens / speed),
         "source": _source(measured),
     }
     laws = _probed_laws(config)
-    caches = {name: _cache(config, name, sampling, laws) for name, sampling in config.cache_samplings.items()}
+    samplings = config.cache_samplings.items()
+    caches = {name: _cache(config, name, sampling, laws, loss_share) for name, sampling in samplings}
+    of_chat = {"loss_tokens": round(tokens * loss_share)} if config.corpus.kind == "chat" else {}
+    parts = math.ceil(windows / config.corpus.windows_per_part)
     return {
-        "corpus": {"tokens": tokens, "windows": windows, "parts": math.ceil(windows / config.corpus.windows_per_part)},
+        "corpus": {"tokens": tokens, "windows": windows, "parts": parts, **of_chat},
         "teacher": teacher,
         "caches": {name: cache | {"bytes": round(tokens * cache["bytes_per_token"])} for name, cache in caches.items()},
         "students": {name: _student(config, name, tokens) for name in config.student_specs},
@@ -122,7 +128,8 @@ def probe(config: DistillConfig, *, windows: int) -> dict[str, UniqueTokens]:
     )
     num_windows = min(windows, corpus.num_rows)
     found = rounds_against_unique_tokens(_window_logits(teacher, corpus, num_windows))
-    facts = provenance() | {"positions": str(num_windows * corpus.seq_len)}
+    has_loss = corpus.read_rows(np.arange(num_windows)).has_loss
+    facts = provenance() | {"positions": str(num_windows * corpus.seq_len if has_loss is None else has_loss.sum())}
     methods = {name: unique.to_dict() for name, unique in found.items()}
     home = Store(config.home)
     records.write(home, f"{PROBE}.json", {"of": _probe_inputs(config), "methods": methods, "provenance": facts})
@@ -135,25 +142,47 @@ def probe(config: DistillConfig, *, windows: int) -> dict[str, UniqueTokens]:
     return found
 
 
-def teacher_tokens_per_s(config: TeacherConfig, num_parameters: int) -> float:
+def teacher_tokens_per_s(config: TeacherConfig, num_parameters: float) -> float:
     """Tokens per second of all teacher workers, at 2 floating-point operations for each parameter and token."""
     device_flops = config.gpus_per_worker * GPU_FLOPS or config.threads_per_worker * CPU_THREAD_FLOPS
     return config.workers * device_flops / (2 * num_parameters)
 
 
-def predicted_costs(sampling: SamplingConfig, laws: Mapping[str, PowerLaw]) -> tuple[float, float]:
-    """Unique tokens and bytes for each position of a cache that does not exist yet.
+def predicted_costs(
+    sampling: SamplingConfig, laws: Mapping[str, PowerLaw], loss_share: float = 1.0
+) -> tuple[float, float]:
+    """Unique tokens and bytes for each position of a cache that does not exist yet, where that share has a loss.
 
     At most, for top_p and for random sampling at another temperature than 1, whose law nobody fitted.
     """
-    fixed = BYTES_PER_POSITION + sum(STATISTICS[name].bytes_per_position for name in sampling.statistics)
+    unique, bytes_per_entry = _predicted_entries(sampling, laws)
+    statistics = sum(STATISTICS[name].bytes_per_position for name in sampling.statistics)
+    return loss_share * unique, loss_share * (unique * bytes_per_entry + statistics) + BYTES_PER_POSITION
+
+
+def _predicted_entries(sampling: SamplingConfig, laws: Mapping[str, PowerLaw]) -> tuple[float, float]:
+    """Unique tokens where there is a loss, and the bytes of each."""
     if sampling.method in ("top_k", "top_p"):
         assert sampling.k is not None  # SamplingConfig checks it
-        return float(sampling.k), sampling.k * BYTES_PER_PROBABILITY + fixed
+        return float(sampling.k), BYTES_PER_PROBABILITY
     if sampling.temperature != 1:
-        return float(sampling.num_samples), sampling.num_samples * BYTES_PER_WEIGHT + fixed
-    unique = laws[sampling.method].unique_tokens(sampling.num_samples)
-    return unique, unique * BYTES_PER_COUNT[sampling.layout] + fixed
+        return float(sampling.num_samples), BYTES_PER_WEIGHT
+    return laws[sampling.method].unique_tokens(sampling.num_samples), BYTES_PER_COUNT[sampling.layout]
+
+
+def _loss_share(inputs: Inputs) -> float:
+    """Of positions; 1 for texts, and for conversations that are not packed yet."""
+    config = inputs.config
+    if config.corpus.kind != "chat" or not Store(config.corpus_uri("train")).exists(MANIFEST_FILE):
+        return 1.0
+    return open_corpus(inputs, "train").manifest.shares["loss_share"]
+
+
+def _parameters_per_token(inputs: Inputs, loss_share: float) -> float:
+    """Of the teacher, with those of its output head as often as it runs."""
+    options = {"trust_remote_code": inputs.config.teacher.trust_remote_code}
+    total = num_parameters(inputs.teacher_dir, **options)
+    return total if loss_share == 1 else total - (1 - loss_share) * num_head_parameters(inputs.teacher_dir, **options)
 
 
 def _probe_inputs(config: DistillConfig) -> dict[str, Any]:
@@ -165,14 +194,17 @@ def _probe_inputs(config: DistillConfig) -> dict[str, Any]:
 
 
 def _window_logits(teacher: TransformersTeacher, corpus: PackedCorpus, num_windows: int) -> Iterator[Tensor]:
-    """Logits [1, T, V] of one window at a time."""
+    """Logits [1, T, V] of one window at a time, where it has a loss."""
     manifest = corpus.manifest
     end_of_text_id = manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None
     with progress_bar("probe windows", num_windows) as advance:
         for row in range(num_windows):
-            input_ids = torch.from_numpy(corpus.read_rows(np.array([row])).input_ids).long()
+            windows = corpus.read_rows(np.array([row]))
+            inputs = torch.from_numpy(windows.input_ids[:, :-1]).long()
+            places = None if windows.has_loss is None else torch.from_numpy(np.flatnonzero(windows.has_loss))
             vocab_size = manifest.tokenizer["vocab_size"]
-            yield teacher.logits(input_ids[:, :-1], vocab_size=vocab_size, end_of_text_id=end_of_text_id)
+            logits = teacher.logits(inputs, places, vocab_size=vocab_size, end_of_text_id=end_of_text_id)
+            yield logits if places is None else logits[None]
             advance(1)
 
 
@@ -185,14 +217,18 @@ def _probed_laws(config: DistillConfig) -> dict[str, PowerLaw] | None:
 
 
 def _cache(
-    config: DistillConfig, name: str, sampling: SamplingConfig, laws: Mapping[str, PowerLaw] | None
+    config: DistillConfig,
+    name: str,
+    sampling: SamplingConfig,
+    laws: Mapping[str, PowerLaw] | None,
+    loss_share: float,
 ) -> dict[str, Any]:
     uri = config.cache_uri(name)
     found = inspect(uri) if Store(uri).exists("manifest.json") else None
     wanted = sampling.model_dump(mode="json")
     if found and (found["sampling"], found["teacher"]["model"]) == (wanted, config.teacher.model):
         return {key: found[key] for key in ("unique_per_token", "bytes_per_token")} | {"source": "measured"}
-    unique, num_bytes = predicted_costs(sampling, laws or UNIQUE_TOKENS)
+    unique, num_bytes = predicted_costs(sampling, laws or UNIQUE_TOKENS, loss_share)
     fitted = laws is not None and sampling.method in laws and sampling.temperature == 1
     return {"unique_per_token": unique, "bytes_per_token": num_bytes, "source": "fitted" if fitted else "default"}
 

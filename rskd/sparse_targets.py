@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+IGNORE_INDEX = -100  # the label of a position that has no loss, as in PyTorch
+
 
 @dataclass(frozen=True)
 class SparseTargets:
@@ -24,6 +26,10 @@ class SparseTargets:
     def __post_init__(self) -> None:
         if self.ids.shape != self.weights.shape:
             raise ValueError(f"ids {tuple(self.ids.shape)} and weights {tuple(self.weights.shape)} differ in shape")
+
+    def __getitem__(self, places: slice | Tensor) -> SparseTargets:
+        """Those at some places of the first dimension."""
+        return SparseTargets(self.ids[places], self.weights[places])
 
     def to_dense(self, vocab_size: int) -> Tensor:
         """Weights as a dense [..., V] tensor; weights of repeated ids add up (`scatter_add`)."""

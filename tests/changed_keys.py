@@ -41,6 +41,14 @@ class Case:
 CASES: dict[str, Case] = {
     "name": Case("other", "arrr", named="run rskd"),
     "storage.root": Case("{root}/elsewhere", "arrr", named="run rskd"),
+    "corpus.kind": Case(
+        "chat",
+        "rrrr",
+        {
+            "corpus.chat_template": "{{% for message in messages %}}{{{{ message.content }}}}{{% endfor %}}",
+            "corpus.isolate_documents": False,
+        },
+    ),
     "corpus.source.kind": Case("text", "rrrr", {"corpus.source.field": "text"}),
     "corpus.source.uri": Case("{root}/other.jsonl", "rrrr"),
     "corpus.source.field": Case("also", "rrrr"),
@@ -52,6 +60,8 @@ CASES: dict[str, Case] = {
     "corpus.eval_windows": Case(10_000, "r---"),
     "corpus.max_windows": Case(10, "rrrr"),
     "corpus.isolate_documents": Case(True, "rrrr"),
+    "corpus.chat_template": Case("{root}/template", None, named="chat_template"),
+    "corpus.loss_on": Case("all", None, named="loss_on"),
     "corpus.bos": Case("window", "rrrr"),
     "corpus.windows_per_part": Case(7, "rrrr"),
     "teacher.engine": Case("vllm", None),

@@ -73,5 +73,5 @@ def grouped(histogram: Histogram, most: int) -> Histogram:
 def _sum(lists: list[list[int]]) -> list[int]:
     total = np.zeros(max(map(len, lists)), np.int64)
     for counts in lists:
-        total[: len(counts)] += counts
+        total[: len(counts)] += np.asarray(counts, np.int64)  # one may be empty
     return total.tolist()

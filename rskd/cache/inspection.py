@@ -12,8 +12,9 @@ from rskd.storage import Store
 def inspect(uri: str) -> dict[str, Any]:
     """What a cache holds and how large it is; of an unfinished one, how far it has come.
 
-    `bytes` counts all files under the URI; the two ratios are None while there is no token. `teacher_lm_loss` is the
-    teacher's mean loss on the labels, nats/token; None for a part made before it was measured. `histograms` (see
+    `bytes` counts all files under the URI; ratios are None while there is no token. A masked cache also has
+    `loss_tokens`, the positions that have a loss, and the two ratios to them. `teacher_lm_loss` is the teacher's mean
+    loss on the labels (that have a loss), nats/token; None for a part made before it was measured. `histograms` (see
     `rskd.cache.histogram`) has num_unique and the statistics that are in the cache. Raises MissingOutputError if there
     is no cache, CorruptPartError for a changed manifest or record.
     """
@@ -21,7 +22,13 @@ def inspect(uri: str) -> dict[str, Any]:
     newest = newest_manifest(store)
     manifest = newest or committed_so_far(store)
     totals = manifest.totals
-    size = sum(store.sizes(recursive=True).values())
+    size, loss_tokens = sum(store.sizes(recursive=True).values()), manifest.loss_tokens
+    of_masked = {
+        "masked": True,
+        "loss_tokens": loss_tokens,
+        "bytes_per_loss_token": size / loss_tokens if loss_tokens else None,
+        "unique_per_loss_token": totals["samples"] / loss_tokens if loss_tokens else None,
+    }
     return {
         "complete": newest is not None,
         "generation": manifest.generation if newest else None,
@@ -33,6 +40,7 @@ def inspect(uri: str) -> dict[str, Any]:
         "bytes": size,
         "bytes_per_token": size / totals["tokens"] if totals["tokens"] else None,
         "unique_per_token": totals["samples"] / totals["tokens"] if totals["tokens"] else None,
+        **(of_masked if manifest.masked else {}),
         "teacher_lm_loss": manifest.teacher_lm_loss,
         "seq_len": manifest.corpus["seq_len"],
         "bos": manifest.corpus.get("bos", "none"),

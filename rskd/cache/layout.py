@@ -40,6 +40,7 @@ class Layout:
     rounds: int  # a weight is value / rounds
     statistics: tuple[StatisticName, ...]
     ranked: np.ndarray | None = None  # ids int32 [V] by rank, where gaps between ranks are stored
+    masked: bool = False  # whether positions without entries have no loss; else all have entries
 
     @property
     def counts(self) -> bool:
@@ -48,8 +49,8 @@ class Layout:
 
     @classmethod
     def of(cls, head: Mapping[str, Any]) -> Layout:
-        """Layout for the `sampling` and `tokenizer` of a head."""
-        sampling = head["sampling"]
+        """Layout for the `sampling` and `tokenizer` of a head, and whether its `corpus` is masked."""
+        sampling, masked = head["sampling"], head.get("corpus", {}).get("masked", False)
         method, rounds = sampling["method"], sampling["num_samples"]
         statistics = tuple(sampling["statistics"])
         if method in ("top_k", "top_p"):
@@ -60,8 +61,9 @@ class Layout:
             column, value_type, most = "counts", _unsigned(rounds), rounds
         if sampling.get("layout") == "compact":
             ranked = ranked_ids(head["tokenizer"]["most_frequent"], head["tokenizer"]["vocab_size"])
-            return cls(_COMPACT, value_type, _unsigned(most), rounds, statistics, ranked)
-        return cls((Entries("num_unique", "token_ids", column),), value_type, _unsigned(most), rounds, statistics)
+            return cls(_COMPACT, value_type, _unsigned(most), rounds, statistics, ranked, masked)
+        plain = (Entries("num_unique", "token_ids", column),)
+        return cls(plain, value_type, _unsigned(most), rounds, statistics, masked=masked)
 
 
 def most_frequent(input_ids: np.ndarray) -> list[int]:

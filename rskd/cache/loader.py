@@ -24,19 +24,21 @@ from torch.utils.data import IterableDataset, get_worker_info
 from rskd.cache.rows import CacheRows, RowGroup
 from rskd.errors import ConfigError
 from rskd.rng import permutation
-from rskd.sparse_targets import SparseTargets
+from rskd.sparse_targets import IGNORE_INDEX, SparseTargets
 
 BLOCK_GROUPS = 16  # groups whose rows are mixed: what a rank holds in memory, twice at the step between two blocks
 PREFETCH = 4  # batches made ahead
 
 
 class Windows(Protocol):
-    """Rows of a packed corpus: int64 [R] and int32 [R, S+1]."""
+    """Rows of a packed corpus: int64 [R], int32 [R, S+1], and bool [R, S], None where all positions have a loss."""
 
     @property
     def row_ids(self) -> np.ndarray: ...
     @property
     def input_ids(self) -> np.ndarray: ...
+    @property
+    def has_loss(self) -> np.ndarray | None: ...
 
 
 class WindowSource(Protocol):
@@ -59,9 +61,10 @@ class CacheBatch:
     epoch: int
     row_ids: Tensor  # int64 [b]
     input_ids: Tensor  # int64 [b, S]
-    labels: Tensor  # int64 [b, S]: the token after each position
+    labels: Tensor  # int64 [b, S]: the token after each position; IGNORE_INDEX where there is no loss
     targets: SparseTargets | None  # [b, S, K]; None where the source is a corpus
     statistics: dict[str, Tensor]  # each [b, S]
+    masked: bool = False  # whether there may be positions without a loss
 
     def pin_memory(self) -> CacheBatch:
         """The same batch in page-locked memory, from which a GPU copies while it computes."""
@@ -179,6 +182,9 @@ class CacheLoader(IterableDataset[CacheBatch]):
             self._order = epoch, EpochOrder(self._group_rows, seed=self._seed, epoch=epoch)
         start, stop = (step_in_epoch * self._global_batch + edge for edge in self._slice)
         rows = self._gather(*self._order[1].rows(start, stop))
+        labels = rows.input_ids[:, 1:]
+        if rows.loss_mask is not None:
+            labels = labels.masked_fill(~rows.loss_mask, IGNORE_INDEX)
         later = self._order[1].block_groups(stop - 1).tolist()
         self._groups = {group: self._groups[group] for group in later if group in self._groups}
         batch = CacheBatch(
@@ -186,9 +192,10 @@ class CacheLoader(IterableDataset[CacheBatch]):
             epoch=epoch,
             row_ids=rows.row_ids,
             input_ids=rows.input_ids[:, :-1],
-            labels=rows.input_ids[:, 1:],
+            labels=labels,
             targets=rows.targets,
             statistics=rows.statistics,
+            masked=rows.loss_mask is not None,
         )
         return batch.pin_memory() if self._pin_memory else batch
 
@@ -202,6 +209,7 @@ class CacheLoader(IterableDataset[CacheBatch]):
     def _keep(self, groups: np.ndarray, found: list[RowGroup] | Windows) -> None:
         if not isinstance(found, list):
             edges = np.cumsum(self._group_rows[groups, 1])[:-1]
-            pieces = zip(np.split(found.row_ids, edges), np.split(found.input_ids, edges))
-            found = [RowGroup(row_ids, input_ids) for row_ids, input_ids in pieces]
+            columns = (found.row_ids, found.input_ids, found.has_loss)
+            pieces = zip(*([None] * len(groups) if column is None else np.split(column, edges) for column in columns))
+            found = [RowGroup(row_ids, input_ids, loss_mask=has_loss) for row_ids, input_ids, has_loss in pieces]
         self._groups.update(zip(groups.tolist(), found))

@@ -71,6 +71,7 @@ class PartRecord(NamedTuple):
     corpus_sha256: str  # of the part of the corpus that it was made from
     record_sha256: str  # of the commit record
     teacher_loss: float | None = None  # sum of -log p(label) over the positions, nats; older parts have none
+    loss_tokens: int | None = None  # positions that have a loss, so entries; None: all have
 
     def to_dict(self) -> dict[str, Any]:
         """As it is sealed: what is unknown is left out, so that older records stay as they are."""
@@ -110,7 +111,7 @@ class CacheManifest:
     corpus: dict[str, Any]
     parts: tuple[PartRecord, ...]
     histograms: dict[str, Histogram]
-    totals: dict[str, Any]  # rows, tokens, samples, bytes (of the part files), teacher_lm_loss
+    totals: dict[str, Any]  # rows, tokens, samples, bytes (of the part files), teacher_lm_loss; loss_tokens if masked
 
     def to_dict(self) -> dict[str, Any]:
         """As it is sealed."""
@@ -123,8 +124,18 @@ class CacheManifest:
 
     @property
     def teacher_lm_loss(self) -> float | None:
-        """The teacher's mean -log p(label), nats/token; None if a part was made before it was measured."""
+        """The teacher's mean -log p(label), nats/token with a loss; None if a part was made before it was measured."""
         return self.totals.get("teacher_lm_loss")
+
+    @property
+    def masked(self) -> bool:
+        """Whether some positions have no loss, and so no entries."""
+        return self.corpus.get("masked", False)
+
+    @property
+    def loss_tokens(self) -> int:
+        """Positions that have a loss: all of them unless the cache is masked."""
+        return self.totals.get("loss_tokens", self.totals["tokens"])
 
     @property
     def head(self) -> Head:
@@ -145,9 +156,11 @@ def fold(
     totals: dict[str, Any] = {
         key: sum(getattr(part, key) for part in in_order) for key in ("rows", "tokens", "samples", "bytes")
     }
+    if head["corpus"].get("masked"):
+        totals["loss_tokens"] = sum(part.loss_tokens or 0 for part in in_order)
     losses = [part.teacher_loss for part in in_order if part.teacher_loss is not None]
     if in_order and len(losses) == len(in_order):
-        totals["teacher_lm_loss"] = math.fsum(losses) / totals["tokens"]
+        totals["teacher_lm_loss"] = math.fsum(losses) / max(1, totals.get("loss_tokens", totals["tokens"]))
     return CacheManifest(
         format_version=FORMAT_VERSION,
         generation=generation,
@@ -282,7 +295,10 @@ def check_same_head(stored: Head, wanted: Head, uri: str) -> None:
     if changed.key == "teacher.fingerprint":
         now = f"{wanted['teacher']['model']} (as it is now)"
         changed = Difference("teacher.model", stored["teacher"]["model"], now)
-    undo = f"set {changed.key}={changed.made}" if changed.key.startswith("corpus.") else "undo the change"
+    if changed.key == "corpus.masked":
+        changed = Difference("corpus.kind", *("chat" if masked else "text" for masked in changed[1:]))
+    is_value = changed.key.startswith("corpus.") and not str(changed.made).startswith(("None", "sha256:"))
+    undo = f"set {changed.key}={changed.made}" if is_value else "undo the change"
     raise CacheMismatchError(
         f"cache {uri} was made with {changed}: {undo}, or choose another name for the run or the sampling and run rskd "
         "cache"

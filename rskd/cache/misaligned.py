@@ -50,6 +50,7 @@ def misaligned_copy(uri: str, out: str, *, seed: int = 0, corpus: str | None = N
     """
     store, manifest = Store(uri), LogitCache.open(uri).manifest
     head, parts = manifest.head, [_CorpusPart(p.index, p.first_row, p.rows, p.corpus_sha256) for p in manifest.parts]
+    _refuse_conversations(f"cache {uri}", conversations=manifest.masked)
     _refuse_bos_of_windows(manifest.corpus.get("bos"), f"cache {uri}")
     original = None if corpus is None else PackedCorpus.open(corpus)
     if original is not None:
@@ -81,6 +82,7 @@ def reordered_corpus(uri: str, out: str, *, seed: int = 0) -> CorpusManifest:
     corpus, store = PackedCorpus.open(uri), Store(out)
     manifest, parts = corpus.manifest, []
     _refuse_bos_of_windows(manifest.bos, f"corpus {uri}")
+    _refuse_conversations(f"corpus {uri}", conversations=manifest.chat is not None)
     for part in manifest.parts:
         input_ids = corpus.read_part(part.index).input_ids
         documents = _documents(input_ids, manifest.tokenizer["end_of_text_id"], f"part {part.index} of corpus {uri}")
@@ -90,6 +92,12 @@ def reordered_corpus(uri: str, out: str, *, seed: int = 0) -> CorpusManifest:
     reordered = CorpusManifest.of(manifest.head, manifest.groups, parts)
     write_manifest(store, reordered)
     return reordered
+
+
+def _refuse_conversations(name: str, *, conversations: bool) -> None:
+    """They are packed whole and isolated: in any order each has the context that it has alone."""
+    if conversations:
+        raise ConfigError(f"{name} has conversations, which are not joined to a stream: name one of texts")
 
 
 def _refuse_bos_of_windows(bos: str | None, name: str) -> None:

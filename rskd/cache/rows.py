@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from rskd.cache.codec import flat, from_gaps, list_lengths
+from rskd.cache.codec import flat, from_gaps, list_lengths, num_unique
 from rskd.cache.layout import Layout
 from rskd.sparse_targets import SparseTargets
 
@@ -32,6 +32,7 @@ class RowGroup:
     input_ids: np.ndarray  # int32 [R, S+1]
     targets: FlatTargets | None = None  # None: a corpus
     statistics: Mapping[str, np.ndarray] = field(default_factory=dict)  # each [R, S]
+    loss_mask: np.ndarray | None = None  # bool [R, S]: positions that have a loss; None: all
 
     @classmethod
     def of_table(cls, table: pa.Table, layout: Layout) -> RowGroup:
@@ -42,6 +43,7 @@ class RowGroup:
             flat(table, "input_ids").reshape(shape),
             FlatTargets.of_table(table, layout),
             {name: flat(table, name).reshape(shape) for name in layout.statistics},
+            num_unique(table, layout).reshape(shape) > 0 if layout.masked else None,
         )
 
 
@@ -96,6 +98,7 @@ class CacheRows:
     input_ids: Tensor  # int64 [R, S+1]
     targets: SparseTargets | None  # ids int64 and weights float32 [R, S, K]; None: a corpus
     statistics: dict[str, Tensor] = field(default_factory=dict)  # by name, each [R, S]: float32, or int64 for top1
+    loss_mask: Tensor | None = None  # bool [R, S]: positions that have a loss; None: all
 
     @classmethod
     def of(cls, places: Sequence[tuple[RowGroup, int]]) -> CacheRows:
@@ -109,10 +112,16 @@ class CacheRows:
                 name: _stack(lambda group, name=name: group.statistics[name], places, _wide(values.dtype))
                 for name, values in first.statistics.items()
             },
+            None if first.loss_mask is None else _stack(_loss_mask, places, np.bool_),
         )
 
     def __len__(self) -> int:
         return len(self.row_ids)
+
+
+def _loss_mask(group: RowGroup) -> np.ndarray:
+    assert group.loss_mask is not None  # all groups of a source have one, or none
+    return group.loss_mask
 
 
 def _wide(kind: np.dtype) -> type[np.generic]:

@@ -172,16 +172,30 @@ def _inconsistencies(table: pa.Table, part: PartRecord, head: Head) -> Iterator[
         for name in filter(None, (entries.ids, entries.values)):
             if not np.array_equal(list_lengths(table, name), per_row):
                 yield f"has {name} that {entries.lengths} does not count"
-    if num_unique(table, layout).sum() != part.samples:
-        yield "has another number of entries than its record says"
+    yield from _wrongly_masked(table, part, layout)
     for name, ids in (*_ids(table, layout), ("input_ids", flat(table, "input_ids"))):
         if len(ids) and not (ids.min() >= 0 and ids.max() < vocab_size):
             yield f"has {name} outside the vocabulary of {vocab_size}"
-    if layout.counts and not (_sums(table, layout) == layout.rounds).all():
-        yield f"has counts that do not sum to {layout.rounds}"
+    if layout.counts:
+        sums = _sums(table, layout)
+        if not ((sums == layout.rounds) | (sums == 0 if layout.masked else False)).all():
+            yield f"has counts that do not sum to {layout.rounds}"
     windows = flat(table, "input_ids").reshape(part.rows, -1)
     if not np.array_equal(table["window_hash"].to_numpy(), window_hash(windows)):
         yield "has window hashes that are not those of its windows"
+
+
+def _wrongly_masked(table: pa.Table, part: PartRecord, layout: Layout) -> Iterator[str]:
+    """Entries and statistics stand where there is a loss, and nowhere else."""
+    unique = num_unique(table, layout)
+    if unique.sum() != part.samples:
+        yield "has another number of entries than its record says"
+    if not layout.masked and not unique.all():
+        yield "has positions without entries"
+    if layout.masked and np.count_nonzero(unique) != part.loss_tokens:
+        yield "has another number of positions with a loss than its record says"
+    if layout.masked and any(flat(table, name)[unique == 0].any() for name in layout.statistics):
+        yield "has statistics where there is no loss"
 
 
 def _ids(table: pa.Table, layout: Layout) -> Iterator[tuple[str, np.ndarray]]:

@@ -112,8 +112,11 @@ class CacheWriter:
             corpus_sha256=corpus_sha256,
             record_sha256="",
             teacher_loss=teacher_loss,
+            loss_tokens=int(np.count_nonzero(unique)) if self._layout.masked else None,
         )
         values = {"num_unique": unique, **{name: flat(table, name) for name in self._layout.statistics}}
+        if self._layout.masked:
+            values = {name: column[unique > 0] for name, column in values.items()}
         drawn = {name: histogram(name, column) for name, column in values.items()}
         histograms = {name: one for name, one in drawn.items() if one is not None}
         commit = Commit(part, segments_of(encoded, ends), self._identity, histograms)

@@ -106,6 +106,8 @@ class DistillConfig(Section):
                 f"evaluate.speculative.new_tokens={speculative.new_tokens} leaves no prompt of "
                 f"corpus.seq_len={self.corpus.seq_len}: lower it"
             )
+        if speculative is not None and self.corpus.kind == "chat":
+            raise ValueError("evaluate.speculative continues texts, which corpus.kind=chat has not: remove it")
         if not self.ray.enabled:
             self._check_without_ray()
         for name, spec in self.student_specs.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -54,6 +54,11 @@ class SourceConfig(Section):
 
 
 class CorpusConfig(Section):
+    kind: Literal["text", "chat"] = Field(
+        default="text",
+        description="text: documents, every token of which is learned from. chat: conversations (source kind jsonl, "
+        "parquet or hf), by the chat template, with the loss on what the assistant wrote.",
+    )
     source: SourceConfig = Field(description="Where the documents come from.")
     tokenizer: str | None = Field(
         default=None, description="Hub id or directory of the tokenizer; the teacher's by default."
@@ -66,17 +71,44 @@ class CorpusConfig(Section):
     max_windows: int | None = Field(default=None, ge=1, description="Windows to train on, at most; all by default.")
     isolate_documents: bool = Field(
         default=False,
-        description="Mask attention across documents and restart positions at each, for teacher and student.",
+        description="Mask attention across documents and restart positions at each, for teacher and student. Of kind "
+        "chat, whose documents are conversations, it is true by default.",
+    )
+    chat_template: str | None = Field(
+        default=None,
+        description="Chat template, as a Jinja text or the path of a file; the tokenizer's own by default (chat).",
+    )
+    loss_on: Literal["assistant", "last_assistant", "all"] = Field(
+        default="assistant",
+        description="The tokens that are learned from: of all the assistant's turns, of the last one, or all; a turn "
+        "with train: false is left out (chat).",
     )
     bos: Literal["auto", "none", "document", "window"] = Field(
         default="auto",
         description="Where the token that begins a text (BOS) stands. auto: before each document if the teacher's "
         "tokenizer begins a text with it, else nowhere. document: before each document. window: at the first position "
-        "of each window, too.",
+        "of each window, too. Of kind chat the template writes it.",
     )
     windows_per_part: int = Field(
         default=256, ge=1, description="Windows in a part file: the unit of work, retry and resume."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _isolate_conversations(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("kind") == "chat":
+            return {"isolate_documents": True, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind == "text":
+            self._refuse_unused("kind text", set(), ["chat_template", "loss_on"])
+        elif self.source.kind not in ("jsonl", "parquet", "hf"):
+            raise ValueError(f"kind chat reads jsonl, parquet or hf, not source kind {self.source.kind}: change one")
+        elif self.bos not in ("auto", "none"):
+            raise ValueError(f"bos={self.bos} is not used by kind chat, whose template writes the BOS: remove it")
+        return self
 
 
 class TeacherConfig(Section):

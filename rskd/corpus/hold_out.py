@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rskd.corpus.chat_packing import assign
 from rskd.corpus.packing import DocumentCounts, Share, num_windows, share
 from rskd.errors import ConfigError
 
@@ -57,8 +58,30 @@ def split_shares(
     }
 
 
-def choose_hold_out(groups: Sequence[DocumentCounts], *, seq_len: int, eval_windows: int) -> HoldOut:
-    """The rule with the smallest threshold that gives `eval_windows` windows.
+def chat_shares(
+    counts: DocumentCounts, is_copy: np.ndarray, hold_out: HoldOut, seq_len: int, order: np.ndarray
+) -> dict[str, Share]:
+    """The group's share of each split, of conversations in their shuffled `order`; those without a token are skipped.
+
+    What its windows hold, and what is dropped, is counted as they are written (`rskd.corpus.chat_packing.count`).
+    """
+    shares = {}
+    for split, mask in split_masks(counts.hashes, hold_out).items():
+        is_kept = mask & (counts.num_tokens > 0)
+        windows = len(assign(counts.num_tokens[order[mask[order]]], seq_len))
+        tokens, copies = int(counts.num_tokens[mask].sum()), int(is_copy[is_kept].sum())
+        shares[split] = Share(int(is_kept.sum()), copies, tokens, windows, 0)
+    return shares
+
+
+def choose_hold_out(
+    groups: Sequence[DocumentCounts],
+    *,
+    seq_len: int,
+    eval_windows: int,
+    num_windows: Callable[[np.ndarray, int], np.ndarray] = num_windows,
+) -> HoldOut:
+    """The rule with the smallest threshold that gives `eval_windows` windows, as `num_windows` counts them.
 
     The hold-out is the smaller part, or else at most twice what was asked for, and leaves a window to train on. Raises
     ConfigError, which says how many documents there are, if none of the sequence of multipliers gives such a rule.

@@ -5,23 +5,29 @@ The only file that imports datasets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from rskd.config import SourceConfig
 from rskd.corpus.columns import column_path, texts_of
+from rskd.corpus.readers import Row, refused_row
 from rskd.errors import ConfigError
+
+Columns = Callable[[list[str], str], list[str]]  # from all names, and that of the dataset for a message
 
 _BATCH = 256  # rows made Python strings at once
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk writes
 
 
-def hf_size(source: SourceConfig) -> int:
-    """Rows of the split; ConfigError if the dataset has none, or no such column."""
+def hf_size(source: SourceConfig, columns: Columns | None = None) -> int:
+    """Rows of the split; ConfigError if the dataset has none, or no such column: of text, or those of `columns`."""
     rows = _rows(source)
-    _path(rows, source)
+    if columns is None:
+        _path(rows, source)
+    else:
+        columns(rows.column_names, str(source.uri))
     if not len(rows):
         raise ConfigError(f"corpus.source.uri={source.uri} has no rows: name another dataset")
     return len(rows)
@@ -34,6 +40,15 @@ def hf_documents(source: SourceConfig, start: int, end: int) -> Iterator[str | N
     tables = rows.select_columns(path[:1]).with_format("arrow")
     for first in range(start, end, _BATCH):
         yield from texts_of(tables[first : min(first + _BATCH, end)], path, str(source.uri))
+
+
+def hf_rows(source: SourceConfig, start: int, end: int, columns: Columns) -> Iterator[Row]:
+    """Rows [start, end), of the columns that `columns` chooses of all."""
+    rows, name = _rows(source), str(source.uri)
+    tables = rows.select_columns(columns(rows.column_names, name)).with_format("arrow")
+    for first in range(start, end, _BATCH):
+        for number, content in enumerate(tables[first : min(first + _BATCH, end)].to_pylist(), first + 1):
+            yield Row(content, partial(refused_row, name, number))
 
 
 def _path(rows: Any, source: SourceConfig) -> list[str]:

@@ -1,7 +1,8 @@
 """A packed corpus on disk or in an object store: Parquet parts of windows, and the manifest that lists them.
 
     <uri>/manifest.json               sealed JSON, written last: a corpus without it does not exist
-    <uri>/parts/part-00000.parquet    row_id int64, input_ids list<int32> (S+1); zstd; row groups of 16 rows
+    <uri>/parts/part-00000.parquet    row_id int64, input_ids list<int32> (S+1); zstd; row groups of 16 rows;
+                                      of conversations also loss_mask list<uint8> (S+1): 1 where a token has a loss
 
 Shapes: R rows, S = seq_len positions (a window stores S+1 tokens), G row groups.
 """
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rskd import records
+from rskd.corpus.chat_packing import CHAT_TOTALS
 from rskd.errors import CacheMismatchError, CorruptPartError, MissingOutputError
 from rskd.storage import Store
 
@@ -33,10 +35,20 @@ _GROWING = ("groups", "parts", "totals", "fingerprint")
 
 @dataclass(frozen=True)
 class Windows:
-    """Packed training sequences: `row_ids` int64 [R] and `input_ids` int32 [R, S+1]."""
+    """Packed training sequences: `row_ids` int64 [R], `input_ids` int32 [R, S+1] and, of conversations, `loss_mask`.
+
+    That is uint8 [R, S+1], 1 where the token at that place has a loss, so the position before it does; None where every
+    token has one. Place 0 of a window, which nothing predicts, is 0.
+    """
 
     row_ids: np.ndarray
     input_ids: np.ndarray
+    loss_mask: np.ndarray | None = None
+
+    @property
+    def has_loss(self) -> np.ndarray | None:
+        """Which positions have a loss, bool [R, S]: those whose next token has one. None: all."""
+        return None if self.loss_mask is None else self.loss_mask[:, 1:] > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +74,7 @@ class CorpusManifest:
 
     format_version: int
     source: dict[str, Any]  # kind, uri, field of the config
-    tokenizer: dict[str, Any]  # name, fingerprint, vocab_size, end_of_text_id, bos_ids
+    tokenizer: dict[str, Any]  # name, fingerprint, vocab_size, end_of_text_id (what ends a document), bos_ids
     seq_len: int
     seed: int
     isolate_documents: bool
@@ -71,11 +83,12 @@ class CorpusManifest:
     eval_threshold: int  # a document whose content hash, times eval_multiplier, is below it is held out
     groups: tuple[dict[str, Any], ...]  # each: files (see rskd.corpus.sources), its share of the totals, tail of a pack
     parts: tuple[PartInfo, ...]
-    totals: dict[str, int]  # documents, tokens, windows, dropped_tail_tokens
+    totals: dict[str, int]  # documents, tokens, windows, dropped_tail_tokens; of conversations also CHAT_TOTALS
     fingerprint: str  # of the ordered contents: sha256 over the sha256 of each part
     max_windows: int | None = None  # of the train split; what was beyond it counts as dropped
     bos: str = "none"  # document, window: where the tokenizer's bos_ids are; corpora without this field have none
     eval_multiplier: int = 1  # see rskd.corpus.hold_out
+    chat: dict[str, Any] | None = None  # of conversations: loss_on, template, separator (the token of end_of_text_id)
 
     @classmethod
     def of(cls, head: Mapping[str, Any], groups: Iterable[dict[str, Any]], parts: Iterable[PartInfo]) -> CorpusManifest:
@@ -85,9 +98,20 @@ class CorpusManifest:
             **head,
             groups=groups,
             parts=parts,
-            totals={key: sum(group[key] for group in groups) for key in TOTALS},
+            totals={key: sum(group[key] for group in groups) for key in totals_of(head)},
             fingerprint=hashlib.sha256("\n".join(part.sha256 for part in parts).encode()).hexdigest(),
         )
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of conversations: the share of positions that have a loss, and of places that are padding."""
+        if self.chat is None:
+            return {}
+        windows, totals = max(self.totals["windows"], 1), self.totals
+        return {
+            "loss_share": totals["loss_tokens"] / (windows * self.seq_len),
+            "padding_share": totals["padding_tokens"] / (windows * (self.seq_len + 1)),
+        }
 
     @property
     def duplicate_documents(self) -> int:
@@ -111,10 +135,12 @@ class CorpusManifest:
         return CorpusManifest.of(self.head, groups, (part for part in self.parts if part.first_row < rows))
 
     def to_dict(self) -> dict[str, Any]:
-        """As it is sealed, without the usual eval_multiplier: older corpora keep their digest."""
+        """As it is sealed, without the usual eval_multiplier and chat: older corpora keep their digest."""
         content = self._fields() | {"parts": [asdict(part) for part in self.parts]}
         if self.eval_multiplier == 1:
             del content["eval_multiplier"]
+        if self.chat is None:
+            del content["chat"]
         return content
 
     @classmethod
@@ -191,14 +217,20 @@ class PackedCorpus:
         wanted = np.asarray(row_ids, np.int64)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.num_rows):
             raise IndexError(f"row ids must be in [0, {self.num_rows}), got {wanted.min()}..{wanted.max()}")
-        input_ids = np.empty((len(wanted), self.seq_len + 1), np.int32)
+        found = {name: np.empty((len(wanted), self.seq_len + 1), dtype) for name, dtype in self._columns.items()}
         part_of = np.searchsorted([part.first_row for part in self.manifest.parts], wanted, side="right") - 1
         for index in np.unique(part_of):
             here = part_of == index
-            input_ids[here] = self._read_from_part(self.manifest.parts[index], wanted[here])
-        return Windows(wanted, input_ids)
+            for name, values in self._read_from_part(self.manifest.parts[index], wanted[here]).items():
+                found[name][here] = values
+        return Windows(wanted, **found)
 
-    def _read_from_part(self, part: PartInfo, row_ids: np.ndarray) -> np.ndarray:
+    @property
+    def _columns(self) -> dict[str, type]:
+        """The columns of a value for each token, with their types."""
+        return {"input_ids": np.int32} | ({} if self.manifest.chat is None else {"loss_mask": np.uint8})
+
+    def _read_from_part(self, part: PartInfo, row_ids: np.ndarray) -> dict[str, np.ndarray]:
         group_of, offset = np.divmod(row_ids - part.first_row, self.manifest.rows_per_group)
         groups = np.unique(group_of)
         if part.index in self._checked:
@@ -213,8 +245,8 @@ class PackedCorpus:
         place = np.searchsorted(groups, group_of) * self.manifest.rows_per_group + offset
         if not np.array_equal(table["row_id"].to_numpy()[place], row_ids):
             raise self._corrupt(part, "has other row ids than the manifest says")
-        flat = table["input_ids"].combine_chunks().flatten().to_numpy()
-        return flat.reshape(-1, self.seq_len + 1)[place]
+        flat = {name: table[name].combine_chunks().flatten().to_numpy() for name in self._columns}
+        return {name: values.reshape(-1, self.seq_len + 1)[place] for name, values in flat.items()}
 
     def _checked_part(self, part: PartInfo) -> pq.ParquetFile:
         try:
@@ -229,6 +261,11 @@ class PackedCorpus:
         return CorruptPartError(
             f"part-{part.index:05d} of corpus {self.uri} {problem}: remove the corpus folder and run rskd pack"
         )
+
+
+def totals_of(head: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is counted of a corpus with this head."""
+    return TOTALS if head.get("chat") is None else (*TOTALS, *CHAT_TOTALS)
 
 
 def read_manifest(store: Store) -> CorpusManifest | None:
@@ -249,24 +286,28 @@ def write_manifest(store: Store, manifest: CorpusManifest) -> None:
     records.write(store, MANIFEST_FILE, manifest.to_dict())
 
 
-def write_part(store: Store, index: int, first_row: int, input_ids: np.ndarray, *, rows_per_group: int) -> PartInfo:
-    """Write the windows `input_ids` int32 [R, S+1] as one part; equal windows give equal bytes."""
-    data = _encode(first_row, input_ids, rows_per_group)
+def write_part(
+    store: Store,
+    index: int,
+    first_row: int,
+    input_ids: np.ndarray,
+    *,
+    rows_per_group: int,
+    loss_mask: np.ndarray | None = None,
+) -> PartInfo:
+    """Write the windows `input_ids` int32 and `loss_mask` uint8, [R, S+1], as one part; equal ones give equal bytes."""
+    columns = {"input_ids": input_ids} | ({} if loss_mask is None else {"loss_mask": loss_mask})
+    data = _encode(first_row, columns, rows_per_group)
     file = f"{PARTS_FOLDER}/part-{index:05d}.parquet"
     store.write(file, data)
     return PartInfo(index, file, first_row, len(input_ids), hashlib.sha256(data).hexdigest(), len(data))
 
 
-def _encode(first_row: int, input_ids: np.ndarray, rows_per_group: int) -> bytes:
-    rows, width = input_ids.shape
-    table = pa.table(
-        {
-            "row_id": pa.array(np.arange(first_row, first_row + rows)),
-            "input_ids": pa.ListArray.from_arrays(
-                pa.array(np.arange(rows + 1, dtype=np.int32) * np.int32(width)), pa.array(input_ids.reshape(-1))
-            ),
-        }
-    )
+def _encode(first_row: int, columns: Mapping[str, np.ndarray], rows_per_group: int) -> bytes:
+    rows, width = columns["input_ids"].shape
+    offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * np.int32(width))
+    lists = {name: pa.ListArray.from_arrays(offsets, pa.array(values.reshape(-1))) for name, values in columns.items()}
+    table = pa.table({"row_id": pa.array(np.arange(first_row, first_row + rows)), **lists})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=rows_per_group)
     return sink.getvalue().to_pybytes()

@@ -10,8 +10,10 @@ import codecs
 import io
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -70,15 +72,57 @@ def jsonl(store: Store, file: FileRange, field: str) -> Iterator[str]:
     for index, line in enumerate(_lines(store, file)):
         try:
             found = None if line.isspace() else _without_surrogates(_value(_json_object(line), field))
-        except (ValueError, RecursionError, ConfigError, _NoTextError) as problem:
-            name, number = printable(file.name), _lines_before(store, file) + index + 1
-            if isinstance(problem, _NoTextError):
-                why = f"has no text in {field!r}, {problem}: correct the file, or set corpus.source.field"
-            else:
-                why = _not_json_lines(line, is_first=number == 1)
-            raise ConfigError(f"{name} of the corpus source {why} (line {number})") from None
+        except (ValueError, RecursionError, ConfigError):
+            raise _not_json_lines(store, file, index, line) from None
+        except _NoTextError as problem:
+            why = f"has no text in {field!r}, {problem}: correct the file, or set corpus.source.field"
+            raise _refused(store, file, index, why) from None
         if found:
             yield found
+
+
+class Row(NamedTuple):
+    """A row of a file as it stands, and what refuses it: an error that names its file and number, for a reason."""
+
+    content: dict[str, Any]
+    refuse: Callable[[object], ConfigError]
+
+
+def json_rows(store: Store, file: FileRange) -> Iterator[Row]:
+    """The JSON object of each line."""
+    for index, line in enumerate(_lines(store, file)):
+        if line.isspace():
+            continue
+        try:
+            content = _json_object(line)
+        except (ValueError, RecursionError, ConfigError):
+            raise _not_json_lines(store, file, index, line) from None
+        yield Row(content, partial(_refused, store, file, index))
+
+
+def parquet_rows(store: Store, file: FileRange, columns: Callable[[list[str], str], list[str]]) -> Iterator[Row]:
+    """The rows of the row groups that begin in the range, of the columns that `columns` chooses of all."""
+    name = printable(file.name)
+    with store.open(file.name) as stream, _readable_parquet(name):
+        rows, groups = _row_groups(stream, file)
+        chosen = columns(rows.schema_arrow.names, name)
+        for group in groups:
+            number = sum(rows.metadata.row_group(before).num_rows for before in range(group))
+            for batch in rows.iter_batches(_ROWS, row_groups=[group], columns=chosen):
+                for content in batch.to_pylist():
+                    number += 1
+                    yield Row(content, partial(refused_row, name, number))
+
+
+def refused_row(name: str, number: int, why: object) -> ConfigError:
+    """The error for a row, counted from 1."""
+    return ConfigError(f"{name} of the corpus source {why} (row {number})")
+
+
+def _refused(store: Store, file: FileRange, index: int, why: object) -> ConfigError:
+    """The error for a line, counted from 0 within its range."""
+    number = _lines_before(store, file) + index + 1
+    return ConfigError(f"{printable(file.name)} of the corpus source {why} (line {number})")
 
 
 def _without_surrogates(text: str | None) -> str | None:
@@ -113,30 +157,42 @@ def _value(row: dict[str, Any], field: str) -> str | None:
     return _value(row[key], rest)
 
 
-def _not_json_lines(line: bytes, *, is_first: bool) -> str:
-    """Why a line that is no JSON object is refused."""
-    if is_first and line.startswith(_UTF16_MARKS):
-        return "is UTF-16: convert it to UTF-8"
-    if is_first and line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-        return "holds one JSON array: write each of its elements on a line (jq -c '.[]')"
-    return f"is not JSON Lines: {line[:40]!r}, write each document on a line, as a JSON object"
+def _not_json_lines(store: Store, file: FileRange, index: int, line: bytes) -> ConfigError:
+    """The error for a line that is no JSON object."""
+    why = f"is not JSON Lines: {line[:40]!r}, write each document on a line, as a JSON object"
+    if _lines_before(store, file) + index == 0:
+        if line.startswith(_UTF16_MARKS):
+            why = "is UTF-16: convert it to UTF-8"
+        elif line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            why = "holds one JSON array: write each of its elements on a line (jq -c '.[]')"
+    return _refused(store, file, index, why)
 
 
 def parquet(store: Store, file: FileRange, field: str) -> Iterator[str | None]:
     """Column `field` of the row groups that begin in the range."""
     name = printable(file.name)
-    with store.open(file.name) as stream:
-        try:
-            rows = pq.ParquetFile(stream, pre_buffer=True, page_checksum_verification=True)
-            path = column_path(rows.schema_arrow, field, name)
-            starts = [_first_byte(rows.metadata.row_group(index)) for index in range(rows.num_row_groups)]
-            groups = [index for index, start in enumerate(starts) if file.start <= start < file.end]
-            for batch in rows.iter_batches(_ROWS, row_groups=groups, columns=[".".join(path)]):
-                yield from texts_of(batch, path, name)
-        except (pa.ArrowException, OSError) as error:
-            raise ConfigError(
-                f"{name} of the corpus source is not a Parquet file that can be read ({first_line(error)}): replace it"
-            ) from None
+    with store.open(file.name) as stream, _readable_parquet(name):
+        rows, groups = _row_groups(stream, file)
+        path = column_path(rows.schema_arrow, field, name)
+        for batch in rows.iter_batches(_ROWS, row_groups=groups, columns=[".".join(path)]):
+            yield from texts_of(batch, path, name)
+
+
+@contextmanager
+def _readable_parquet(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(
+            f"{name} of the corpus source is not a Parquet file that can be read ({first_line(error)}): replace it"
+        ) from None
+
+
+def _row_groups(stream: Any, file: FileRange) -> tuple[pq.ParquetFile, list[int]]:
+    """The file, and its row groups that begin in the range."""
+    rows = pq.ParquetFile(stream, pre_buffer=True, page_checksum_verification=True)
+    starts = [_first_byte(rows.metadata.row_group(index)) for index in range(rows.num_row_groups)]
+    return rows, [index for index, start in enumerate(starts) if file.start <= start < file.end]
 
 
 READERS: dict[str, Callable[[Store, FileRange, str], Iterator[str | None]]] = {

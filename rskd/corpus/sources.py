@@ -11,6 +11,7 @@ What is read, by kind (`uri` is a file, a folder or a glob; a folder is searched
     jsonl        a line is a document (UTF-8), in `field`; in a folder *.jsonl, *.json and *.ndjson
     parquet      a row is a document, in the column `field`; in a folder *.parquet
     hf           a row is a document, in the column `field` of `split`: a dataset of the hub, or a local folder of one
+A corpus of kind chat has conversations for documents, read from jsonl, parquet and hf (see rskd.corpus.conversations).
 Text and jsonl may be compressed (.gz, .bz2, .xz, .zst). `field` reaches into nested objects (a.b). A path, or a folder
 before a glob, that exists is taken as it is, whatever its characters; `~` is the home directory. Symbolic links are
 followed; one that would search a folder within itself is not. Documents without a visible character are left out, and
@@ -23,7 +24,7 @@ import glob
 import os
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,15 @@ from fsspec.utils import glob_translate
 
 from rskd.config import SourceConfig
 from rskd.corpus.compressed import codec
-from rskd.corpus.hugging_face import hf_documents, hf_size
-from rskd.corpus.readers import READERS, TOPICS_FILE, FileRange
+from rskd.corpus.conversations import (
+    Conversation,
+    ConversationError,
+    chat_columns,
+    conversation_of,
+    without_nulls,
+)
+from rskd.corpus.hugging_face import hf_documents, hf_rows, hf_size
+from rskd.corpus.readers import READERS, TOPICS_FILE, FileRange, Row, json_rows, parquet_rows
 from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError, StoreAccessError, printable
 from rskd.storage import Store
 
@@ -83,13 +91,13 @@ def located(source: SourceConfig) -> SourceConfig:
     return source.model_copy(update={"uri": store.path})
 
 
-def list_files(source: SourceConfig, outputs: Sequence[str] = ()) -> list[SourceFile]:
+def list_files(source: SourceConfig, outputs: Sequence[str] = (), *, chat: bool = False) -> list[SourceFile]:
     """The files of a source in name order, without empty ones and those below the folders `outputs`.
 
-    Raises ConfigError if it does not exist or has none.
+    Raises ConfigError if it does not exist or has none; for hf, if it has no column of text, or of conversations.
     """
     if source.kind == "hf":
-        return [SourceFile(str(source.uri), hf_size(source))]
+        return [SourceFile(str(source.uri), hf_size(source, _columns(source) if chat else None))]
     try:
         sizes = _without(_sizes(source), source, outputs)
     except MissingOutputError:
@@ -154,6 +162,45 @@ def read_documents(source: SourceConfig, group: Group) -> Iterator[str]:
             yield from _visible(READERS[source.kind](Store(folder), file, source.field))
     except (MissingOutputError, StoreAccessError) as error:
         raise _unreadable(source, error) from None
+
+
+def read_conversations(
+    source: SourceConfig, group: Group
+) -> Iterator[tuple[Conversation, Callable[[object], Exception]]]:
+    """The conversations of a group, in the order of its files, each with what refuses it by file and row.
+
+    Raises ConfigError, naming the file and the row, for one that is no conversation.
+    """
+    for row in _rows(source, group):
+        content = row.content if source.kind == "jsonl" else without_nulls(row.content)
+        try:
+            conversation = conversation_of(content, _messages_column(source))
+        except ConversationError as problem:
+            raise row.refuse(problem) from None
+        yield conversation, row.refuse
+
+
+def _rows(source: SourceConfig, group: Group) -> Iterator[Row]:
+    if source.kind == "hf":
+        for rows in group.files:
+            yield from hf_rows(source, rows.start, rows.end, _columns(source))
+        return
+    store = Store(_folder_and_pattern(source)[0])
+    try:
+        for file in group.files:
+            is_json = source.kind == "jsonl"
+            yield from json_rows(store, file) if is_json else parquet_rows(store, file, _columns(source))
+    except (MissingOutputError, StoreAccessError) as error:
+        raise _unreadable(source, error) from None
+
+
+def _messages_column(source: SourceConfig) -> str | None:
+    """The column that the source names for its messages; None where it names none."""
+    return None if source.field == SourceConfig.model_fields["field"].default else source.field
+
+
+def _columns(source: SourceConfig) -> Callable[[list[str], str], list[str]]:
+    return lambda names, where: chat_columns(names, _messages_column(source), where)
 
 
 def _without(sizes: dict[str, int], source: SourceConfig, outputs: Sequence[str]) -> dict[str, int]:

@@ -81,8 +81,8 @@ def _comparable(teacher: str, corpus: str, num_windows: int) -> str:
     return records.digest({"teacher": teacher, "corpus": corpus, "num_windows": num_windows})[:12]
 
 
-def _windows(home: Store, evaluation: dict[str, Any]) -> dict[str, dict[str, list[float | None]]]:
-    """Means over each of the first windows, by model and metric."""
+def _windows(home: Store, evaluation: dict[str, Any]) -> dict[str, dict[str, list[Any]]]:
+    """Means over each of the first windows, by model and metric, and the `tokens` that they are of."""
     try:
         data = read_table(home, WINDOW_VALUES, evaluation)
     except MissingOutputError:
@@ -91,5 +91,6 @@ def _windows(home: Store, evaluation: dict[str, Any]) -> dict[str, dict[str, lis
         return {}
     return {
         name: {metric: rounded(values.means[metric][:_MOST_WINDOWS]) for metric in _COMPARED}
+        | {"tokens": values.tokens[:_MOST_WINDOWS].tolist()}
         for name, values in from_parquet(data).items()
     }

@@ -10,6 +10,8 @@ Three tests, none of which trusts what the cache says of its teacher:
   says.
 - aligned: targets fit p far better than those of the position before or after.
 
+Of a masked cache only the positions that have a loss count; their neighbours are those before and after among these.
+
 Shapes: W windows, S positions in a window, R rows (positions in work at once), K unique tokens, V vocabulary, J bins.
 """
 
@@ -24,10 +26,12 @@ from typing import Any, Literal, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from rskd.cache.reader import LogitCache
 from rskd.config import StorageConfig, TeacherConfig
-from rskd.errors import CacheMismatchError
+from rskd.errors import CacheMismatchError, ConfigError
+from rskd.evaluation.window_values import mean_over_tokens
 from rskd.models.files import check_model, model_fingerprints, resolve_model
 from rskd.models.output_head import OutputHead
 from rskd.progress import progress_bar
@@ -55,7 +59,7 @@ class Teacher(Protocol):
     def head(self) -> OutputHead: ...
     @property
     def device(self) -> torch.device: ...
-    def hidden(self, input_ids: Tensor, end_of_text_id: int | None = None) -> Tensor: ...
+    def hidden(self, input_ids: Tensor, end_of_text_id: int | None = None, places: Tensor | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,10 @@ class EngineTeacher:
     head: OutputHead
     device: torch.device
 
-    def hidden(self, input_ids: Tensor, end_of_text_id: int | None = None) -> Tensor:
+    def hidden(self, input_ids: Tensor, end_of_text_id: int | None = None, places: Tensor | None = None) -> Tensor:
         """Hidden states of the engine, where the head is."""
-        return self.engine.hidden(input_ids, end_of_text_id).to(self.device)
+        hidden = self.engine.hidden(input_ids, end_of_text_id).to(self.device)
+        return hidden if places is None else hidden.flatten(0, 1)[places.to(self.device)]
 
 
 def audit_cache(
@@ -181,6 +186,8 @@ def teacher_directory(cache: LogitCache, model: str) -> str:
 def measure(cache: LogitCache, teacher: Teacher, wider: Teacher, *, rows: int, seed: int = 0) -> dict[str, Tensor]:
     """Values of each position of `rows` random windows, float64 [W, S] ([W, S, J] for the bins), on the CPU.
 
+    Those that have a loss come first in a window, and are `counted`; the rest is 0. Raises ConfigError if none has.
+
     Overlaps: reproduced (cache with redrawn), reproduced_wider (cache with the wider teacher's), own_wider (redrawn
     with the wider teacher's), own (redrawn with itself: its mass). Σ w log p of the targets, and of those of the
     neighbours: fit, fit_before, fit_after. deviation: d less its expectation. rank_bin (one-hot) and expected_bin.
@@ -192,7 +199,9 @@ def measure(cache: LogitCache, teacher: Teacher, wider: Teacher, *, rows: int, s
         for row_id in chosen:
             windows.append(_measure_window(cache, teacher, wider, sampling, row_id[None], seed))
             advance()
-    return {name: torch.stack([window[name] for window in windows]) for name in windows[0]}
+    if not any(len(window["fit"]) for window in windows):
+        raise ConfigError(f"none of {len(windows)} windows of cache {cache.uri} has a position with a loss: raise rows")
+    return {name: pad_sequence([window[name] for window in windows], batch_first=True) for name in windows[0]}
 
 
 def _measure_window(
@@ -201,25 +210,23 @@ def _measure_window(
     corpus = cache.manifest.corpus
     rows = cache.read_rows(row_id)
     assert rows.targets is not None  # a cache has them
-    stored = rows.targets.reshape(cache.seq_len).to(teacher.device)
+    places = torch.arange(cache.seq_len) if rows.loss_mask is None else rows.loss_mask[0].nonzero()[:, 0]
+    stored = rows.targets.reshape(cache.seq_len)[places].to(teacher.device)
     isolating_id = corpus["end_of_text_id"] if corpus["isolate_documents"] else None
-    hidden = [model.hidden(rows.input_ids[:, :-1], isolating_id)[0] for model in (teacher, wider)]
+    hidden = [model.hidden(rows.input_ids[:, :-1], isolating_id, places) for model in (teacher, wider)]
     heads = [model.head.narrow(cache.vocab_size) for model in (teacher, wider)]
-    keys = position_keys(row_id, cache.seq_len)[0].to(teacher.device)
+    keys = position_keys(row_id, cache.seq_len)[0][places].to(teacher.device)
     size = rows_per_slice(cache.vocab_size, [sampling], teacher.device)
     chunks = []
-    for positions in torch.arange(cache.seq_len, device=teacher.device).split(size):
+    for positions in torch.arange(len(places), device=teacher.device).split(size):
         p, p_wider = (Distribution.of(head.logits(states[positions])) for head, states in zip(heads, hidden))
         chunks.append(
-            _overlaps(p, p_wider, sampling, keys[positions], _at(stored, positions))
+            _overlaps(p, p_wider, sampling, keys[positions], stored[positions])
             | _fits(p, stored, positions)
-            | _against_expectation(p, sampling, keys[positions], _at(stored, positions), seed)
+            | _against_expectation(p, sampling, keys[positions], stored[positions], seed)
+            | {"counted": torch.ones_like(positions)}
         )
     return {name: torch.cat([chunk[name] for chunk in chunks]).double().cpu() for name in chunks[0]}
-
-
-def _at(targets: SparseTargets, positions: Tensor) -> SparseTargets:
-    return SparseTargets(targets.ids[positions], targets.weights[positions])
 
 
 def _overlaps(
@@ -247,7 +254,7 @@ def _fits(p: Distribution, stored: SparseTargets, positions: Tensor) -> dict[str
     """Σ w log p of the targets and of their neighbours'; the ends of a window have themselves for a neighbour."""
     last = len(stored.ids) - 1
     return {
-        name: _fit(p, _at(stored, (positions + shift).clamp(0, last)))
+        name: _fit(p, stored[(positions + shift).clamp(0, last)])
         for name, shift in (("fit", 0), ("fit_before", -1), ("fit_after", 1))
     }
 
@@ -324,21 +331,23 @@ class _Ranks:
 
 def judge(values: Mapping[str, Tensor], *, fingerprint_matches: bool, ignore_fingerprint: bool = False) -> AuditReport:
     """The tests, from the values of each position (`measure`)."""
-    shape = values["fit"].shape
-    reproduced_wider = float(values["reproduced_wider"].mean())
+    counted = values.get("counted", torch.ones_like(values["fit"]))
+    positions = int(counted.sum())
+    reproduced_wider = float(values["reproduced_wider"].sum()) / positions
     least = values["own"] - ROUNDING * (values["own"] - values["own_wider"])
-    bound = float(least.mean()) - STANDARD_ERRORS * mean_and_error(least - values["reproduced_wider"])[1]
-    z_score = _z(values["deviation"])
+    error = mean_and_error(least - values["reproduced_wider"], counted)[1]
+    bound = float(least.sum()) / positions - STANDARD_ERRORS * error
+    z_score = _z(values["deviation"], counted)
     chi2, chi2_p = chi_square(values["rank_bin"].sum((0, 1)), values["expected_bin"].sum((0, 1)))
-    alignment_z = min(_z(values["fit"] - values[neighbour]) for neighbour in ("fit_before", "fit_after"))
+    alignment_z = min(_z(values["fit"] - values[neighbour], counted) for neighbour in ("fit_before", "fit_after"))
     unbiased = abs(z_score) <= Z_LIMIT and chi2_p >= CHI2_P_LIMIT
     aligned = alignment_z >= Z_LIMIT
     passed = reproduced_wider >= bound and unbiased and aligned
     return AuditReport(
         ok=passed and (fingerprint_matches or ignore_fingerprint),
-        rows=shape[0],
-        positions=shape.numel(),
-        reproduced=float(values["reproduced"].mean()),
+        rows=len(counted),
+        positions=positions,
+        reproduced=float(values["reproduced"].sum()) / positions,
         reproduced_wider=reproduced_wider,
         reproduced_bound=bound,
         z_score=z_score,
@@ -351,19 +360,22 @@ def judge(values: Mapping[str, Tensor], *, fingerprint_matches: bool, ignore_fin
     )
 
 
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Mean of `values` [W, S] and its standard error: the larger of that over positions and that over windows.
+def mean_and_error(values: Tensor, counted: Tensor | None = None) -> tuple[float, float]:
+    """Mean of those of `values` [W, S] that are `counted` (None: all), and its standard error.
 
-    Over windows alone the error of a few windows is itself too uncertain to build on.
+    That is the larger of the errors over positions and over windows (`mean_over_tokens`): the error of a few windows
+    is itself too uncertain to build on.
     """
-    errors = [float(values.std()) / math.sqrt(values.numel())] if values.numel() > 1 else [math.inf]
-    if len(values) > 1:
-        errors.append(float(values.mean(1).std()) / math.sqrt(len(values)))
-    return float(values.mean()), max(errors)
+    counted = torch.ones_like(values) if counted is None else counted
+    chosen, tokens = values[counted > 0], counted.sum(1)
+    errors = [float(chosen.std()) / math.sqrt(len(chosen))] if len(chosen) > 1 else [math.inf]
+    means = (values * counted).sum(1) / tokens.clamp(min=1)
+    mean, over_windows = mean_over_tokens(means.numpy(), tokens.numpy())
+    return float(mean), max(*errors, 0.0 if over_windows is None else float(over_windows))
 
 
-def _z(values: Tensor) -> float:
-    mean, error = mean_and_error(values)
+def _z(values: Tensor, counted: Tensor) -> float:
+    mean, error = mean_and_error(values, counted)
     return mean / error if error else math.copysign(math.inf, mean) if mean else 0.0
 
 

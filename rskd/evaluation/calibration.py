@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 
-def bin_sums(confidence: Tensor, correct: Tensor, num_bins: int = 15) -> Tensor:
+def bin_sums(confidence: Tensor, correct: Tensor, num_bins: int = 15, counted: Tensor | None = None) -> Tensor:
     """Count, Σ confidence and Σ correct [..., 3, M] in the bins ((m-1)/M, m/M], M = `num_bins`, in float64.
 
-    `confidence` [..., n] in 0..1, the probability of the predicted class; `correct` [..., n], 0 or 1.
+    `confidence` [..., n] in 0..1, the probability of the predicted class; `correct` [..., n], 0 or 1. Where `counted`
+    bool [..., n] is given, the others are left out.
     """
     confidence, correct = confidence.double().cpu(), correct.double().cpu()
     if not ((confidence >= 0) & (confidence <= 1 + 1e-6)).all():
@@ -23,6 +24,8 @@ def bin_sums(confidence: Tensor, correct: Tensor, num_bins: int = 15) -> Tensor:
     edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64)
     index = torch.bucketize(confidence, edges[1:-1])
     values = torch.stack([torch.ones_like(confidence), confidence, correct], dim=-2)
+    if counted is not None:
+        values *= counted.unsqueeze(-2).cpu()
     sums = torch.zeros(*values.shape[:-1], num_bins, dtype=torch.float64)
     return sums.scatter_add_(-1, index.unsqueeze(-2).expand_as(values), values)
 

@@ -29,12 +29,12 @@ from transformers import (
 from rskd.config import GenerateConfig
 from rskd.errors import ConfigError, NonFiniteLogitsError, first_line
 from rskd.evaluation.prompts import Prompt
+from rskd.models.chat_template import end_of_turn_id
 from rskd.models.tokenizer import end_of_text_id, vocab_size
 from rskd.rng import uniforms
 
 Finish = Literal["stop", "length", "no room"]
 _GENERATION_BITS = 20
-_PROBED = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})  # what ends a turn is seen after b
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Voice:
         """An answer ends where the generation config, the tokenizer or the chat template ends a turn."""
         ends = getattr(generation_config, "eos_token_id", None)
         own = [ends] if isinstance(ends, int) else list(ends or ())
-        found = [*own, tokenizer.eos_token_id, end_of_text_id(tokenizer), *_end_of_turn(tokenizer)]
+        found = [*own, tokenizer.eos_token_id, end_of_text_id(tokenizer), end_of_turn_id(tokenizer)]
         stop_ids = sorted({index for index in found if isinstance(index, int)})
         return cls(tokenizer, tuple(stop_ids), vocab_size(tokenizer))
 
@@ -97,16 +97,6 @@ def _rendered(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Any], **opt
         raise ConfigError(
             f"the chat template of {tokenizer.name_or_path} refuses a prompt ({first_line(error)}): correct it"
         ) from None
-
-
-def _end_of_turn(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
-    """The special token that the chat template puts after what the assistant said, if it does."""
-    if tokenizer.chat_template is None:
-        return ()
-    after = _rendered(tokenizer, _PROBED).rpartition(_PROBED[-1]["content"])[2]
-    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
-    specials = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return tuple(index for index in ids if index in specials)[:1]
 
 
 def question_key(prompt_index: int, generation: int) -> int:

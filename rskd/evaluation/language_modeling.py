@@ -2,14 +2,13 @@
 
     input_ids [B, T+1] ─► hidden states of each model ─► logits of a few rows ─► values of each position ─► window
 
-No [B·T, V] tensor exists: each model's head runs on a few rows at a time.
+No [B·T, V] tensor exists: each model's head runs on a few rows at a time, and only where there is a loss.
 
-Shapes: B windows, T positions, D hidden, V vocabulary, N = B·T rows.
+Shapes: B windows, T positions, D hidden, V vocabulary, N rows: B·T, or those that have a loss.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rskd.errors import NonFiniteLogitsError, OutputError
+from rskd.errors import ConfigError, NonFiniteLogitsError, OutputError
 from rskd.evaluation.acceptance import acceptance, top1_agreement
 from rskd.evaluation.calibration import ReliabilityBins, bin_sums
-from rskd.evaluation.window_values import MEANS, METRICS, WindowValues
+from rskd.evaluation.window_values import MEANS, METRICS, WindowValues, mean_over_tokens
 from rskd.models.output_head import OutputHead
 
 TEACHER = "teacher"
@@ -31,9 +30,12 @@ LOGITS_PER_CHUNK = 2**24  # 64 MiB in float32, for each model
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A model as evaluation sees it: `hidden` maps input ids [B, T] to [B, T, D], `head` that to logits."""
+    """A model as evaluation sees it: `hidden` maps input ids [B, T] to [B, T, D], `head` that to logits.
 
-    hidden: Callable[[Tensor], Tensor]
+    With places=int64 [n], ascending and counted in B·T, it maps them to [n, D] there.
+    """
+
+    hidden: Callable[..., Tensor]
     head: OutputHead
 
 
@@ -52,12 +54,19 @@ class Comparison:
         self._num_bins = num_bins
 
     @torch.inference_mode()
-    def add(self, input_ids: Tensor) -> None:
-        """Add B windows, int64 [B, T+1]: positions 0..T-1 predict tokens 1..T."""
+    def add(self, input_ids: Tensor, has_loss: Tensor | None = None) -> None:
+        """Add B windows, int64 [B, T+1]: positions 0..T-1 predict tokens 1..T.
+
+        Only those that have a loss, bool [B, T], are measured; all without it.
+        """
         inputs_BT, labels_N = input_ids[:, :-1], input_ids[:, 1:].flatten()
-        hidden = {name: model.hidden(inputs_BT).flatten(0, 1) for name, model in self._models.items()}
+        chosen: dict[str, Tensor] = {}
+        if has_loss is not None:
+            chosen = {"places": has_loss.flatten().nonzero()[:, 0]}
+            labels_N = labels_N[chosen["places"]]
+        hidden = {name: model.hidden(inputs_BT, **chosen).flatten(0, -2) for name, model in self._models.items()}
         chunks = {name: [] for name in self._models}
-        for start in range(0, len(labels_N), self._rows_per_chunk):
+        for start in range(0, max(1, len(labels_N)), self._rows_per_chunk):
             rows = slice(start, start + self._rows_per_chunk)
             labels = labels_N[rows].to(hidden[TEACHER].device)
             teacher_logits = self._heads[TEACHER].logits(hidden[TEACHER][rows])
@@ -65,16 +74,25 @@ class Comparison:
                 logits = teacher_logits if name == TEACHER else head.logits(hidden[name][rows])
                 chunks[name].append(torch.stack(list(_position_values(logits, teacher_logits, labels).values())))
         for name, values in chunks.items():
-            *means, confidence, correct = torch.cat(values, dim=1).unflatten(1, inputs_BT.shape)
-            self._window_means[name].append(_finite(name, torch.stack(means).double().mean(2).cpu()))
-            self._window_bins[name].append(bin_sums(confidence, correct, self._num_bins))
+            values = torch.cat(values, dim=1)
+            if chosen:
+                everywhere = values.new_zeros(len(values), inputs_BT.numel())
+                values = everywhere.index_copy_(1, chosen["places"].to(values.device), values)
+            *measured, confidence, correct = values.unflatten(1, inputs_BT.shape)
+            means = torch.stack(measured).double().cpu()
+            means = means.mean(2) if has_loss is None else means.sum(2) / has_loss.sum(1).clamp(min=1).cpu()
+            self._window_means[name].append(_finite(name, means))
+            self._window_bins[name].append(bin_sums(confidence, correct, self._num_bins, has_loss))
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """For the teacher and each student: METRICS, `standard_error` (clustered by window), `reliability` (bins)."""
+        """For the teacher and each student: METRICS, `standard_error` (clustered by window), `reliability` (bins).
+
+        Raises ConfigError where no window has a token with a loss.
+        """
         return {name: self._result(name) for name in self._models}
 
     def window_means(self, name: str) -> dict[str, list[float]]:
-        """Means of each window of a model, by metric, in the order of the windows."""
+        """Means over the tokens of each window (0 where it has none), by metric, in the order of the windows."""
         return dict(zip(MEANS, torch.cat(self._window_means[name], dim=1).tolist(), strict=True))
 
     def window_values(self, name: str) -> WindowValues:
@@ -89,12 +107,15 @@ class Comparison:
         )
 
     def _result(self, name: str) -> dict[str, Any]:
-        means = torch.cat(self._window_means[name], dim=1)  # [metrics, windows]
+        means, window_bins = torch.cat(self._window_means[name], dim=1), torch.cat(self._window_bins[name])
+        tokens = window_bins[:, 0].sum(1).numpy()
+        if not tokens.any():
+            raise ConfigError(f"none of {len(tokens)} held-out windows has a token with a loss: evaluate on more")
         bins = ReliabilityBins(self._num_bins)
-        bins.add_sums(torch.cat(self._window_bins[name]).sum(0))
-        metrics = dict(zip(MEANS, means.mean(1).tolist(), strict=True)) | {"ece": bins.ece}
-        num_windows = means.shape[1]
-        errors = (means.std(1) / math.sqrt(num_windows)).tolist() if num_windows > 1 else [None] * len(MEANS)
+        bins.add_sums(window_bins.sum(0))
+        mean, error = mean_over_tokens(means.numpy(), tokens)
+        metrics = dict(zip(MEANS, mean.tolist(), strict=True)) | {"ece": bins.ece}
+        errors = [None] * len(MEANS) if error is None else error.tolist()
         return {metric: metrics[metric] for metric in METRICS} | {
             "standard_error": dict(zip(MEANS, errors, strict=True)),
             "reliability": bins.to_dict(),

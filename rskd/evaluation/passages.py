@@ -5,6 +5,8 @@ first tokens of a few windows ─► every model ─► TokenValues of each ─�
     model string, window int64, position int32, token string (the one to predict, at position + 1),
     kl_to_teacher, probability float32 (of that token), likeliest list<string>, probabilities list<float32>
 
+Of conversations all tokens are there, also those of the prompts, which have no loss.
+
 Shapes: W windows, T positions, N = W·T, K likeliest tokens, V vocabulary.
 """
 

@@ -15,6 +15,8 @@ need no correction: PROMOTE needs all of them, and a challenger that is truly to
 (intersection-union test, Berger 1982). The metric to improve is one, named beforehand. REJECT and HOLD both leave the
 champion where it is; only the words differ.
 
+Windows weigh by their tokens that have a loss, and those without any count for nothing.
+
 What this does not say: windows are taken as independent, though two may come from one document, which makes intervals
 a little too narrow. It is about these weights, not about the recipe with another seed. And each promotion may lose up
 to a margin: the floors bound the sum.
@@ -119,7 +121,7 @@ def _why_incomparable(champion: Measured, challenger: Measured) -> str | None:
             name = what.replace("held_out", "held-out set")
             return f"another {name} than the champion's: {own}, not {theirs}"
     old, new = champion.values, challenger.values
-    if not np.array_equal(old.window, new.window) or not np.array_equal(old.count.sum(1), new.count.sum(1)):
+    if not np.array_equal(old.window, new.window) or not np.array_equal(old.tokens, new.tokens):
         return (
             f"other windows than the champion's ({len(new.window)}, not {len(old.window)}, or not the same ones): "
             "evaluate both on the same"
@@ -129,8 +131,9 @@ def _why_incomparable(champion: Measured, challenger: Measured) -> str | None:
         return f"the ECE has {bins} bins, the champion's {others}: evaluate both with the same"
     if wrong := _not_finite(champion):
         return f"{', '.join(wrong)} of the champion is not finite: evaluate it again, or roll it back"
-    if len(new.window) < MIN_WINDOWS:
-        return f"{len(new.window)} held-out windows, of {MIN_WINDOWS} needed at least: raise corpus.eval_windows"
+    num_windows = np.count_nonzero(new.tokens)
+    if num_windows < MIN_WINDOWS:
+        return f"{num_windows} held-out windows, of {MIN_WINDOWS} needed at least: raise corpus.eval_windows"
     return None
 
 
@@ -148,9 +151,11 @@ def _intervals(
     that, for either model. Resamples are weighed a few at a time, so that memory does not grow with windows times
     resamples.
     """
-    tokens_W = challenger.count.sum(1).astype(float)
-    sums_WK = np.stack([(challenger.means[metric] - champion.means[metric]) * tokens_W for metric in MEANS], axis=1)
-    gaps_WM = [values.correct - values.confidence for values in (challenger, champion)]
+    has_tokens = challenger.tokens > 0
+    tokens_W = challenger.tokens[has_tokens].astype(float)
+    difference_WK = np.stack([challenger.means[metric] - champion.means[metric] for metric in MEANS], axis=1)
+    sums_WK = difference_WK[has_tokens] * tokens_W[:, None]
+    gaps_WM = [(values.correct - values.confidence)[has_tokens] for values in (challenger, champion)]
 
     def statistics(weights_RW: np.ndarray) -> np.ndarray:
         """[R, 6]: the differences of MEANS, then the ECE of the challenger and of the champion."""
@@ -163,7 +168,7 @@ def _intervals(
     new_ece, old_ece = resampled[:, -2], resampled[:, -1]
     ends = _ends(np.column_stack([resampled[:, :-2], new_ece - old_ece]), num_windows, gates.confidence)
     added_by_resampling = (new_ece - old_ece).mean() - (observed[-2] - observed[-1])
-    new_bias, old_bias = (_largest_bias(gap_WM) / tokens_W.sum() for gap_WM in gaps_WM)
+    new_bias, old_bias = (_largest_bias(gap_WM, tokens_W) / tokens_W.sum() for gap_WM in gaps_WM)
     ends[:, -1] += np.array([-new_bias, old_bias]) - added_by_resampling
     return {metric: (float(low), float(high)) for metric, low, high in zip((*MEANS, "ece"), *ends, strict=True)}
 
@@ -175,13 +180,14 @@ def _ends(resampled: np.ndarray, num_windows: int, confidence: float) -> np.ndar
     return np.quantile(resampled, [tail, 1 - tail], axis=0)
 
 
-def _largest_bias(gap_WM: np.ndarray) -> float:
+def _largest_bias(gap_WM: np.ndarray, tokens_W: np.ndarray) -> float:
     """By how much the sum of the bins' absolute gaps is too high in a sample, on average and at most.
 
     A bin that is calibrated in truth has a gap of E|X| = √(2/π) standard errors by chance; one whose gap is more than
-    two standard errors is taken for truly off, where this bias is nearly 0.
+    two standard errors is taken for truly off, where this bias is nearly 0. The errors are those of the gap a token.
     """
-    gap_M, error_M = gap_WM.sum(0), gap_WM.std(0) * math.sqrt(len(gap_WM))
+    gap_M = gap_WM.sum(0)
+    error_M = (gap_WM - tokens_W[:, None] * gap_M / tokens_W.sum()).std(0) * math.sqrt(len(gap_WM))
     return math.sqrt(2 / math.pi) * float(error_M[np.abs(gap_M) <= 2 * error_M].sum())
 
 

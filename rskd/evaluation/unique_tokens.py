@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rskd.evaluation.window_values import mean_over_tokens
+
 METHODS = ("random", "systematic")
 ROUNDS = (4, 8, 16, 32, 64, 128, 256)
 _ENTRIES = 2**24  # probabilities in work at once: 64 MiB in float32
@@ -99,13 +101,17 @@ def expected_unique_tokens(logits: Tensor, rounds: int, *, method: str, temperat
 def rounds_against_unique_tokens(
     logit_batches: Iterable[Tensor], rounds: Sequence[int] = ROUNDS
 ) -> dict[str, UniqueTokens]:
-    """Figure 5 from a teacher's logits [B, T, V] of some batches of windows, for random and systematic sampling."""
+    """Figure 5 from a teacher's logits [B, T, V] of some batches of windows, for random and systematic sampling.
+
+    Batches may differ in T: a window weighs by its positions.
+    """
     window_means: dict[str, list[Tensor]] = {method: [] for method in METHODS}
-    for logits in logit_batches:
-        for window in logits:
-            for method in METHODS:
-                window_means[method].append(torch.stack([_window_mean(window, n, method) for n in rounds]))
-    return {method: _summary(rounds, torch.stack(means)) for method, means in window_means.items()}
+    positions: list[int] = []
+    for window in (window for logits in logit_batches for window in logits if len(window)):
+        positions.append(len(window))
+        for method in METHODS:
+            window_means[method].append(torch.stack([_window_mean(window, n, method) for n in rounds]))
+    return {method: _summary(rounds, torch.stack(means), positions) for method, means in window_means.items()}
 
 
 def _window_mean(logits: Tensor, rounds: int, method: str) -> Tensor:
@@ -115,6 +121,7 @@ def _window_mean(logits: Tensor, rounds: int, method: str) -> Tensor:
     return unique.double().mean().cpu()
 
 
-def _summary(rounds: Sequence[int], window_means: Tensor) -> UniqueTokens:
-    errors = window_means.std(0) / math.sqrt(len(window_means)) if len(window_means) > 1 else window_means[0] * 0
-    return UniqueTokens(tuple(rounds), tuple(window_means.mean(0).tolist()), tuple(errors.tolist()))
+def _summary(rounds: Sequence[int], window_means: Tensor, positions: Sequence[int]) -> UniqueTokens:
+    mean, error = mean_over_tokens(window_means.T.numpy(), np.asarray(positions))
+    errors = mean * 0 if error is None else error
+    return UniqueTokens(tuple(rounds), tuple(mean.tolist()), tuple(errors.tolist()))

@@ -2,10 +2,11 @@
 
 Comparison ─► WindowValues of each model ─► Parquet, one row per model and window ─► WindowValues ─► paired differences
 
-    model string, window int64, lm_loss … kl_to_teacher double (means over the window's tokens),
+    model string, window int64, lm_loss … kl_to_teacher double (means over the window's tokens; 0 where it has none),
     bin_count, bin_correct list<int64>, bin_confidence list<double> (sums over its tokens in each bin of the confidence)
 
-The bins are there because the ECE is no mean over windows: it comes from the sums of the bins over all of them.
+Tokens are those that have a loss, and the sum of a window's bin_count. The bins are there because the ECE is no mean
+over windows: it comes from the sums of the bins over all of them.
 
 Shapes: W windows, M bins.
 """
@@ -34,9 +35,14 @@ class WindowValues:
     confidence: np.ndarray  # [W, M], their summed confidence
     correct: np.ndarray  # [W, M], how many of them were predicted right
 
+    @property
+    def tokens(self) -> np.ndarray:
+        """Of each window, those that have a loss, [W]."""
+        return self.count.sum(1)
+
     def metric(self, name: str) -> float:
         """One of METRICS over all windows, as `evaluation.json` has it."""
-        tokens = self.count.sum(1)
+        tokens = self.tokens
         with np.errstate(divide="ignore", invalid="ignore"):  # nan without tokens
             if name == "ece":
                 return float(np.abs((self.correct - self.confidence).sum(0)).sum() / tokens.sum())
@@ -46,6 +52,22 @@ class WindowValues:
         """The same windows of a model of which nothing was measured: not a number."""
         nothing = {metric: np.full_like(values, np.nan) for metric, values in self.means.items()}
         return replace(self, means=nothing, confidence=np.full_like(self.confidence, np.nan))
+
+
+def mean_over_tokens(means: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Mean over all tokens of the means [..., W] over the tokens [W] of each window, and its standard error.
+
+        m = Σ n_w m_w / Σ n_w        error² = W/(W-1) · Σ n_w² (m_w - m)² / (Σ n_w)²
+
+    The error is that of a ratio of sums, clustered by window (Cochran 1977, 6.4), over the W windows that have tokens:
+    for windows of one size the standard deviation of their means by √W. None for a single window.
+    """
+    total, num_windows = tokens.sum(), np.count_nonzero(tokens)
+    mean = means @ tokens / total
+    if num_windows < 2:
+        return mean, None
+    residuals = tokens * (means - mean[..., None])
+    return mean, np.sqrt(num_windows / (num_windows - 1) * (residuals**2).sum(-1)) / total
 
 
 def to_parquet(models: Mapping[str, WindowValues]) -> bytes:

@@ -46,11 +46,11 @@ _THREADS = 2  # of a worker: one infers while the other reads and writes
 def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
     """Write every cache of `config` that is not finished; the teacher runs over what any of them lacks, once.
 
-    Returns for each cache uri, parts, rows, tokens, bytes_per_token, unique_per_token, teacher_lm_loss (nats/token,
-    None if a part was made before it was measured), skipped, and what all caches share: cost (`rskd.costs`) of all
-    attempts, None where none was recorded; of those that were worked on also seconds, startup_seconds (until the first
-    inference), tokens_per_s (of all workers, after start-up), stall_seconds (of workers that waited for storage or for
-    work). Warns if the loss on the first part is implausible.
+    Returns for each cache uri, parts, rows, tokens, loss_tokens (of conversations), bytes_per_token, unique_per_token,
+    teacher_lm_loss (nats/token, None if a part was made before it was measured), skipped, and what all caches share:
+    cost (`rskd.costs`) of all attempts, None where none was recorded; of those that were worked on also seconds,
+    startup_seconds (until the first inference), tokens_per_s (of all workers, after start-up), stall_seconds (of
+    workers that waited for storage or for work). Warns if the loss on the first part is implausible.
 
     Raises ConfigError for a wrong config or path, MissingOutputError for a corpus that was not packed,
     CacheMismatchError for a corpus or cache made with other settings, CorruptPartError.
@@ -94,7 +94,7 @@ def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
 
 def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
     """Check the config and the paths it names, then the corpus."""
-    list_files(located(config.corpus.source))
+    list_files(located(config.corpus.source), chat=config.corpus.kind == "chat")
     Store(config.storage.root).check_writable()
     inputs = Inputs(config)
     tensor_files(inputs.teacher_dir, f"teacher {config.teacher.model}")  # whole, before any worker starts
@@ -176,6 +176,7 @@ def _summary(uri: str, manifest: CacheManifest) -> dict[str, Any]:
         "parts": len(manifest.parts),
         "rows": totals["rows"],
         "tokens": totals["tokens"],
+        **({"loss_tokens": manifest.loss_tokens} if manifest.masked else {}),
         "bytes_per_token": totals["bytes"] / totals["tokens"],
         "unique_per_token": totals["samples"] / totals["tokens"],
         "teacher_lm_loss": manifest.teacher_lm_loss,

@@ -19,6 +19,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,7 +63,12 @@ class Teacher(Protocol):
     @property
     def num_ids(self) -> int: ...
     def sample(
-        self, input_ids: Tensor, keys: Tensor, order: Order, end_of_text_id: int | None = None
+        self,
+        input_ids: Tensor,
+        keys: Tensor,
+        order: Order,
+        end_of_text_id: int | None = None,
+        places: Tensor | None = None,
     ) -> SampledRows: ...
 
 
@@ -116,9 +122,9 @@ class TeacherWorker:
         ]
         doubt = None
         if task["is_first"]:
+            label_logprob = data[task["caches"][0]].statistics["label_logprob"]
             doubt = doubt_teacher(
-                data[task["caches"][0]].statistics["label_logprob"],
-                windows.input_ids[:, 1:],
+                *(_learned(values, windows) for values in (label_logprob, windows.input_ids[:, 1:])),
                 vocab_size=self._corpus.manifest.tokenizer["vocab_size"],
             )
         tokens = part.rows * self._corpus.seq_len
@@ -130,31 +136,36 @@ class TeacherWorker:
         """The part's targets for each cache, from batches cut from its first row; vLLM cuts its own.
 
         Each has all statistics: the writer stores those of its cache, and sums up `label_logprob` in any case.
+        Positions without a loss have no entries, and statistics of 0.
         """
         row_ids, input_ids = torch.from_numpy(windows.row_ids), torch.from_numpy(windows.input_ids).long()
+        has_loss = None if windows.has_loss is None else torch.from_numpy(windows.has_loss)
         size = len(row_ids) if self._run.teacher.engine == "vllm" else self._run.teacher.batch_windows
-        batches = [self._sample(teacher, *batch, caches) for batch in zip(row_ids.split(size), input_ids.split(size))]
+        masks = [None] * len(row_ids) if has_loss is None else has_loss.split(size)
+        slices = zip(row_ids.split(size), input_ids.split(size), masks)
+        batches = [self._sample(teacher, *batch, caches) for batch in slices]
         if teacher.device.type == "cuda":
             torch.cuda.synchronize(teacher.device)
-        shape = (len(row_ids), self._corpus.seq_len)
-        statistics = {
-            name: torch.cat([batch.statistics[name] for batch in batches]).numpy().reshape(shape)
-            for name in batches[0].statistics
-        }
+        everywhere = partial(_everywhere, has_loss=has_loss, shape=(len(row_ids), self._corpus.seq_len))
+        names = batches[0].statistics
+        statistics = {name: everywhere(torch.cat([batch.statistics[name] for batch in batches])) for name in names}
         data = {}
         for name in caches:
             drawn = concatenate([batch.drawn[name] for batch in batches])
+            if has_loss is not None:  # readers tell by that which positions have a loss
+                assert (drawn.values > 0).any(1).all(), "a position with a loss has no entry"
             data[name] = PartData(
-                windows.row_ids,
-                windows.input_ids,
-                ids=drawn.ids.numpy().reshape(*shape, -1),
-                values=drawn.values.numpy().reshape(*shape, -1),
-                statistics=statistics,
+                windows.row_ids, windows.input_ids, everywhere(drawn.ids), everywhere(drawn.values), statistics
             )
         return data
 
-    def _sample(self, teacher: Teacher, row_ids: Tensor, input_ids: Tensor, caches: list[str]) -> SampledRows:
-        """All samplings and statistics of one batch of windows [B, S+1], on their way to the CPU."""
+    def _sample(
+        self, teacher: Teacher, row_ids: Tensor, input_ids: Tensor, has_loss: Tensor | None, caches: list[str]
+    ) -> SampledRows:
+        """All samplings and statistics of one batch of windows [B, S+1], on their way to the CPU.
+
+        With `has_loss` bool [B, S], of those positions alone.
+        """
         manifest, samplings = self._corpus.manifest, self._run.samplings
         order = Order(
             {name: Sampling.of(samplings[name].model_dump()) for name in caches},
@@ -162,12 +173,27 @@ class TeacherWorker:
             manifest.tokenizer["vocab_size"],
         )
         isolating_id = manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None
-        rows = teacher.sample(input_ids, position_keys(row_ids, self._corpus.seq_len), order, isolating_id)
+        places = None if has_loss is None else has_loss.flatten().nonzero()[:, 0]
+        rows = teacher.sample(input_ids, position_keys(row_ids, self._corpus.seq_len), order, isolating_id, places)
         to_host = partial(Tensor.to, device="cpu", non_blocking=True)
         return SampledRows(
             {name: Drawn(to_host(drawn.ids.int()), to_host(drawn.values)) for name, drawn in rows.drawn.items()},
             {name: to_host(values) for name, values in rows.statistics.items()},
         )
+
+
+def _everywhere(values: Tensor, *, has_loss: Tensor | None, shape: tuple[int, int]) -> np.ndarray:
+    """Values of the rows that were sampled, at their places among all R·S; 0 elsewhere. [R, S] or [R, S, K]."""
+    whole = values
+    if has_loss is not None:
+        whole = values.new_zeros(has_loss.numel(), *values.shape[1:])
+        whole[has_loss.flatten()] = values
+    return whole.numpy().reshape(*shape, *values.shape[1:])
+
+
+def _learned(values: np.ndarray, windows: Windows) -> np.ndarray:
+    """Those of `values` [R, S] that have a loss."""
+    return values if windows.has_loss is None else values[windows.has_loss]
 
 
 def _load(config: TeacherConfig, model_dir: str, corpus: PackedCorpus) -> Teacher:

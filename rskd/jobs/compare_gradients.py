@@ -55,6 +55,8 @@ def compare_gradients(config: DistillConfig, student: str, *, windows: int) -> d
     uri = config.student_uri(student)
     with inputs_first(config):
         corpus = open_corpus(inputs, "train")
+        if corpus.manifest.chat is not None:
+            raise ConfigError(f"{corpus.uri} has conversations; gradients are compared on texts: set corpus.kind=text")
         batches = _batches(corpus, windows)
         check_student(inputs, student)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -73,9 +73,9 @@ def evaluate_windows(run: EvaluationRun) -> Iterator[int | Findings]:
     torch.set_num_threads(usable_cores())
     models = load_models(run)
     comparison = comparison_of(run, models)
-    for batch in held_out_batches(run):
-        comparison.add(batch)
-        yield len(batch)
+    for input_ids, has_loss in held_out_batches(run):
+        comparison.add(input_ids, has_loss)
+        yield len(input_ids)
     passages = _passages(run, models)
     yield {
         name: found | {WINDOW_VALUES: comparison.window_values(name), PASSAGES: passages[name]}
@@ -116,12 +116,17 @@ def _passages(run: EvaluationRun, models: Mapping[str, LanguageModel]) -> dict[s
     )
 
 
-def held_out_batches(run: EvaluationRun) -> Iterator[Tensor]:
-    """The held-out windows of `run`, ids [B, S + 1] on its device, a batch at a time."""
+def held_out_batches(run: EvaluationRun) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The held-out windows of `run`, ids [B, S + 1] on its device, and which positions have a loss, bool [B, S].
+
+    A batch at a time; None: all have one.
+    """
     corpus = PackedCorpus.open(run.corpus_uri)
     for start in range(0, run.num_windows, run.settings.batch_windows):
         rows = np.arange(start, min(start + run.settings.batch_windows, run.num_windows))
-        yield _read(corpus, rows).to(run.device)
+        windows = corpus.read_rows(rows)
+        has_loss = None if windows.has_loss is None else torch.from_numpy(windows.has_loss).to(run.device)
+        yield torch.from_numpy(windows.input_ids).long().to(run.device), has_loss
 
 
 def evaluate_speculation(run: EvaluationRun) -> Iterator[int | Findings]:

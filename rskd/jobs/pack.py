@@ -24,19 +24,20 @@ import numpy as np
 
 from rskd import records
 from rskd.config import DistillConfig, RayConfig
-from rskd.corpus.hold_out import HoldOut, choose_hold_out, split_shares
+from rskd.corpus.chat_packing import CHAT_TOTALS, fewest_windows
+from rskd.corpus.hold_out import HoldOut, chat_shares, choose_hold_out, split_shares
 from rskd.corpus.packed_corpus import (
     MANIFEST_FILE,
     PARTS_FOLDER,
-    TOTALS,
     CorpusManifest,
     PartInfo,
     write_manifest,
 )
-from rskd.corpus.packing import DocumentCounts, Share, limited, repeated
+from rskd.corpus.packing import DocumentCounts, Share, limited, num_windows, repeated, shuffled
 from rskd.corpus.sources import Group, list_files, located, new_groups
 from rskd.corpus.vocabulary import cut_ids
 from rskd.costs import Reserved
+from rskd.errors import ConfigError
 from rskd.jobs.at_work import AtWork, at_work, costs_of
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.pack_worker import Recipe, count_group, task_of, write_group
@@ -64,7 +65,7 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     source = located(config.corpus.source)
-    files = list_files(source, outputs=[config.storage.root, config.home])
+    files = list_files(source, outputs=[config.storage.root, config.home], chat=config.corpus.kind == "chat")
     Store(config.storage.root).check_writable()
     inputs = Inputs(config)
     packed, head = packed_so_far(inputs), inputs.corpus_head
@@ -93,6 +94,7 @@ def _pack(
         bos=head["bos"],
         **{key: head["tokenizer"][key] for key in ("vocab_size", "end_of_text_id", "bos_ids")},
         uris={split: Store(config.corpus_uri(split)).absolute_uri for split in SPLITS},
+        chat=inputs.chat,
         **{key: layout[key] for key in ("seq_len", "seed", "windows_per_part", "rows_per_group")},
     )
     counts = _count(config.ray, recipe, groups)
@@ -106,12 +108,13 @@ def _pack(
     if is_first:
         _warn_of_large_hold_out(shares, config.corpus.eval_windows)
     _limit_train_windows(shares, config, packed["train"])
-    parts, tails = _write(config.ray, recipe, groups, _places(shares, packed), hold_out, work)
+    parts, tails, counted = _write(config.ray, recipe, groups, _places(shares, packed), hold_out, work)
     manifests = {}
     for split, manifest in packed.items():
-        new = [groups[index].to_dict() | asdict(shares[index][split]) for index in groups]
+        new = [groups[index].to_dict() | asdict(shares[index][split]) | counted[index, split] for index in groups]
         new[-1]["tail"] = tails[split]
         manifests[split] = CorpusManifest.of(manifest.head, (*manifest.groups, *new), (*manifest.parts, *parts[split]))
+    _report_conversations(manifests)
     if is_first:
         _remove_other_parts(config, manifests)
     for split in reversed(SPLITS):  # train comes last: a corpus without a train manifest is packed again
@@ -124,11 +127,25 @@ def _nothing_packed(
 ) -> dict[str, CorpusManifest]:
     """The empty manifests that a first pack adds to; those that an unfinished one left are removed."""
     corpus = config.corpus
-    hold_out = choose_hold_out(counts, seq_len=corpus.seq_len, eval_windows=corpus.eval_windows)
+    windows_of = num_windows
+    if head.get("chat"):
+        counts, windows_of = _with_a_loss(counts), fewest_windows
+    hold_out = choose_hold_out(counts, seq_len=corpus.seq_len, eval_windows=corpus.eval_windows, num_windows=windows_of)
     head = head | {"eval_threshold": hold_out.threshold, "eval_multiplier": hold_out.multiplier}
     for split in SPLITS:
         Store(config.corpus_uri(split)).remove(MANIFEST_FILE)
     return {split: CorpusManifest.of(head, (), ()) for split in SPLITS}
+
+
+def _with_a_loss(counts: Sequence[DocumentCounts]) -> list[DocumentCounts]:
+    """The conversations that have a token with a loss, each with its separator; ConfigError if none has."""
+    kept = [DocumentCounts(one.hashes[one.num_tokens > 0], one.num_tokens[one.num_tokens > 0] + 1) for one in counts]
+    if any(len(one.hashes) for one in counts) and not any(len(one.hashes) for one in kept):
+        raise ConfigError(
+            f"the corpus source has {sum(len(one.hashes) for one in counts):,} conversations, none of them with a "
+            "token to learn from: see that the role of answers is assistant, and corpus.loss_on"
+        )
+    return kept
 
 
 def _remove_other_parts(config: DistillConfig, manifests: dict[str, CorpusManifest]) -> None:
@@ -158,9 +175,13 @@ def _shares(
 ) -> dict[int, dict[str, Share]]:
     """The share of each group in each split; the first group begins with the tails of what is packed."""
     carried = {split: len(manifest.tail) for split, manifest in packed.items()}
-    shares = {}
+    shares, train = {}, packed["train"]
     for (index, group), is_copy in zip(counts.items(), repeated(list(counts.values()))):
-        shares[index] = split_shares(group, is_copy, hold_out, packed["train"].seq_len, carried)
+        if train.chat:
+            order = shuffled(len(group.hashes), seed=train.seed, group=index)
+            shares[index] = chat_shares(group, is_copy, hold_out, train.seq_len, order)
+            continue
+        shares[index] = split_shares(group, is_copy, hold_out, train.seq_len, carried)
         carried = dict.fromkeys(carried, 0)
     return shares
 
@@ -171,6 +192,23 @@ def _warn_of_large_hold_out(shares: dict[int, dict[str, Share]], eval_windows: i
         _logger.warning(
             f"{held_out:,} of {held_out + left:,} windows are held out, where corpus.eval_windows={eval_windows} are "
             "wanted: a document is held out whole, so split long ones to hold out less"
+        )
+
+
+def _report_conversations(manifests: dict[str, CorpusManifest]) -> None:
+    """Warn of conversations that are not in the windows as they are in the source."""
+    totals = {key: sum(one.totals.get(key, 0) for one in manifests.values()) for key in ("documents", *CHAT_TOTALS)}
+    if totals["cut_conversations"]:
+        tokens = manifests["train"].seq_len + 1
+        _logger.warning(
+            f"{totals['cut_conversations']:,} of {totals['documents']:,} conversations are longer than a window of "
+            f"{tokens:,} tokens and were cut into pieces, each without what is before it: raise corpus.seq_len to keep "
+            "them whole"
+        )
+    if skipped := totals["skipped_conversations"]:
+        _logger.warning(
+            f"{skipped:,} of {totals['documents'] + skipped:,} conversations have no token with a loss (no answer, or "
+            "only such with train: false) and were skipped"
         )
 
 
@@ -210,22 +248,24 @@ def _write(
     places: dict[int, dict[str, dict[str, Any]]],
     hold_out: HoldOut,
     work: AtWork,
-) -> tuple[dict[str, list[PartInfo]], dict[str, list[int]]]:
-    """Pass 2: the parts of each split, and the tail of the last group."""
+) -> tuple[dict[str, list[PartInfo]], dict[str, list[int]], dict[tuple[int, str], dict[str, int]]]:
+    """Pass 2: the parts of each split, the tail of the last group, and what was counted in the windows of each."""
     tasks = [task_of(index, group) | places[index] for index, group in groups.items()]
     parts: dict[str, list[PartInfo]] = {split: [] for split in SPLITS}
     tails: dict[str, list[int]] = {}
+    counted: dict[tuple[int, str], dict[str, int]] = {}
     total = sum(task[split]["windows"] for task in tasks for split in SPLITS)
     with progress_bar("pack windows", total) as advance:
         for row in _run(ray, partial(write_group, recipe, hold_out), tasks):
             written = [PartInfo(**part) for part in json.loads(row["parts"])]
             parts[row["split"]] += written
+            counted[row["group"], row["split"]] = json.loads(row["counts"])
             if row["group"] == max(groups):
                 tails[row["split"]] = np.frombuffer(row["tail"], np.int32).tolist()
             rows = sum(part.rows for part in written)
             work.add(tokens=rows * recipe.seq_len, bytes_written=sum(part.bytes for part in written))
             advance(rows)
-    return parts, tails
+    return parts, tails, counted
 
 
 def _run(
@@ -247,10 +287,15 @@ def _summary(
         for split, manifest in manifests.items()
     }
     splits = {
-        split: {**counts[split], "parts": len(manifests[split].parts), "uri": config.corpus_uri(split)}
+        split: {
+            **counts[split],
+            **manifests[split].shares,
+            "parts": len(manifests[split].parts),
+            "uri": config.corpus_uri(split),
+        }
         for split in SPLITS
     }
-    sums = {key: sum(count[key] for count in counts.values()) for key in (*TOTALS, "duplicate_documents")}
+    sums = {key: sum(count[key] for count in counts.values()) for key in counts["train"]}
     return {
         **splits,
         **sums,

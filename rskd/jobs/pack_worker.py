@@ -2,27 +2,34 @@
 
 group ─► read ─► tokenize ─┬─► hashes and lengths
                            └─► shuffle ─► split ─► join ─► cut ─► parts, and the tail that fills no window
+
+Conversations are rendered and masked in place of tokenized, and fitted into windows whole in place of joined and cut.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from rskd.config import SourceConfig
+from rskd.corpus.chat_packing import MaskedTokens, assign, count, fill
+from rskd.corpus.conversations import ConversationError
 from rskd.corpus.hold_out import HoldOut, content_hash, split_masks
 from rskd.corpus.packed_corpus import PartInfo, write_part
 from rskd.corpus.packing import cut_windows, shuffled, tail_of, tokenize
-from rskd.corpus.sources import Group, read_documents
+from rskd.corpus.sources import Group, read_conversations, read_documents
 from rskd.corpus.vocabulary import check_ids
 from rskd.errors import ConfigError, printable
 from rskd.storage import Store
+
+if TYPE_CHECKING:  # Transformers, which texts need not
+    from rskd.corpus.chat_tokens import ChatRecipe
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Recipe:
     windows_per_part: int
     rows_per_group: int
     uris: dict[str, str]
+    chat: ChatRecipe | None = None
 
 
 def task_of(index: int, group: Group) -> dict[str, Any]:
@@ -53,35 +61,103 @@ def _group(row: dict[str, Any]) -> Group:
 
 def count_group(recipe: Recipe, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One row: the content hash and the number of tokens of each document of a group."""
-    hashes, documents = _tokenized(recipe, _group(row))
+    if recipe.chat is None:
+        hashes, documents = _tokenized(recipe, _group(row))
+    else:
+        hashes, conversations = _masked(recipe, recipe.chat, _group(row))
+        documents = [conversation.ids for conversation in conversations]
     num_tokens = np.array([len(document) for document in documents], np.int64)
     yield {"group": row["group"], "hashes": hashes.tobytes(), "num_tokens": num_tokens.tobytes()}
 
 
 def write_group(recipe: Recipe, hold_out: HoldOut, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A row for each split: its parts, as JSON, and its tail."""
+    """A row for each split: its parts, as JSON, its tail, and, of conversations, what its windows hold."""
     group = _group(row)
-    hashes, documents = _tokenized(recipe, group)
-    order = shuffled(len(documents), seed=recipe.seed, group=row["group"])
-    first_id = recipe.bos_ids[0] if recipe.bos == "window" else None
+    hashes, windows_of = _texts(recipe, group) if recipe.chat is None else _conversations(recipe, recipe.chat, group)
+    order = shuffled(len(hashes), seed=recipe.seed, group=row["group"])
     for split, mask in split_masks(hashes, hold_out).items():
         place = row[split]
-        kept = [np.frombuffer(place["carried"], np.int32), *(documents[index] for index in order if mask[index])]
-        windows = cut_windows(kept, recipe.seq_len, first_id=first_id)[: place["windows"]]
-        if len(windows) != place["windows"]:
+        windows = windows_of([index for index in order if mask[index]], place)
+        if len(windows.input_ids) != place["windows"]:
             names = ", ".join(printable(file.name) for file in group.files[:3])
             raise ConfigError(f"the corpus source changed while it was packed ({names}): run rskd pack again")
         parts = json.dumps([asdict(part) for part in _write_parts(recipe, split, place, windows)])
-        tail = tail_of(kept, len(windows), recipe.seq_len).tobytes()
-        yield {"group": row["group"], "split": split, "parts": parts, "tail": tail}
+        yield {
+            "group": row["group"],
+            "split": split,
+            "parts": parts,
+            "tail": windows.tail.tobytes(),
+            "counts": json.dumps(windows.counts),
+        }
 
 
-def _write_parts(recipe: Recipe, split: str, place: dict[str, Any], windows: np.ndarray) -> Iterator[PartInfo]:
-    store = Store(recipe.uris[split])
-    for number, start in enumerate(range(0, len(windows), recipe.windows_per_part)):
-        chunk = windows[start : start + recipe.windows_per_part]
-        index, first_row = place["first_part"] + number, place["first_row"] + start
-        yield write_part(store, index, first_row, chunk, rows_per_group=recipe.rows_per_group)
+@dataclass(frozen=True)
+class _Windows:
+    """The windows of a split of a group, the tail that fills none, and what is counted in them."""
+
+    input_ids: np.ndarray
+    loss_mask: np.ndarray | None = None
+    tail: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+_WindowsOf = Callable[[list[int], dict[str, Any]], _Windows]  # documents in their order, and the place of the windows
+
+
+def _texts(recipe: Recipe, group: Group) -> tuple[np.ndarray, _WindowsOf]:
+    """The content hashes of a group, and what makes windows of its documents."""
+    hashes, documents = _tokenized(recipe, group)
+    first_id = recipe.bos_ids[0] if recipe.bos == "window" else None
+
+    def windows_of(chosen: list[int], place: dict[str, Any]) -> _Windows:
+        kept = [np.frombuffer(place["carried"], np.int32), *(documents[index] for index in chosen)]
+        windows = cut_windows(kept, recipe.seq_len, first_id=first_id)[: place["windows"]]
+        return _Windows(windows, tail=tail_of(kept, len(windows), recipe.seq_len))
+
+    return hashes, windows_of
+
+
+def _conversations(recipe: Recipe, chat: ChatRecipe, group: Group) -> tuple[np.ndarray, _WindowsOf]:
+    """The same of conversations."""
+    hashes, conversations = _masked(recipe, chat, group)
+
+    def windows_of(chosen: list[int], place: dict[str, Any]) -> _Windows:
+        kept = [conversations[index] for index in chosen]
+        lengths = [len(conversation.ids) for conversation in kept]
+        windows = assign(lengths, recipe.seq_len)[: place["windows"]]
+        input_ids, loss_mask = fill(windows, kept, recipe.seq_len, chat.separator_id)
+        return _Windows(input_ids, loss_mask, counts=count(windows, loss_mask, lengths)._asdict())
+
+    return hashes, windows_of
+
+
+def _write_parts(recipe: Recipe, split: str, place: dict[str, Any], windows: _Windows) -> Iterator[PartInfo]:
+    store, masks = Store(recipe.uris[split]), windows.loss_mask
+    for number, start in enumerate(range(0, len(windows.input_ids), recipe.windows_per_part)):
+        rows = slice(start, start + recipe.windows_per_part)
+        yield write_part(
+            store,
+            place["first_part"] + number,
+            place["first_row"] + start,
+            windows.input_ids[rows],
+            rows_per_group=recipe.rows_per_group,
+            loss_mask=None if masks is None else masks[rows],
+        )
+
+
+def _masked(recipe: Recipe, chat: ChatRecipe, group: Group) -> tuple[np.ndarray, list[MaskedTokens]]:
+    """Content hashes, uint64, and tokens of the conversations of a group; those without a loss have no tokens."""
+    hashes: list[int] = []
+    conversations: list[MaskedTokens] = []
+    for conversation, refuse in read_conversations(recipe.source, group):
+        try:
+            masked = chat.encode(conversation)
+        except ConversationError as problem:
+            raise refuse(problem) from None
+        hashes.append(conversation.content_hash)
+        conversations.append(masked if masked.loss_mask.any() else MaskedTokens(masked.ids[:0], masked.loss_mask[:0]))
+    check_ids([conversation.ids for conversation in conversations], recipe.tokenizer, recipe.vocab_size)
+    return np.array(hashes, np.uint64), conversations
 
 
 def _tokenized(recipe: Recipe, group: Group) -> tuple[np.ndarray, list[np.ndarray]]:

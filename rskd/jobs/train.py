@@ -118,6 +118,7 @@ def _prepare(inputs: Inputs, student: str) -> tuple[TrainingRun, LogitCache | Pa
         isolate_documents=config.corpus.isolate_documents,
         hard_threshold=_hard_threshold(source, spec),
         balances_router=balances_router(architecture),
+        chat_template=head["chat"]["template"] if "chat" in head else None,
         **fit,
     )
     return run, source

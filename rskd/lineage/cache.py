@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from rskd.cache.layout import most_frequent
 from rskd.cache.manifest import (
     HEAD_FILE,
@@ -17,9 +19,9 @@ from rskd.cache.manifest import (
 )
 from rskd.cache.reader import LogitCache
 from rskd.config import SamplingConfig
-from rskd.corpus.packed_corpus import MANIFEST_FILE, PackedCorpus
+from rskd.corpus.packed_corpus import MANIFEST_FILE, PackedCorpus, Windows
 from rskd.errors import CacheMismatchError
-from rskd.lineage.corpus import open_corpus
+from rskd.lineage.corpus import open_corpus, template_digest
 from rskd.lineage.inputs import Inputs
 from rskd.storage import Store
 from rskd.teacher.transformers_teacher import describe_teacher
@@ -39,7 +41,7 @@ def cache_head(inputs: Inputs, sampling: str, corpus: PackedCorpus, vllm_version
         "parts": len(manifest.parts),
     }
     if inputs.config.cache_samplings[sampling].layout == "compact":
-        head["tokenizer"]["most_frequent"] = most_frequent(corpus.read_part(0).input_ids)
+        head["tokenizer"]["most_frequent"] = most_frequent(_learned_ids(corpus.read_part(0)))
     return head
 
 
@@ -82,14 +84,25 @@ def check_parts(manifest: CacheManifest, corpus: PackedCorpus, uri: str) -> None
 def windows_head(inputs: Inputs) -> dict[str, dict[str, Any]]:
     """What the head of a cache says of its windows, as far as that does not need the corpus."""
     corpus = inputs.corpus_head
-    tokenizer = corpus["tokenizer"]
+    tokenizer, chat = corpus["tokenizer"], corpus.get("chat")
+    of_chat = chat and {
+        "masked": True,
+        "loss_on": chat["loss_on"],
+        "chat_template": template_digest(chat["template"]),
+    }
     return {
         "tokenizer": {key: tokenizer[key] for key in ("fingerprint", "vocab_size")},
         "corpus": {
+            **(of_chat or {}),  # heads of texts are what they were before there were masks
             **{key: corpus[key] for key in ("seq_len", "seed", "isolate_documents", "bos")},
             **{key: tokenizer[key] for key in ("bos_ids", "end_of_text_id")},
         },
     }
+
+
+def _learned_ids(windows: Windows) -> np.ndarray:
+    """The ids that have a loss."""
+    return windows.input_ids if windows.loss_mask is None else windows.input_ids[windows.loss_mask > 0]
 
 
 def teacher_head(inputs: Inputs, begun: Head | None = None, vllm_version: str | None = None) -> dict[str, Any]:

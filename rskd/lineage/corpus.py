@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from rskd.lineage.inputs import Inputs
 from rskd.storage import Store
 
 SPLITS: tuple[Literal["train"], Literal["eval"]] = ("train", "eval")
+_DIGEST = "sha256:"
 _SETTINGS = ("seq_len", "seed", "isolate_documents", "windows_per_part", "max_windows")
 
 
@@ -51,19 +53,32 @@ def packed_so_far(inputs: Inputs) -> dict[str, CorpusManifest] | None:
 
 def check_corpus(inputs: Inputs, manifest: CorpusManifest, uri: str) -> None:
     """CacheMismatchError, naming the setting, if the corpus at `uri` has others than the configuration."""
-    changed = first_difference(corpus_recipe(manifest.head), corpus_recipe(inputs.corpus_head))
+    made, wanted = map(corpus_recipe, (manifest.head, inputs.corpus_head))
+    changed = first_difference(*({**one, "corpus": {"kind": "text", **one["corpus"]}} for one in (made, wanted)))
     if changed is not None:
-        is_value = changed.key.startswith("corpus.") and changed.made is not None
+        is_value = changed.key.startswith("corpus.") and not str(changed.made).startswith(("None", _DIGEST))
         undo = f"set {changed.key}={changed.made}" if is_value else "undo the change"
         raise CacheMismatchError(
             f"{uri} was packed with {changed}: {undo}, choose another name, or remove {uri.rpartition('/')[0]}"
         )
 
 
+def template_digest(template: str) -> str:
+    """What recipes have of a chat template."""
+    return f"{_DIGEST}{hashlib.sha256(template.encode()).hexdigest()[:12]}"
+
+
 def corpus_recipe(head: Mapping[str, Any]) -> dict[str, Any]:
     """What the windows depend on, by the name in the configuration."""
+    chat = head.get("chat")
+    of_chat = chat and {
+        "kind": "chat",
+        "chat_template": template_digest(chat["template"]),
+        "loss_on": chat["loss_on"],
+    }
     return {
         "corpus": {
+            **(of_chat or {}),  # the recipe of texts is what it was before there were conversations
             "source": SourceConfig.model_validate(head["source"]).model_dump(),
             "bos": head.get("bos", "none"),
             **{name: head[name] for name in _SETTINGS},
@@ -72,5 +87,6 @@ def corpus_recipe(head: Mapping[str, Any]) -> dict[str, Any]:
             "fingerprint": head["tokenizer"]["fingerprint"],
             "vocab_size": head["tokenizer"]["vocab_size"],  # len(tokenizer) in corpora of before its holes counted
             "bos_ids": head["tokenizer"].get("bos_ids", []),  # absent from corpora of before corpus.bos
+            **({"separator": chat["separator"]} if chat else {}),
         },
     }

@@ -11,9 +11,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from rskd.config import DistillConfig
+from rskd.corpus.chat_tokens import ChatRecipe
 from rskd.corpus.packed_corpus import FORMAT_VERSION, rows_per_group
 from rskd.corpus.sources import list_files, located
 from rskd.errors import ConfigError, MissingOutputError
+from rskd.models.chat_template import chat_template, separator_id
 from rskd.models.files import check_model, model_fingerprints, resolve_model
 from rskd.models.tokenizer import (
     beginning_of_text,
@@ -63,8 +65,13 @@ class Inputs:
         """
         return self._tokenizer_and_head[1]
 
+    @property
+    def chat(self) -> ChatRecipe | None:
+        """How the conversations of the corpus become tokens; None where its documents are texts."""
+        return self._tokenizer_and_head[2]
+
     @cached_property
-    def _tokenizer_and_head(self) -> tuple[Tokenizer, dict[str, Any]]:
+    def _tokenizer_and_head(self) -> tuple[Tokenizer, dict[str, Any], ChatRecipe | None]:
         corpus, teacher = self.config.corpus, self.config.teacher
         tokenizer = load_tokenizer(self.teacher_dir, trust_remote_code=teacher.trust_remote_code)
         fingerprint = tokenizer_fingerprint(tokenizer)
@@ -74,7 +81,13 @@ class Inputs:
                 "remove the key, or name the teacher's tokenizer"
             )
         num_ids = vocab_size_of_model(tokenizer, self.teacher_dir, trust_remote_code=teacher.trust_remote_code)
-        bos = beginning_of_text(tokenizer, corpus.bos, num_ids=num_ids, isolated=corpus.isolate_documents)
+        chat = None
+        if corpus.kind == "chat":
+            template = chat_template(tokenizer, corpus.chat_template)
+            separator = separator_id(tokenizer, template, num_ids)
+            chat = ChatRecipe(tokenizer.backend_tokenizer, template, corpus.loss_on, separator)
+        wanted_bos = "none" if chat else corpus.bos  # the template's
+        bos = beginning_of_text(tokenizer, wanted_bos, num_ids=num_ids, isolated=corpus.isolate_documents)
         head = {
             "format_version": FORMAT_VERSION,
             "source": corpus.source.model_dump(mode="json"),
@@ -82,7 +95,7 @@ class Inputs:
                 "name": corpus.tokenizer or teacher.model,
                 "fingerprint": fingerprint,
                 "vocab_size": num_ids,
-                "end_of_text_id": end_of_text_id(tokenizer),
+                "end_of_text_id": chat.separator_id if chat else end_of_text_id(tokenizer),
                 "bos_ids": list(bos.ids),
             },
             "bos": bos.mode,
@@ -93,7 +106,10 @@ class Inputs:
             "rows_per_group": rows_per_group(corpus.seq_len),
             "max_windows": corpus.max_windows,
         }
-        return tokenizer.backend_tokenizer, head
+        if chat:
+            separator = tokenizer.backend_tokenizer.id_to_token(chat.separator_id)
+            head["chat"] = {"loss_on": chat.loss_on, "template": chat.template.text, "separator": separator}
+        return tokenizer.backend_tokenizer, head, chat
 
     def located(self, model: str) -> str:
         """A local folder made absolute, that of a registered model; anything else (hub id, s3://) as it is."""
@@ -110,6 +126,6 @@ def inputs_first(config: DistillConfig) -> Iterator[None]:
     try:
         yield
     except MissingOutputError:
-        list_files(located(config.corpus.source))
+        list_files(located(config.corpus.source), chat=config.corpus.kind == "chat")
         check_model(local_model(config, config.teacher.model))
         raise

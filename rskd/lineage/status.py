@@ -92,7 +92,7 @@ def _corpus(inputs: Inputs) -> StageStatus:
     try:
         packed = packed_so_far(inputs)
         source = located(config.corpus.source)
-        files = list_files(source, outputs=[config.storage.root, config.home])
+        files = list_files(source, outputs=[config.storage.root, config.home], chat=config.corpus.kind == "chat")
         recorded = packed["train"].groups if packed else ()
         added = new_groups(map(Group.from_dict, recorded), files, source=source)
     except (ConfigError, OutputError) as error:
@@ -112,7 +112,7 @@ def _cache(inputs: Inputs, name: str) -> StageStatus:
         return StageStatus("cache", name, "missing", "runs")
     committed = committed_indices(store.list(PARTS_FOLDER))
     try:
-        list_files(located(inputs.config.corpus.source))
+        list_files(located(inputs.config.corpus.source), chat=inputs.config.corpus.kind == "chat")
         head = read_head(store)
         if committed:  # a cache without parts begins again
             check_cache(inputs, name, head)

@@ -5,7 +5,7 @@
 The head is kept apart so that neither side has to hold [B·T, V] logits. `rskd.models.checks` compares the two with the
 model's own forward pass.
 
-Shapes: B batch, T positions, D hidden, V rows of the head, L documents of a batch.
+Shapes: B batch, T positions, D hidden, V rows of the head, n wanted positions.
 """
 
 from __future__ import annotations
@@ -58,8 +58,12 @@ def _logit_scale(config: PreTrainedConfig) -> float:
     return scale
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor, end_of_text_id: int | None = None) -> Tensor:
-    """Final hidden states [B, T, D] of `input_ids` [B, T], ready for `output_head(model)`.
+def hidden_states(
+    model: PreTrainedModel, input_ids: Tensor, end_of_text_id: int | None = None, places: Tensor | None = None
+) -> Tensor:
+    """Final hidden states [B, T, D] of `input_ids` [B, T], ready for `output_head(model)`; [n, D] with `places`.
+
+    `places` int64 [n], ascending, are the wanted positions, counted in B·T.
 
     `end_of_text_id` isolates documents: those of each are what the model gives for it alone. Where position ids that
     restart within a row keep documents apart, one pass computes all of them; elsewhere (models that take no position
@@ -72,7 +76,9 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, end_of_text_id: int
         if isolates_by_positions(model):
             hidden = _last_hidden_state(model, input_ids, position_ids=positions)
         else:
-            hidden = _document_by_document(model, input_ids, positions)
+            hidden = _document_by_document(model, input_ids, positions, places)
+    if places is not None and hidden.ndim == 3:
+        hidden = hidden.flatten(0, 1)[places]
     if not torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(output_head(model).weight.dtype)  # Mamba's are float32 in any model
     scale = _logit_scale(model.config.get_text_config())
@@ -168,11 +174,20 @@ def _last_hidden_state(model: PreTrainedModel, input_ids: Tensor, **options: Ten
     return decoder(model)(input_ids=input_ids, use_cache=False, **options).last_hidden_state
 
 
-def _document_by_document(model: PreTrainedModel, input_ids: Tensor, positions: Tensor) -> Tensor:
-    """Hidden states [B, T, D] with each document as a row of its own; no causal model sees the padding at its end."""
+def _document_by_document(
+    model: PreTrainedModel, input_ids: Tensor, positions: Tensor, wanted: Tensor | None = None
+) -> Tensor:
+    """Hidden states [B, T, D] with each document as a row of its own; no causal model sees the padding at its end.
+
+    With `wanted` places, [n, D] there: documents without any, such as padding, are left out.
+    """
     tokens = input_ids.flatten()
     starts = (positions.flatten() == 0).nonzero()[:, 0]
     lengths = torch.diff(starts, append=starts.new_tensor([len(tokens)]))
+    if wanted is not None:
+        chosen = (torch.searchsorted(starts, wanted, right=True) - 1).unique()
+        chosen = chosen if len(chosen) else chosen.new_zeros(1)  # one at least, so that every parameter has a gradient
+        starts, lengths = starts[chosen], lengths[chosen]
     places, pieces = [], []
     for documents in _batches(lengths.tolist(), len(tokens)):
         of_batch = torch.tensor(documents, device=tokens.device)
@@ -181,8 +196,10 @@ def _document_by_document(model: PreTrainedModel, input_ids: Tensor, positions: 
         place = torch.where(is_token, starts[of_batch, None] + offsets, starts[of_batch, None])
         pieces.append(_last_hidden_state(model, tokens[place], attention_mask=is_token.long())[is_token])
         places.append(place[is_token])
-    order = torch.cat(places).argsort()
-    return torch.cat(pieces)[order].unflatten(0, input_ids.shape)
+    found, order = torch.cat(places).sort()
+    if wanted is None:
+        return torch.cat(pieces)[order].unflatten(0, input_ids.shape)
+    return torch.cat(pieces)[order[torch.searchsorted(found, wanted)]]
 
 
 def _batches(lengths: list[int], most: int) -> Iterator[list[int]]:

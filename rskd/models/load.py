@@ -109,6 +109,13 @@ def num_parameters(directory: str, *, trust_remote_code: bool = False) -> int:
     return model_without_weights(config, trust_remote_code=trust_remote_code).num_parameters()
 
 
+def num_head_parameters(directory: str, *, trust_remote_code: bool = False) -> int:
+    """Weights of the output head of a model, from its configuration alone."""
+    config = load_config(directory, trust_remote_code=trust_remote_code)
+    head: Any = model_without_weights(config, trust_remote_code=trust_remote_code).get_output_embeddings()
+    return head.weight.numel()
+
+
 def model_without_weights(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """A model of this configuration on the meta device: its modules and shapes, in no time and memory."""
     with torch.device("meta"):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -63,7 +63,7 @@ class Findings:
 def render(findings: Findings) -> str:
     """The page."""
     config, models = findings.config, findings.evaluation["models"]
-    scope = f"{findings.evaluation['windows']:,} held-out windows, {findings.evaluation['tokens']:,} tokens"
+    scope = f"{findings.evaluation['windows']:,} held-out windows, {_measured_tokens(findings.evaluation)}"
     sections = [
         section("Setting", _facts(config)),
         section("Teacher and students", _models_table(config, models), f"On {scope}. {_LEGEND}"),
@@ -195,6 +195,13 @@ def _speculative_table(models: dict[str, dict[str, Any]]) -> str:
     return table(head, rows, num_text=1)
 
 
+def _measured_tokens(evaluation: dict[str, Any]) -> str:
+    """How many tokens were measured: of conversations those that have a loss."""
+    tokens = evaluation["tokens"]
+    with_loss = sum(evaluation["models"]["teacher"]["reliability"]["count"])
+    return f"{tokens:,} tokens" if with_loss == tokens else f"{with_loss:,} of {tokens:,} tokens, which have a loss"
+
+
 def _caches_table(caches: dict[str, dict[str, Any]]) -> str:
     head = ["Cache", "Sampling", "Tokens", "Size<small>MiB</small>", "Bytes<small>per token</small>"]
     head.append("Unique tokens<small>per position</small>")
@@ -202,14 +209,22 @@ def _caches_table(caches: dict[str, dict[str, Any]]) -> str:
         [
             escape(name),
             sampling_in_words(cache["sampling"]),
-            f"{cache['tokens']:,}",
+            f"{cache['tokens']:,}" + (f"<small>{cache['loss_tokens']:,} with a loss</small>" if masked else ""),
             f"{cache['bytes'] / 2**20:,.1f}",
-            f"{cache['bytes_per_token']:.1f}" if cache["tokens"] else "–",
-            f"{cache['unique_per_token']:.2f}" if cache["tokens"] else "–",
+            _ratio(cache, "bytes", 1),
+            _ratio(cache, "unique", 2),
         ]
         for name, cache in caches.items()
+        for masked in ["loss_tokens" in cache]
     ]
     return table(head, rows, num_text=2)
+
+
+def _ratio(cache: dict[str, Any], of: Literal["bytes", "unique"], digits: int) -> str:
+    """To the tokens of a cache; of a masked one also to those that have a loss."""
+    named = {f"{of}_per_token": "", f"{of}_per_loss_token": " with a loss"}
+    told = [f"{cache[key]:.{digits}f}{said}" for key, said in named.items() if cache.get(key) is not None]
+    return f"{told[0]}{''.join(f'<small>{one}</small>' for one in told[1:])}" if told else "–"
 
 
 def _costs_table(config: DistillConfig, stages: Mapping[str, Costs]) -> str:

@@ -126,7 +126,7 @@ def _evaluate(config: DistillConfig, student: str) -> dict[str, Any]:
     run = evaluation_run(config, corpus, resolve_teacher(config), [student])
     comparison = comparison_of(run, load_models(run))
     for batch in held_out_batches(run):
-        comparison.add(batch)
+        comparison.add(*batch)
     results = comparison.results()
     return {
         "metrics": results[student],

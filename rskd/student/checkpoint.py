@@ -23,6 +23,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from rskd import records
 from rskd.errors import ConfigError, MissingOutputError
+from rskd.models.chat_template import end_of_turn_id
 from rskd.models.digests import RESULT_FILE, TRAINER_FILE, Files, check_sizes, describe_files, read_record, whole_copy
 from rskd.models.tokenizer import end_of_text_id
 from rskd.storage import Store
@@ -47,9 +48,11 @@ def save_checkpoint(
     optimizer: Optimizer,
     progress: Progress,
     log: Sequence[dict],
+    *,
+    converses: bool = False,
 ) -> None:
     """Write everything that a bit-identical continuation needs, and the log so far."""
-    export_student(student, tokenizer, directory)
+    export_student(student, tokenizer, directory, converses=converses)
     state = optimizer.state_dict()
     moments = {
         f"{name}/{moment}": tensor.cpu()
@@ -83,16 +86,21 @@ def load_progress(directory: Path) -> tuple[Progress, list[dict]]:
     return progress, [json.loads(line) for line in (directory / LOG_FILE).read_text().splitlines()]
 
 
-def export_student(student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+def export_student(
+    student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path, *, converses: bool = False
+) -> None:
     """Write a Hugging Face directory: weights as they are (tied ones once), config, generation config, tokenizer.
 
-    The student stops where the documents that it learned from do. The sampling settings of the model that it started
-    from are not its own.
+    The student stops where the documents that it learned from do; one that `converses` where the assistant's turn ends,
+    too. The sampling settings of the model that it started from are not its own.
     """
     end = end_of_text_id(tokenizer)
+    end_of_turn = end_of_turn_id(tokenizer) if converses else None
     pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     student.generation_config = GenerationConfig(
-        eos_token_id=end, pad_token_id=pad, bos_token_id=tokenizer.bos_token_id
+        eos_token_id=end if end_of_turn in (None, end) else [end_of_turn, end],
+        pad_token_id=pad,
+        bos_token_id=tokenizer.bos_token_id,
     )
     student.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

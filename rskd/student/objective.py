@@ -28,7 +28,7 @@ from torch import Tensor
 
 from rskd.errors import BiasWarning
 from rskd.models.output_head import OutputHead
-from rskd.sparse_targets import SparseTargets
+from rskd.sparse_targets import IGNORE_INDEX, SparseTargets
 from rskd.student import divergence as divergences
 from rskd.student import triton_loss
 from rskd.student.bias import loss_bias
@@ -48,7 +48,7 @@ def sparse_kd_loss(
     *,
     ce_weight: float = 0.0,
     token_weights: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE_INDEX,
     reduction: Reduction = "mean",
     impl: Impl = "auto",
     bias: Tensor | None = None,
@@ -114,7 +114,7 @@ def full_kd_loss(
     *,
     ce_weight: float = 0.0,
     token_weights: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE_INDEX,
     reduction: Reduction = "mean",
     impl: Impl = "auto",
     bias: Tensor | None = None,

@@ -4,10 +4,12 @@
            ─► non-finite guard ─► clip ─► AdamW ─► log(step, metrics), save(step)
 
 Losses are summed over tokens and scaled by world_size / global number of tokens, since DDP averages gradients: the
-step does not depend on the number of workers or the size of a micro-batch. The model runs without dropout (paper,
-Table 14), so a step uses no random state and (weights, moments, step) are all that a checkpoint needs.
+step does not depend on the number of workers or the size of a micro-batch. Where some positions have no loss, tokens
+are those that have one, and head and loss run on these alone. The model runs without dropout (paper, Table 14), so a
+step uses no random state and (weights, moments, step) are all that a checkpoint needs.
 
-Shapes: B windows of this rank, T positions, N = B·T tokens, D hidden, V vocabulary, K unique tokens.
+Shapes: B windows of this rank, T positions, N = B·T tokens, D hidden, V vocabulary, K unique tokens; n positions with
+a loss.
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ from rskd.cache.loader import CacheBatch, CacheLoader
 from rskd.config import ObjectiveConfig, TrainConfig
 from rskd.errors import BiasWarning, RskdError
 from rskd.models.causal_lm import hidden_states, output_head
-from rskd.sparse_targets import SparseTargets
+from rskd.sparse_targets import IGNORE_INDEX, SparseTargets
 from rskd.student.objective import cross_entropy_loss, full_kd_loss, hard_easy_weights, sparse_kd_loss
 from rskd.student.router_loss import router_loss
 
 Log = Callable[[int, dict[str, float]], None]
 Save = Callable[[int], None]
-TeacherLogits = Callable[[Tensor], Tensor]
+TeacherLogits = Callable[..., Tensor]
 
 
 class NonFiniteError(RskdError):
@@ -47,7 +49,8 @@ class StudentLoss(nn.Module):
     """A student and its objective as one module, so that DDP sees the backbone and the output head in one forward.
 
     `end_of_text_id` isolates documents (None: it does not). `hard_threshold` is the log-probability of the label
-    under the teacher below which a token is hard. `teacher_logits` maps ids [B, T] to logits [B, T, V] (full_kd).
+    under the teacher below which a token is hard. `teacher_logits` maps ids [B, T] to logits [B, T, V], and with
+    `places` [n] to [n, V] (full_kd).
     """
 
     def __init__(
@@ -71,15 +74,21 @@ class StudentLoss(nn.Module):
         self.last_router_loss: Tensor | None = None  # of the last forward, without coefficient and gradient
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor, targets: SparseTargets | None, label_logprob: Tensor | None
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        targets: SparseTargets | None,
+        label_logprob: Tensor | None,
+        places: Tensor | None = None,
     ) -> Tensor:
         """Summed loss in nats of ids and labels int64 [B, T], targets [B, T, K], label_logprob [B, T].
 
-        A router's auxiliary loss, which is a mean over the tokens of this forward, is added B·T times by its
-        coefficient: divided by the global number of tokens it is the mean of the forwards', weighted by their tokens.
+        With `places` int64 [n], ascending and counted in B·T, only these have a loss: all but the ids are [n] or [n, K]
+        then. A router's auxiliary loss, which is a mean over all B·T tokens of this forward, is added B·T (or n) times
+        by its coefficient: divided by the global number of them it is the mean of the forwards', weighted by theirs.
         So it depends (by the spread between micro-batches) on how a step is cut into forwards, as in any trainer.
         """
-        loss = self._objective_loss(input_ids, labels, targets, label_logprob)
+        loss = self._objective_loss(input_ids, labels, targets, label_logprob, places)
         if self.router_loss is None:
             return loss
         auxiliary = self.router_loss.take()
@@ -87,9 +96,14 @@ class StudentLoss(nn.Module):
         return loss + self.router_loss.coefficient * labels.numel() * auxiliary
 
     def _objective_loss(
-        self, input_ids: Tensor, labels: Tensor, targets: SparseTargets | None, label_logprob: Tensor | None
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        targets: SparseTargets | None,
+        label_logprob: Tensor | None,
+        places: Tensor | None,
     ) -> Tensor:
-        hidden_ND = hidden_states(self.student, input_ids, self.end_of_text_id).flatten(0, 1)
+        hidden_ND = hidden_states(self.student, input_ids, self.end_of_text_id, places).flatten(0, -2)
         labels_N = labels.flatten()
         head = output_head(self.student)
         shared: dict[str, Any] = {
@@ -104,7 +118,8 @@ class StudentLoss(nn.Module):
         shared |= {"ce_weight": objective.ce_weight, "divergence": objective.divergence}
         if objective.kind == "full_kd":
             assert self.teacher_logits is not None
-            logits_NV = self.teacher_logits(input_ids).flatten(0, 1)
+            at_places = () if places is None else (places,)
+            logits_NV = self.teacher_logits(input_ids, *at_places).flatten(0, -2)
             return full_kd_loss(hidden_ND, head.weight, logits_NV, labels_N, **shared)
         assert targets is not None
         return sparse_kd_loss(
@@ -175,8 +190,9 @@ def train(
     """Run steps `start_step` to `config.steps`; `loader` stands at `start_step`.
 
     `log` and `save` are called on every rank with the number of steps done: `log` after each, `save` after every
-    `checkpoint_every` and after the last. The logged `loss` is the mean over the tokens of the global batch, nats;
-    `data_wait` is the share of the step's time that went on waiting for its batch.
+    `checkpoint_every` and after the last. The logged `loss` is the mean over the tokens of the global batch that have a
+    loss, nats; `tokens` are all positions; `data_wait` is the share of the step's time that went on waiting for its
+    batch.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BiasWarning)  # the job says it, and of the targets too
@@ -203,14 +219,15 @@ def train_step(
     """One optimizer step on this rank's slice of the global batch; returns loss, lr and grad_norm (before clipping).
 
     Where a router has an auxiliary loss, `router_aux_loss` is its mean over tokens, without its coefficient, and no
-    part of `loss`. Packed windows have no padding, so every label counts. Raises NonFiniteError, on all ranks, before
-    the weights change.
+    part of `loss`. A micro-batch, or all of them, may have no token with a loss: its gradients are 0. Raises
+    NonFiniteError, on all ranks, before the weights change.
     """
+    tokens = _loss_tokens(batch, config, device)
     lr = learning_rate(step, config)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
-    losses, router_losses = _accumulate_gradients(loss, batch, config, device)
+    losses, router_losses = _accumulate_gradients(loss, batch, config, device, tokens)
     sums = torch.stack([losses.sum(), router_losses.sum()])
     if _world_size() > 1:
         dist.all_reduce(sums)
@@ -219,7 +236,6 @@ def train_step(
     if not (loss_sum.isfinite() and grad_norm.isfinite()):
         raise _non_finite_error(losses, batch, config, step)
     optimizer.step()
-    tokens = _global_tokens(batch, config)
     metrics = {"loss": loss_sum.item() / tokens, "lr": lr, "grad_norm": grad_norm.item()}
     router = _student_loss(loss).router_loss
     if router is not None:
@@ -229,23 +245,24 @@ def train_step(
 
 
 def _accumulate_gradients(
-    loss: nn.Module, batch: CacheBatch, config: TrainConfig, device: torch.device
+    loss: nn.Module, batch: CacheBatch, config: TrainConfig, device: torch.device, global_tokens: int
 ) -> tuple[Tensor, Tensor]:
     """Add up the gradients of the micro-batches, synchronised with the last.
 
     Returns of each its summed loss, and its router's auxiliary loss times its tokens (0 without one): float64 [M].
     """
-    scale = _world_size() / _global_tokens(batch, config)
+    scale = _world_size() / global_tokens
     slices = list(_micro_batches(len(batch.row_ids), config.micro_batch))
     losses, router_losses = [], []
     for index, rows in enumerate(slices):
+        inputs = _to_device(batch, rows, device)
         with _gradients_synchronised(loss, last=index == len(slices) - 1):
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                summed = loss(*_to_device(batch, rows, device))
+                summed = loss(*inputs)
             (summed * scale).backward()
         losses.append(summed.detach().double())
         router = _student_loss(loss).last_router_loss
-        tokens = batch.labels[rows].numel()
+        tokens = inputs[1].numel()
         router_losses.append(torch.zeros_like(losses[-1]) if router is None else router.double() * tokens)
     return torch.stack(losses), torch.stack(router_losses)
 
@@ -260,14 +277,22 @@ def _micro_batches(num_rows: int, size: int) -> Iterator[slice]:
 
 def _to_device(
     batch: CacheBatch, rows: slice, device: torch.device
-) -> tuple[Tensor, Tensor, SparseTargets | None, Tensor | None]:
-    targets = batch.targets and SparseTargets(batch.targets.ids[rows], batch.targets.weights[rows])
-    label_logprob = batch.statistics.get("label_logprob")
+) -> tuple[Tensor, Tensor, SparseTargets | None, Tensor | None, Tensor | None]:
+    """What a StudentLoss takes of some windows; of a masked batch what has a loss alone, which is chosen on the CPU."""
+    labels, targets = batch.labels[rows], batch.targets and batch.targets[rows]
+    label_logprob, places = batch.statistics.get("label_logprob"), None
+    label_logprob = None if label_logprob is None else label_logprob[rows]
+    if batch.masked:
+        places = (labels.flatten() != IGNORE_INDEX).nonzero()[:, 0]
+        targets = targets and targets.reshape(labels.numel())[places]
+        label_logprob = None if label_logprob is None else label_logprob.flatten()[places]
+        labels = labels.flatten()[places]
     return (
         batch.input_ids[rows].to(device, non_blocking=True),
-        batch.labels[rows].to(device, non_blocking=True),
+        labels.to(device, non_blocking=True),
         targets and targets.to(device, non_blocking=True),
-        None if label_logprob is None else label_logprob[rows].to(device, non_blocking=True),
+        None if label_logprob is None else label_logprob.to(device, non_blocking=True),
+        None if places is None else places.to(device, non_blocking=True),
     )
 
 
@@ -291,6 +316,16 @@ def _non_finite_error(losses: Tensor, batch: CacheBatch, config: TrainConfig, st
         f"{what} is not finite at step {step + 1}, rows {sorted(rows)}; the step was not taken: "
         "lower train.lr, or use precision float32"
     )
+
+
+def _loss_tokens(batch: CacheBatch, config: TrainConfig, device: torch.device) -> int:
+    """Tokens of the global batch that have a loss, 1 at least."""
+    if not batch.masked:
+        return _global_tokens(batch, config)
+    count = (batch.labels != IGNORE_INDEX).sum().to(device)
+    if _world_size() > 1:
+        dist.all_reduce(count)
+    return max(1, int(count))
 
 
 def _global_tokens(batch: CacheBatch, config: TrainConfig) -> int:

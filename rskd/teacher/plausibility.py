@@ -20,6 +20,8 @@ def doubt_teacher(label_logprob: np.ndarray, labels: np.ndarray, *, vocab_size: 
     It is not if its mean loss is within 20% of ln V, or more than 1 nat/token above the entropy of the labels' own
     frequencies, which is what a unigram model would have.
     """
+    if not labels.size:  # a part without a token that has a loss
+        return None
     loss = -float(label_logprob.mean(dtype=np.float64))
     uniform, unigram = math.log(vocab_size), _entropy(labels)
     if loss > _NEAR_UNIFORM * uniform:

@@ -69,34 +69,55 @@ class TransformersTeacher:
         return self.head.num_ids
 
     @torch.inference_mode()
-    def sample(self, input_ids: Tensor, keys: Tensor, order: Order, end_of_text_id: int | None = None) -> SampledRows:
+    def sample(
+        self,
+        input_ids: Tensor,
+        keys: Tensor,
+        order: Order,
+        end_of_text_id: int | None = None,
+        places: Tensor | None = None,
+    ) -> SampledRows:
         """Samplings and statistics of the B·T rows of windows `input_ids` int64 [B, T+1], with `keys` int64 [B, T].
 
-        `end_of_text_id` isolates documents.
+        `end_of_text_id` isolates documents. With `places` int64 [n], ascending and counted in B·T, those n rows: the
+        output head and the samplers run there alone.
         """
         input_ids = input_ids.to(self.device)
+        labels = input_ids[:, 1:]
+        if places is not None:
+            keys, places = keys.flatten()[places], places.to(self.device)
+            labels = labels.flatten()[places]
         return sample_rows(
-            self.hidden(input_ids[:, :-1], end_of_text_id),
+            self.hidden(input_ids[:, :-1], end_of_text_id, places),
             self.head,
             order.samplings,
             keys,
             vocab_size=order.vocab_size,
-            labels=input_ids[:, 1:],
+            labels=labels,
             statistics=order.statistics,
         )
 
     @torch.inference_mode()
-    def hidden(self, input_ids: Tensor, end_of_text_id: int | None = None) -> Tensor:
+    def hidden(self, input_ids: Tensor, end_of_text_id: int | None = None, places: Tensor | None = None) -> Tensor:
         """Final hidden states [B, T, D] of `input_ids` int64 [B, T], for `head`, in the teacher's dtype.
 
-        `end_of_text_id` isolates documents: attention stays within each, and positions restart.
+        `end_of_text_id` isolates documents: attention stays within each, and positions restart. With `places` int64
+        [n], ascending and counted in B·T, [n, D] there.
         """
-        return hidden_states(self.model, input_ids.to(self.device), end_of_text_id)
+        places = None if places is None else places.to(self.device)
+        return hidden_states(self.model, input_ids.to(self.device), end_of_text_id, places)
 
     @torch.inference_mode()
-    def logits(self, input_ids: Tensor, *, vocab_size: int, end_of_text_id: int | None = None) -> Tensor:
-        """float32 logits [B, T, V]; ids from `vocab_size` on are -inf (padded vocabulary)."""
-        return self.head.logits(self.hidden(input_ids, end_of_text_id), vocab_size)
+    def logits(
+        self,
+        input_ids: Tensor,
+        places: Tensor | None = None,
+        *,
+        vocab_size: int,
+        end_of_text_id: int | None = None,
+    ) -> Tensor:
+        """float32 logits [B, T, V], or [n, V] at `places`; ids from `vocab_size` on are -inf (padded vocabulary)."""
+        return self.head.logits(self.hidden(input_ids, end_of_text_id, places), vocab_size)
 
 
 def describe_teacher(config: TeacherConfig, fingerprint: str, vllm_version: str | None = None) -> dict[str, Any]:

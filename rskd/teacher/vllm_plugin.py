@@ -129,6 +129,7 @@ class Request:
     order: str = Order({"": Sampling()}).to_json()
     first_key: int = 0  # of its first row; the others follow
     labels: bytes = b""  # int32 [T], the next tokens, where the order wants them
+    loss_mask: bytes = b""  # uint8 [T], 1 for the rows that are wanted; without it all are
 
     @property
     def params(self) -> PoolingParams:
@@ -155,6 +156,12 @@ class _Scheduled:
     def labels(self) -> Tensor:
         labels = torch.frombuffer(bytearray(self.request.labels), dtype=torch.int32)
         return labels[self.start : self.start + self.length].long()
+
+    def wanted(self) -> Tensor:
+        if not self.request.loss_mask:
+            return torch.ones(self.length, dtype=torch.bool)
+        mask = torch.frombuffer(bytearray(self.request.loss_mask), dtype=torch.uint8)
+        return mask[self.start : self.start + self.length] > 0
 
 
 class SamplingPooler(Pooler):
@@ -204,18 +211,27 @@ class SamplingPooler(Pooler):
             yield from packed.split(lengths)
 
     def _sample_rows(self, hidden: Tensor, pieces: list[_Scheduled], order: Order) -> Tensor:
+        """Packed rows; those that are not wanted are 0."""
+        places: slice | Tensor = slice(None)
+        if any(piece.request.loss_mask for piece in pieces):
+            places = torch.cat([piece.wanted() for piece in pieces]).nonzero()[:, 0].to(hidden.device)
         wants_labels = "label_logprob" in order.statistics
         labels = torch.cat([piece.labels() for piece in pieces]).to(hidden.device) if wants_labels else None
+        keys = torch.cat([piece.keys() for piece in pieces]).to(hidden.device)
+        packed = hidden.new_zeros((len(hidden), width(order)), dtype=torch.int32)
+        if isinstance(places, Tensor) and not len(places):
+            return packed
         try:
             rows = sample_rows(
-                hidden,
+                hidden[places],
                 self._head,
                 order.samplings,
-                torch.cat([piece.keys() for piece in pieces]).to(hidden.device),
+                keys[places],
                 vocab_size=order.vocab_size,
-                labels=labels,
+                labels=None if labels is None else labels[places],
                 statistics=order.statistics,
             )
         except ValueError:  # options are checked before a request is sent: only logits are left
-            return hidden.new_full((len(hidden), width(order)), NOT_FINITE, dtype=torch.int32)
-        return pack(rows, order)
+            return packed.fill_(NOT_FINITE)
+        packed[places] = pack(rows, order)
+        return packed

@@ -32,7 +32,7 @@ from rskd.errors import ConfigError, NonFiniteLogitsError, RskdError, first_line
 from rskd.models.causal_lm import document_positions
 from rskd.teacher.hidden_to_targets import Order, SampledRows
 from rskd.teacher.vllm_plugin import HIDDEN_STATES, NOT_FINITE, PREFIX, Request
-from rskd.teacher.wire import unpack
+from rskd.teacher.wire import unpack, width
 
 _RESTARTS = 2  # of an engine that dies over one batch of windows
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -64,25 +64,42 @@ class VllmTeacher:
         """Rows of the output head."""
         return self._llm.model_config.get_vocab_size()
 
-    def sample(self, input_ids: Tensor, keys: Tensor, order: Order, end_of_text_id: int | None = None) -> SampledRows:
+    def sample(
+        self,
+        input_ids: Tensor,
+        keys: Tensor,
+        order: Order,
+        end_of_text_id: int | None = None,
+        places: Tensor | None = None,
+    ) -> SampledRows:
         """Samplings and statistics of the B·S rows of windows `input_ids` int64 [B, S+1].
 
         `keys` int64 [B, S] ascend by 1 within a window. `end_of_text_id` isolates documents: each is a request.
+        With `places` int64 [n], ascending and counted in B·S, those n rows: the engine reads the pieces that have any,
+        up to the last of them, and samples there alone.
         Raises ValueError for logits that are not finite, RskdError for an engine that died again and again.
         """
         wants_labels = "label_logprob" in order.statistics
-        requests = [
-            (
-                piece.prompt,
-                Request(
-                    order.to_json(),
-                    int(keys[piece.window, piece.start]),
-                    piece.labels.int().numpy().tobytes() if wants_labels else b"",
-                ),
+        wanted = torch.ones(keys.shape, dtype=torch.bool)
+        if places is not None:
+            wanted = torch.zeros_like(wanted).index_put_(torch.unravel_index(places, keys.shape), torch.tensor(True))
+        requests, sampled = [], [torch.empty(0, dtype=torch.bool)]
+        for piece in _pieces(input_ids, end_of_text_id):
+            mask = wanted[piece.window, piece.start : piece.start + len(piece.prompt)]
+            read = mask[: int(mask.nonzero().max()) + 1] if mask.any() else mask[:0]
+            if not len(read):
+                continue
+            request = Request(
+                order.to_json(),
+                int(keys[piece.window, piece.start]),
+                piece.labels[: len(read)].int().numpy().tobytes() if wants_labels else b"",
+                b"" if read.all() else read.numpy().tobytes(),
             )
-            for piece in _pieces(input_ids, end_of_text_id)
-        ]
-        packed = self._encode(requests)
+            requests.append((piece.prompt[: len(read)], request))
+            sampled.append(read)
+        if not requests:
+            return unpack(torch.empty(0, width(order), dtype=torch.int32), order)
+        packed = self._encode(requests)[torch.cat(sampled)]
         if (packed[:, 0] == NOT_FINITE).any():
             raise NonFiniteLogitsError
         return unpack(packed, order)

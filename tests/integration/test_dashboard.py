@@ -83,7 +83,7 @@ def test_the_page_holds_the_figures_of_the_outputs(finished: DistillConfig, tmp_
         shown = student["measured"]
         for metric in ("lm_loss", "kl_to_teacher", "ece", "acceptance", "standard_error", "reliability"):
             assert shown[metric] == evaluation[student["name"]][metric]
-        assert len(shown["windows"]["lm_loss"]) == 2
+        assert len(shown["windows"]["lm_loss"]) == len(shown["windows"]["tokens"]) == 2
         assert student["curve"]["tokens"][-1] == student["tokens"] == 2 * 2 * 16
     assert [(row["cache"], row["method"]) for row in data["students"]] == [(None, None), ("default", "systematic")]
     found = inspect(finished.cache_uri("default"))

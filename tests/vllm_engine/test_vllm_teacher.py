@@ -105,6 +105,20 @@ def test_isolated_documents_are_requests_of_mixed_lengths(teacher: VllmTeacher, 
     )
 
 
+def test_the_places_that_are_wanted_are_sampled_as_all_are(teacher: VllmTeacher, reference: TransformersTeacher):
+    """Also where a chunk, a document or a window has none of them."""
+    input_ids, keys = windows(12)
+    wanted = torch.rand(keys.shape, generator=torch.Generator().manual_seed(1)) < 0.3
+    wanted[1, :70], wanted[2] = False, False
+    places = wanted.flatten().nonzero()[:, 0]
+    for isolating_id in (None, END_OF_TEXT):
+        found = teacher.sample(input_ids, keys, ORDER, isolating_id, places)
+        assert all(len(values) == len(places) for values in found.statistics.values())
+        assert_same(found, reference.sample(input_ids, keys, ORDER, isolating_id, places))
+    nothing = teacher.sample(input_ids, keys, ORDER, END_OF_TEXT, places[:0])
+    assert all(len(drawn.ids) == 0 for drawn in nothing.drawn.values())
+
+
 def test_draws_do_not_depend_on_the_batch(teacher: VllmTeacher):
     input_ids, keys = windows(200)
     together = teacher.sample(input_ids, keys, ORDER)

@@ -41,6 +41,7 @@ class TrainingRun:
     isolate_documents: bool
     hard_threshold: float | None  # log-probability of the label below which a token is hard
     balances_router: bool  # whether the objective has a router's auxiliary loss
+    chat_template: str | None = None  # of the conversations that the student learns from
 
 
 def train_run(
@@ -61,6 +62,8 @@ def train_run(
     config = run.spec.train
     torch.set_num_threads(config.threads_per_worker)
     tokenizer = load_tokenizer(run.tokenizer, trust_remote_code=run.teacher.trust_remote_code)
+    if run.chat_template is not None:
+        tokenizer.chat_template = run.chat_template
     student = _build_student(run) if restored is None else _restored_student(run, restored)
     loss = distribute(_student_loss(student, run, device), device)
     optimizer = make_optimizer(student, config)
@@ -88,7 +91,8 @@ def train_run(
         record(step, metrics)
 
     def write(step: int, directory: Path) -> None:
-        save_checkpoint(directory, student, tokenizer, optimizer, Progress(step, loader.state_dict()), log)
+        reached, converses = Progress(step, loader.state_dict()), run.chat_template is not None
+        save_checkpoint(directory, student, tokenizer, optimizer, reached, log, converses=converses)
 
     train(
         loss,

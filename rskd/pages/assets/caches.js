@@ -1,5 +1,11 @@
 // Caches: what they hold, how they grew, whether they were checked, and who reads them.
 
+// Of caches of conversations, where some tokens have no loss and so no targets.
+const WITH_LOSS = [
+  { label: "tokens with\na loss", kind: "number", value: (row) => row.loss_tokens ?? row.tokens, text: (value) => value?.toLocaleString("en") ?? "" },
+  { label: "bytes a token\nwith a loss", kind: "number", value: (row) => row.bytes_per_loss_token ?? row.bytes_per_token, text: (value) => number(value, 4) },
+];
+
 function caches() {
   if (!DATA.caches.length) return [empty("There is no cache yet:", "rskd cache CONFIG.yaml")];
   const columns = [
@@ -7,6 +13,7 @@ function caches() {
     { label: "state", value: (row) => row.state, text: stateCell },
     { label: "targets", value: (row) => row.targets },
     { label: "tokens", kind: "number", value: (row) => row.tokens, text: (value) => value?.toLocaleString("en") ?? "" },
+    ...(DATA.caches.some((cache) => cache.masked) ? WITH_LOSS : []),
     { label: "size", kind: "number", value: (row) => row.bytes, text: bytes },
     { label: "bytes\na token", kind: "number", value: (row) => row.bytes_per_token, text: (value) => number(value, 4) },
     { label: "unique tokens\na position", kind: "number", value: (row) => row.unique_per_token, text: (value) => number(value, 4) },

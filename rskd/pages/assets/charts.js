@@ -127,18 +127,22 @@ function growth(grown) {
   return chart("Growth", traces, { xaxis: { title: "written" }, yaxis: { title: "tokens", rangemode: "tozero" } });
 }
 
-// Mean of the paired differences over windows, and 1.96 standard errors of it.
-function pairedDifference(values, baseline) {
-  const differences = values.map((value, index) => value - baseline[index]).filter(Number.isFinite);
-  const mean = differences.reduce((sum, one) => sum + one, 0) / differences.length;
-  const variance = differences.reduce((sum, one) => sum + (one - mean) ** 2, 0) / (differences.length - 1);
-  return { mean, interval: 1.96 * Math.sqrt(variance / differences.length), windows: differences.length };
+// Mean of the paired differences over tokens, and 1.96 standard errors of it, clustered by window: those of a ratio of sums.
+function pairedDifference(values, baseline, tokens) {
+  const windows = values.map((value, index) => ({ difference: value - baseline[index], tokens: tokens[index] }))
+    .filter((one) => Number.isFinite(one.difference) && one.tokens > 0);
+  const total = windows.reduce((sum, one) => sum + one.tokens, 0);
+  const mean = windows.reduce((sum, one) => sum + one.tokens * one.difference, 0) / total;
+  const squares = windows.reduce((sum, one) => sum + (one.tokens * (one.difference - mean)) ** 2, 0);
+  const error = Math.sqrt((windows.length / (windows.length - 1)) * squares) / total;
+  return { mean, interval: 1.96 * error, windows: windows.length };
 }
 
 function differences(shown, baseline, metric) {
   const compared = shown.filter((one) => one !== baseline && one.measured?.windows && one.comparable === baseline.comparable);
   const traces = compared.map((one) => {
-    const { mean, interval, windows } = pairedDifference(one.measured.windows[metric], baseline.measured.windows[metric]);
+    const own = one.measured.windows;
+    const { mean, interval, windows } = pairedDifference(own[metric], baseline.measured.windows[metric], own.tokens);
     const { color } = style(shown.indexOf(one));
     return {
       x: [mean], y: [plain(key(one))], mode: "markers", showlegend: false, marker: { color, size: 11 },

@@ -28,7 +28,8 @@ class Corpus:
     def read_groups(self, groups):
         self.reads.append(list(groups))
         row_ids = np.concatenate([np.arange(first, first + rows) for first, rows in self.group_rows[groups]])
-        return SimpleNamespace(row_ids=row_ids, input_ids=(row_ids[:, None] * 10 + np.arange(9)).astype(np.int32))
+        input_ids = (row_ids[:, None] * 10 + np.arange(9)).astype(np.int32)
+        return SimpleNamespace(row_ids=row_ids, input_ids=input_ids, has_loss=None)
 
 
 def _take(loader: CacheLoader, steps: int) -> list[CacheBatch]:

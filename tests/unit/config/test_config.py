@@ -42,6 +42,10 @@ def test_the_only_sampling_is_the_default_students() -> None:
     assert config.student_specs["default"].sampling == "many"
 
 
+def _corpus(**settings: object) -> dict:
+    return {"corpus": {"source": {"kind": "jsonl", "uri": "a.jsonl"}} | settings}
+
+
 @pytest.mark.parametrize(
     "extra",
     [{}, {"samplings": {"a": {}, "b": {"method": "top_k", "k": 5}}, "students": {"s": {"sampling": "b"}}}],
@@ -64,6 +68,11 @@ def test_survives_the_round_trip_of_a_prefect_form(extra: dict) -> None:
         ({"sampling": {"method": "random", "temperature": 0.8, "layout": "compact"}}, "layout compact stores counts"),
         ({"sampling": {"num_samples": 5}, "samplings": {"a": {}}}, "exclude each other"),
         ({"samplings": {"a/b": {}}}, "'a/b' cannot be a name"),
+        (_corpus(loss_on="all"), "loss_on='all' is not used by kind text: remove it"),
+        (_corpus(chat_template="t.jinja"), "chat_template='t.jinja' is not used by kind text: remove it"),
+        ({"corpus": {"kind": "chat", "source": {"kind": "python_docs"}}}, "kind chat reads jsonl, parquet or hf, not"),
+        (_corpus(kind="chat", bos="document"), "bos=document is not used by kind chat, whose template writes the BOS"),
+        (_corpus(kind="talk"), "corpus.kind"),
         ({"students": {"it's": {}}}, '"it\'s" cannot be a name'),
         ({"students": {"x" * 65: {}}}, "at most 64"),
         ({"name": "teachers"}, "name: teachers is taken"),
@@ -188,6 +197,13 @@ def test_numbers_that_came_as_text() -> None:
         8,
     )
     assert config.student_specs["s"].train.lr == 1e-4
+
+
+def test_conversations_are_isolated_unless_the_config_says_otherwise() -> None:
+    assert validate_config(MINIMAL | _corpus(kind="chat")).corpus.isolate_documents
+    assert not validate_config(MINIMAL | _corpus(kind="chat", isolate_documents=False)).corpus.isolate_documents
+    assert not validate_config(MINIMAL | _corpus()).corpus.isolate_documents
+    assert validate_config(MINIMAL | _corpus(kind="chat", bos="none")).corpus.loss_on == "assistant"
 
 
 @pytest.mark.parametrize("name", ["t=0.8", "kd+ce", "été", "学生", "top k (10)", "50%", "a.b", "_x"])

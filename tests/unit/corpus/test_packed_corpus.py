@@ -131,3 +131,34 @@ def test_a_changed_manifest_is_refused(tmp_path: Path):
     path.write_text(path.read_text().replace('"seed":0', '"seed":1'))
     with pytest.raises(CorruptPartError, match=r"manifest\.json"):
         PackedCorpus.open(str(tmp_path))
+
+
+def test_masks_of_conversations_come_back(tmp_path: Path):
+    masks = (INPUT_IDS % 2).astype(np.uint8)
+    store = Store(str(tmp_path))
+    parts = [
+        write_part(store, 0, 0, INPUT_IDS[:40], rows_per_group=16, loss_mask=masks[:40]),
+        write_part(store, 1, 40, INPUT_IDS[40:], rows_per_group=16, loss_mask=masks[40:]),
+    ]
+    plain = write_corpus(str(tmp_path / "texts"), cuts=(0, 40, 70))
+    chat = {"loss_on": "assistant", "template": "{{ messages }}", "separator": "<|endoftext|>"}
+    counted = {"loss_tokens": 42, "padding_tokens": 49, "cut_conversations": 1, "skipped_conversations": 2}
+    groups = [{**group, **counted} for group in plain.groups]
+    manifest = CorpusManifest.of({**plain.head, "chat": chat}, groups, parts)
+    write_manifest(store, manifest)
+    corpus = PackedCorpus.open(str(tmp_path))
+    assert corpus.manifest == manifest
+    assert "chat" not in plain.to_dict()
+    assert manifest.totals["loss_tokens"] == 84
+    assert manifest.shares == {"loss_share": 84 / (70 * SEQ_LEN), "padding_share": 98 / (70 * (SEQ_LEN + 1))}
+    assert plain.shares == {}
+    for row_ids in (np.arange(70), np.array([69, 3, 40])):
+        windows = corpus.read_rows(row_ids)
+        np.testing.assert_array_equal(windows.input_ids, INPUT_IDS[row_ids])
+        np.testing.assert_array_equal(windows.loss_mask, masks[row_ids])
+    assert PackedCorpus.open(str(tmp_path / "texts")).read_rows([0]).loss_mask is None
+    table = pq.read_table(tmp_path / "parts" / "part-00001.parquet")
+    assert str(table.schema.field("loss_mask").type) == "list<element: uint8>"
+    (tmp_path / "parts" / "part-00000.parquet").write_bytes(b"")
+    with pytest.raises(CorruptPartError, match="is not what was written"):
+        PackedCorpus.open(str(tmp_path)).read_rows([0])

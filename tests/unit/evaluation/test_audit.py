@@ -17,7 +17,7 @@ from rskd.cache.reader import LogitCache
 from rskd.cache.writer import CacheWriter
 from rskd.config import SamplingConfig, TeacherConfig
 from rskd.corpus.packed_corpus import PartInfo
-from rskd.errors import CacheMismatchError, CorruptPartError
+from rskd.errors import CacheMismatchError, ConfigError, CorruptPartError
 from rskd.evaluation.audit import AuditReport, audit_cache, chi_square, judge, mean_and_error, measure
 from rskd.models.files import weights_fingerprint
 from rskd.rng import position_keys
@@ -45,6 +45,7 @@ def write_cache(
     directory: Path,
     config: SamplingConfig = SYSTEMATIC,
     change: Change = lambda data: data,
+    masked: bool = False,
     **named: str,
 ) -> str:
     """A cache of random windows that `teacher` makes in one batch; it says that it is of `directory`, or as `named`."""
@@ -74,6 +75,7 @@ def write_cache(
             "isolate_documents": False,
             "end_of_text_id": 0,
             "rows_per_group": 16,
+            **({"masked": True} if masked else {}),
         },
     }
     writer = CacheWriter(str(uri), manifest_head=head)
@@ -92,6 +94,11 @@ def with_permuted_ids(data: PartData) -> PartData:
     permutation = np.random.default_rng(0).permutation(VOCAB).astype(np.int32)
     ids = np.where(data.values > 0, permutation[data.ids], 0)
     return PartData(data.row_ids, data.input_ids, ids, data.values, {})
+
+
+def with_loss_at(has_loss: np.ndarray) -> Change:
+    """Of a masked cache: targets where there is a loss, bool [R, S], alone."""
+    return lambda data: PartData(data.row_ids, data.input_ids, data.ids, data.values * has_loss[..., None], {})
 
 
 def perturbed(teacher: TransformersTeacher, relative: float) -> TransformersTeacher:
@@ -224,6 +231,34 @@ def test_the_error_is_clustered_by_window():
     assert error == pytest.approx(1 / 2000**0.5, rel=0.3)
     by_window = torch.randn(50, 1, generator=generator).expand(50, 40)
     assert mean_and_error(by_window)[1] == pytest.approx(1 / 50**0.5, rel=0.3)
+
+
+def test_of_a_masked_cache_what_has_a_loss_is_audited(tmp_path: Path, tiny_teacher_dir: Path, teacher):
+    """Half of the windows have no loss at all."""
+    has_loss = np.random.default_rng(0).random((ROWS, SEQ_LEN)) < 0.5
+    has_loss[: ROWS // 2] = False
+    for name, change, ok in (
+        ("honest", with_loss_at(has_loss), True),
+        ("shifted", lambda data: with_loss_at(has_loss)(shifted(1)(data)), False),
+        ("permuted", lambda data: with_loss_at(has_loss)(with_permuted_ids(data)), False),
+    ):
+        uri = write_cache(tmp_path / name, teacher, tiny_teacher_dir, change=change, masked=True)
+        report = audit_cache(uri, str(tiny_teacher_dir), rows=ROWS)
+        assert (report.ok, report.rows, report.positions) == (ok, ROWS, has_loss.sum()), (name, report)
+    nothing = write_cache(
+        tmp_path / "none", teacher, tiny_teacher_dir, change=with_loss_at(has_loss & False), masked=True
+    )
+    with pytest.raises(ConfigError, match=r"none of 2 windows of cache .* has a position with a loss: raise rows"):
+        audit_cache(nothing, str(tiny_teacher_dir), rows=2)
+
+
+def test_the_error_of_some_positions_is_theirs_alone():
+    generator = torch.Generator().manual_seed(0)
+    counted = torch.arange(40) < torch.randint(0, 40, (50, 1), generator=generator)
+    values = torch.randn(50, 40, generator=generator, dtype=torch.float64) + 3
+    mean, error = mean_and_error(values * counted, counted.double())
+    assert mean == pytest.approx(float(values[counted].mean()))
+    assert error == pytest.approx(1 / counted.sum().item() ** 0.5, rel=0.3)
 
 
 def test_chi_square_of_draws_has_its_distribution():

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rskd.errors import NonFiniteLogitsError, OutputError
-from rskd.evaluation import language_modeling
+from rskd.errors import ConfigError, NonFiniteLogitsError, OutputError
+from rskd.evaluation import expected_calibration_error, language_modeling
 from rskd.evaluation.language_modeling import TEACHER, Comparison, LanguageModel, pct_ce_to_fullkd
-from rskd.evaluation.window_values import METRICS
+from rskd.evaluation.window_values import METRICS, mean_over_tokens
 from rskd.models.causal_lm import hidden_states, output_head
 
 VOCAB_SIZE = 384  # of the tokenizer; the models have 400 rows
@@ -139,3 +139,69 @@ def test_one_window_has_no_standard_error(teacher: PreTrainedModel, windows: tor
 def test_pct_ce_to_fullkd():
     assert pct_ce_to_fullkd(2.9, ce=3.0, full_kd=2.8) == pytest.approx(50)
     assert pct_ce_to_fullkd(3.1, ce=3.0, full_kd=2.8) == pytest.approx(-50)
+
+
+@torch.no_grad()
+def test_where_some_tokens_have_no_loss_the_others_count(
+    teacher: PreTrainedModel, student: PreTrainedModel, windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+):
+    """Against dense float64; one window has no token with a loss, one has them all."""
+    has_loss = torch.rand(6, 12, generator=torch.Generator().manual_seed(2)) < 0.4
+    has_loss[1], has_loss[4] = False, True
+    monkeypatch.setattr(language_modeling, "LOGITS_PER_CHUNK", 7 * VOCAB_SIZE)
+    models = {TEACHER: as_language_model(teacher), "small": as_language_model(student)}
+    comparison = Comparison(models, vocab_size=VOCAB_SIZE)
+    for rows in (slice(0, 1), slice(1, 2), slice(2, 6)):
+        comparison.add(windows[rows], has_loss[rows])
+    found, values = comparison.results()["small"], comparison.window_values("small")
+
+    p, t = (model(windows[:, :-1]).logits[..., :VOCAB_SIZE].double().log_softmax(-1) for model in (student, teacher))
+    losses = F.nll_loss(p.transpose(1, 2), windows[:, 1:], reduction="none")
+    kl, tokens = (t.exp() * (t - p)).sum(-1), has_loss.sum(1)
+    assert found["lm_loss"] == pytest.approx(losses[has_loss].mean().item(), abs=1e-5)
+    assert found["kl_to_teacher"] == pytest.approx(kl[has_loss].mean().item(), abs=1e-5)
+    assert values.tokens.tolist() == tokens.tolist()
+    assert values.means["lm_loss"][1] == 0
+    assert values.metric("lm_loss") == pytest.approx(found["lm_loss"], abs=1e-12)
+    assert values.metric("ece") == pytest.approx(found["ece"], abs=1e-12)
+    confidence, correct = p[has_loss].exp().max(-1).values, p[has_loss].argmax(-1) == windows[:, 1:][has_loss]
+    assert found["ece"] == pytest.approx(expected_calibration_error(confidence, correct), abs=1e-6)
+    residuals = ((losses - found["lm_loss"]) * has_loss).sum(1)
+    error = (5 / 4 * (residuals**2).sum()).sqrt() / tokens.sum()  # five windows have tokens
+    assert found["standard_error"]["lm_loss"] == pytest.approx(error.item(), abs=1e-5)
+
+    nothing = Comparison(models, vocab_size=VOCAB_SIZE)
+    nothing.add(windows, torch.zeros_like(has_loss))
+    with pytest.raises(ConfigError, match="none of 6 held-out windows has a token with a loss"):
+        nothing.results()
+
+
+def test_a_mask_of_all_tokens_changes_nothing(
+    teacher: PreTrainedModel, student: PreTrainedModel, windows: torch.Tensor
+):
+    whole = compare(teacher, student, [windows])
+    models = {TEACHER: as_language_model(teacher), "small": as_language_model(student)}
+    masked = Comparison(models, vocab_size=VOCAB_SIZE)
+    masked.add(windows, torch.ones(6, 12, dtype=torch.bool))
+    for name, found in masked.results().items():
+        assert {metric: found[metric] for metric in METRICS} == pytest.approx(
+            {metric: whole[name][metric] for metric in METRICS}, abs=1e-12
+        )
+        assert found["standard_error"] == pytest.approx(whole[name]["standard_error"], abs=1e-12)
+        assert found["reliability"] == whole[name]["reliability"]
+
+
+def test_the_error_of_windows_of_one_size_is_that_of_their_means():
+    means = np.random.default_rng(0).normal(size=(4, 30))
+    mean, error = mean_over_tokens(means, np.full(30, 12.0))
+    assert mean == pytest.approx(means.mean(1), abs=1e-12)
+    assert error == pytest.approx(means.std(1, ddof=1) / 30**0.5, abs=1e-12)
+
+
+def test_the_error_of_windows_of_many_sizes_is_the_spread_of_the_mean():
+    """Windows with more tokens have other means; those without any count for nothing."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 20, (4000, 60)).astype(float)
+    means = rng.normal(size=tokens.shape) / 3 + tokens / 10
+    found = [mean_over_tokens(one, count) for one, count in zip(means, tokens)]
+    assert np.mean([error for _, error in found]) == pytest.approx(np.std([mean for mean, _ in found]), rel=0.05)

@@ -233,3 +233,41 @@ def test_the_decision_repeats_whatever_the_memory(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("rskd.evaluation.promotion._DRAWS_AT_ONCE", 7 * NUM_WINDOWS)
     for mine, theirs in zip(decide(measured(), challenger, gates()).ledger, whole.ledger, strict=True):
         assert mine["low"] == pytest.approx(theirs["low"])
+
+
+def test_windows_weigh_by_their_tokens_and_those_without_any_count_for_nothing():
+    """A masked held-out set: the same decision as on the windows that have tokens alone, and never a NaN."""
+    tokens = np.random.default_rng(0).integers(1, 200, NUM_WINDOWS)
+    extra = np.arange(NUM_WINDOWS) % 4 == 0
+
+    def model(difference: float, *, empty: bool) -> Measured:
+        kept = np.ones(NUM_WINDOWS, bool) if empty else ~extra
+        counted = np.where(extra, 0, tokens)[kept]
+        count = np.stack([counted, counted], axis=1)
+        means = {"lm_loss": 3.0, "top1_agreement": 0.5, "acceptance": 0.625, "kl_to_teacher": 0.25}
+        values = WindowValues(
+            window=np.arange(NUM_WINDOWS)[kept],
+            means={name: np.where(counted > 0, value + difference * counted / 100, 0) for name, value in means.items()},
+            count=count,
+            confidence=count * np.array([0.5, 0.75]) + noise(1.0)[kept, None] * (count > 0),
+            correct=count * np.array([0.5, 0.75]),
+        )
+        return Measured("tokenizer", "teacher", "held-out", values)
+
+    with_empty = decide(model(0, empty=True), model(-0.1, empty=True), gates())
+    without = decide(model(0, empty=False), model(-0.1, empty=False), gates())
+    assert (with_empty.verdict, with_empty.reason) == (without.verdict, without.reason)
+    for mine, wanted in zip(with_empty.ledger, without.ledger, strict=True):
+        assert dict(mine) == pytest.approx(dict(wanted), abs=1e-12)
+    found, counted = row(with_empty, "lm_loss"), tokens[~extra]
+    assert found["difference"] == pytest.approx(-0.1 * (counted**2).sum() / counted.sum() / 100)
+    assert found["low"] < found["difference"] < found["high"] < 0
+
+
+def test_too_few_windows_with_tokens_hold():
+    few = measured()
+    count = np.where(np.arange(NUM_WINDOWS)[:, None] < MIN_WINDOWS - 1, few.values.count, 0)
+    few = replace(few, values=replace(few.values, count=count))
+    decision = decide(few, few, gates())
+    assert decision.verdict == "HOLD"
+    assert f"{MIN_WINDOWS - 1} held-out windows, of {MIN_WINDOWS} needed" in decision.reason

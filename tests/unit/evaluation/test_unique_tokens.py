@@ -62,3 +62,12 @@ def test_zipf_text_is_nearly_a_power_law():
     assert found["random"].largest_error < 0.1
     uniform = rounds_against_unique_tokens([torch.zeros(1, 1, 30)])
     assert uniform["random"].largest_error > 0.2
+
+
+def test_windows_of_many_sizes_weigh_by_their_positions():
+    logits = torch.randn(1, 12, 40, generator=torch.Generator().manual_seed(0))
+    whole = rounds_against_unique_tokens([logits], (4, 16))
+    parts = rounds_against_unique_tokens([logits[:, :3], logits[:, :0], logits[:, 3:]], (4, 16))
+    for method, found in parts.items():
+        assert found.means == pytest.approx(whole[method].means, rel=1e-6)
+        assert min(found.standard_errors) > 0
