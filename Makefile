@@ -67,7 +67,7 @@ serve: $(INSTALLED) ## without the stack: Prefect on http://127.0.0.1:4200 and a
 ui: $(INSTALLED) ## MLflow UI on http://127.0.0.1:5000 over the runs in .rskd
 	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///.rskd/mlflow.db
 
-test: $(INSTALLED) ## the default tests (about 10 minutes on 2 cores)
+test: $(INSTALLED) ## the default tests (about 12 minutes on 2 cores)
 	$(BIN)/python -m pytest $(BOTH_CORES)
 
 test-slow: $(INSTALLED) ## tests that take minutes each
