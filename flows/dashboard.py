@@ -37,7 +37,7 @@ def show_dashboard(config: DistillConfig) -> None:
 def _served(root: Store, name: str) -> str | None:
     """Where the stack serves this page, opened on the students of one distillation."""
     served = os.environ.get(SERVED_AT)
-    if served is None or os.environ[SERVED_ROOT] != root.absolute_uri:
+    if served is None or os.environ.get(SERVED_ROOT) != root.absolute_uri:
         return None
     return f"{served}/#{urlencode({'view': 'students', 'q': name})}"
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.dashboard import show_dashboard
 from flows.stage import publish, run_stage, show_status
 from rskd.config import DistillConfig
 
@@ -22,4 +23,6 @@ def judge(config: DistillConfig) -> dict[str, Any]:
         if isinstance(verdict, dict)
     }
     publish("verdicts", f"Verdicts of {found['judge']} on {config.name}", rows)
+    if not all(verdicts["skipped"] for verdicts in found["models"].values()):
+        show_dashboard(config)
     return found

@@ -8,6 +8,7 @@ from rskd import records
 from rskd.dashboard.curves import rounded
 from rskd.errors import MissingOutputError
 from rskd.evaluation.downstream import mean_score
+from rskd.evaluation.promotion import named_teacher
 from rskd.evaluation.results import PROMOTIONS, SPECULATIVE, WINDOW_VALUES, read_table, same_models, task_file
 from rskd.evaluation.window_values import from_parquet
 from rskd.storage import Store
@@ -39,7 +40,7 @@ def read_evaluation(home: Store) -> dict[str, Any] | None:
                 models[name].setdefault("tasks", {})[task] = found
     for model in models.values():
         model["downstream"] = mean_score(model.get("tasks", {}))
-    teacher = f"{recipe['teacher']['fingerprint']} in {recipe['teacher']['dtype']}"
+    teacher = named_teacher(recipe["teacher"]["fingerprint"], recipe["teacher"]["dtype"])
     return {
         "windows": evaluation["windows"],
         "tokens": evaluation["tokens"],

@@ -34,7 +34,9 @@ def gather(root: str, tracking_uri: str | None = None) -> dict[str, Any]:
     with ThreadPoolExecutor(_READERS) as pool:
         found = [one for one in pool.map(lambda name: _read(store, name), store.folders()) if one]
     rows: dict[str, Any] = {kind: [row for one in found for row in one.get(kind, ())] for kind in _KINDS}
-    newest = sorted(rows["distillations"], key=lambda row: -row.get("modified", 0))
+    readable = [row for row in rows["distillations"] if "error" not in row]
+    newest = [row["name"] for row in sorted(readable, key=lambda row: -row["modified"])]
+    passages, unreadable = newest_passages(store, newest)
     mlflow, notes = _from_mlflow(tracking_uri or tracking_uri_of_root(root))
     for distillation in rows["distillations"]:
         distillation["failed"] = mlflow["failures"].get(Store(f"{root}/{distillation['name']}").absolute_uri)
@@ -44,9 +46,9 @@ def gather(root: str, tracking_uri: str | None = None) -> dict[str, Any]:
         "rskd": version("rskd"),
         "labels": LABELS,
         **rows,
-        "passages": newest_passages(store, (row["name"] for row in newest)),
+        "passages": passages,
         "champions": mlflow["champions"],
-        "notes": notes,
+        "notes": [*notes, *unreadable],
     }
 
 

@@ -17,14 +17,16 @@ from rskd.storage import Store
 _MOST_BYTES = 8_000_000  # in the page, of all distillations
 
 
-def newest_passages(root: Store, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Passages by distillation, for the first of `names` that fit into a page; one that cannot be read is left out."""
+def newest_passages(root: Store, names: Iterable[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Passages by distillation, for the first of `names` that fit into a page, and why others could not be read."""
     found: dict[str, dict[str, Any]] = {}
+    notes: list[str] = []
     size = 0
     for name in names:
         try:
             passages = _read(root.child(name))
-        except OutputError:  # the distillation's own row says why
+        except OutputError as error:
+            notes.append(str(error))
             continue
         if passages is None:
             continue
@@ -32,7 +34,7 @@ def newest_passages(root: Store, names: Iterable[str]) -> dict[str, dict[str, An
         if found and size > _MOST_BYTES:
             break
         found[name] = passages
-    return found
+    return found, notes
 
 
 def _read(home: Store) -> dict[str, Any] | None:

@@ -72,6 +72,11 @@ class Measured:
     values: WindowValues
 
 
+def named_teacher(fingerprint: str, dtype: str) -> str:
+    """How a teacher is called in Measured and wherever two evaluations are compared."""
+    return f"{fingerprint} in {dtype}"
+
+
 class LedgerRow(TypedDict):
     """One metric. `difference` is challenger - champion, [`low`, `high`] its interval; None where there is none.
 

@@ -18,7 +18,7 @@ from typing import Any
 from rskd import records
 from rskd.config import DistillConfig
 from rskd.errors import CorruptPartError, MissingOutputError
-from rskd.evaluation.promotion import Measured
+from rskd.evaluation.promotion import Measured, named_teacher
 from rskd.evaluation.window_values import from_parquet
 from rskd.storage import Store
 
@@ -131,7 +131,7 @@ def read_measured(config: DistillConfig) -> dict[str, Measured]:
     return {
         name: Measured(
             tokenizer=evaluation["tokenizer"],
-            teacher=f"{teacher['fingerprint']} in {teacher['dtype']}",
+            teacher=named_teacher(teacher["fingerprint"], teacher["dtype"]),
             held_out=evaluation["recipe"]["corpus"],
             values=values,
         )

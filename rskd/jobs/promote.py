@@ -17,7 +17,7 @@ from rskd import records, tracking
 from rskd.config import DistillConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.costs import recorded_costs
-from rskd.evaluation.promotion import Measured, decide
+from rskd.evaluation.promotion import Measured, decide, named_teacher
 from rskd.evaluation.results import PROMOTIONS, WINDOW_VALUES, missing_table, read_table
 from rskd.evaluation.window_values import METRICS, WindowValues, from_parquet
 from rskd.jobs.at_work import AtWork, at_work
@@ -126,7 +126,7 @@ def _identity(inputs: Inputs, corpus: PackedCorpus) -> dict[str, str]:
     rule = {"eval_threshold": manifest.eval_threshold, "eval_multiplier": manifest.eval_multiplier}
     return {
         _TOKENIZER: manifest.tokenizer["fingerprint"],
-        _TEACHER: f"{inputs.teacher_fingerprints[0]} in {inputs.config.teacher.dtype}",
+        _TEACHER: named_teacher(inputs.teacher_fingerprints[0], inputs.config.teacher.dtype),
         _HELD_OUT: records.digest(corpus_recipe(manifest.head) | rule),  # of a corpus that grows, too
     }
 

@@ -122,6 +122,15 @@ def test_passages_are_those_of_the_evaluation(finished: DistillConfig):
     ]
 
 
+def test_passages_that_cannot_be_read_have_their_reason_and_cost_nothing_else(copy: Path):
+    [file] = (copy / "tiny/evaluation").glob("passages-*.parquet")
+    file.write_bytes(file.read_bytes()[:-1])
+    told = write_dashboard(str(copy))
+    assert "is not what was written" in told["notes"]
+    assert gather(str(copy))["passages"] == {}
+    assert all(row["measured"] for row in rows(copy, "students").values())
+
+
 def test_checks_are_shown_with_the_generation_that_they_saw(copy: Path):
     cache = str(copy / "tiny/caches/default")
     assert rows(copy, "caches")["default"]["checks"] == {}

@@ -14,7 +14,7 @@ function quantile(values, share) {
 
 function tokens() {
   const distillations = Object.keys(DATA.passages);
-  if (!distillations.length) return [empty("No passage was read yet:", "rskd evaluate CONFIG.yaml")];
+  if (!distillations.length) return [empty("No passage was read yet:", "rskd evaluate CONFIG.yaml"), ...DATA.notes.map(soft)];
   const distillation = DATA.passages[state.get("of")] ? state.get("of") : distillations[0];
   const passage = DATA.passages[distillation];
   const names = Object.keys(passage.models).filter((name) => name !== "teacher");
