@@ -140,7 +140,7 @@ def test_every_panel_and_rule_has_its_series_while_a_job_runs(stack, tmp_path, t
 
     settings = tmp_path / "settings.json"
     settings.write_text(json.dumps(live_settings(stack, tmp_path, tiny_teacher_dir)))
-    environment = os.environ | environment_of(stack.settings)
+    environment = os.environ | environment_of(stack.settings) | {"PYTHONPATH": str(ROOT)}
     words = [sys.executable, str(ROOT / "tests" / "live_job.py"), str(settings), folder]
     with (
         (tmp_path / "job.log").open("w") as log,
