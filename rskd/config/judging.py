@@ -24,6 +24,10 @@ def _base_url(url: str) -> str:
         raise ValueError(
             "may hold a key (a user, or what follows ? or #): give the base URL alone, and the key by the environment"
         )
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("has a port that is no number up to 65535: correct it") from None
     if parts.path.rstrip("/").endswith("/completions"):
         raise ValueError("names an operation: give the base URL, which ends before /chat/completions")
     return url.rstrip("/")

@@ -34,7 +34,7 @@ from rskd.models.chat_template import ChatTemplate, Message, Rendering
 LossOn = Literal["assistant", "last_assistant", "all"]
 Span = tuple[int, int]  # of characters: the first, and one past the last
 
-_OPEN, _CLOSE, _PROBE = "\uf8f0", "\uf8f1", "\uf8f2"  # for private use: no text has them
+_OPEN, _CLOSE, _PROBE = "\ufdd0", "\ufdd1", "\ufdd2"  # noncharacters, which are for use within a program
 _MARKED = re.compile(f"{_OPEN}([^{_CLOSE}]*){_CLOSE}")
 
 
@@ -92,6 +92,11 @@ class ChatRecipe:
         """The ids, int32 [L], and the characters, int64 [L, 2], of each; what is between marks is text."""
         ids, offsets = [], []
         for start, piece, is_text in _pieces(text):
+            if _OPEN in piece or _CLOSE in piece:
+                raise ConversationError(
+                    "has what looks like a special token at a place where the chat template cuts its text: remove it, "
+                    "or set corpus.chat_template"
+                )
             self._plain.encode_special_tokens = is_text
             encoding = self._plain.encode(piece, add_special_tokens=False)
             ids.append(np.array(encoding.ids, np.int32))
@@ -116,6 +121,9 @@ class ChatRecipe:
 
 def _mark(value: Any, control: re.Pattern[str]) -> Any:
     if isinstance(value, str):
+        for mark in (_OPEN, _CLOSE, _PROBE):
+            if mark in value:
+                raise ConversationError(f"has U+{ord(mark):04X}, which is no character: remove it")
         return control.sub(rf"{_OPEN}\g<0>{_CLOSE}", value) if control.search(value) else value
     if isinstance(value, dict):
         return {key: _mark(item, control) for key, item in value.items()}
@@ -175,6 +183,8 @@ class _Turns:
 
     def _generated(self, turns: Sequence[int]) -> list[Span]:
         """The {% generation %} blocks of these turns."""
+        if not turns:
+            return []
         blocks = self.whole.generated
         assistant = [index for index, message in enumerate(self.messages) if message["role"] == ASSISTANT]
         if list(turns) == assistant:
@@ -188,15 +198,18 @@ class _Turns:
 
     def _span(self, turn: int) -> Span:
         """What the assistant wrote in a turn, by rendering the conversation up to it."""
-        whole = self.whole.text
+        whole, closed = self.whole.text, self._render(turn + 1).text
         prompt = self._render(turn, add_generation_prompt=True).text
+        if not closed.startswith(prompt):
+            raise ConversationError(
+                f"cannot be masked: the generation prompt of the chat template is not how it begins the answer in "
+                f"message {turn + 1}: set corpus.chat_template to one that begins it so or has {{% generation %}} "
+                "blocks, or train: false in the message"
+            )
         if not whole.startswith(prompt):
             raise self._rewritten(turn, "what is before it")
         start = len(prompt)
-        closed = self._render(turn + 1).text
-        answer = self._up_to_end_of_turn(closed[start:]) if closed.startswith(prompt) else None
-        if answer is None:
-            raise self._rewritten(turn, "what is before it")
+        answer = self._up_to_end_of_turn(closed[start:])
         if not whole.startswith(answer, start):
             answer = answer.removeprefix(self._lead(turn, prompt))
             if not whole.startswith(answer, start):

@@ -184,6 +184,9 @@ def _tools(tools: Any) -> list[Any] | None:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise ConversationError(f"has {_kind(tools)} in tools, which must be a list of JSON schemas")
+    for tool in tools:
+        if "function" in tool and not isinstance(tool["function"], dict):
+            raise ConversationError(f"has {_kind(tool['function'])} as the function of a tool: write its JSON schema")
     return tools
 
 

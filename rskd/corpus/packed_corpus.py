@@ -88,7 +88,8 @@ class CorpusManifest:
     max_windows: int | None = None  # of the train split; what was beyond it counts as dropped
     bos: str = "none"  # document, window: where the tokenizer's bos_ids are; corpora without this field have none
     eval_multiplier: int = 1  # see rskd.corpus.hold_out
-    chat: dict[str, Any] | None = None  # of conversations: loss_on, template, separator (the token of end_of_text_id)
+    # Of conversations: loss_on, template, named (its special tokens by name), separator (the token of end_of_text_id).
+    chat: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, head: Mapping[str, Any], groups: Iterable[dict[str, Any]], parts: Iterable[PartInfo]) -> CorpusManifest:

@@ -29,7 +29,7 @@ from transformers import (
 from rskd.config import GenerateConfig
 from rskd.errors import ConfigError, NonFiniteLogitsError, first_line
 from rskd.evaluation.prompts import Prompt
-from rskd.models.chat_template import end_of_turn_id
+from rskd.models.chat_template import end_of_turn_id, fixed_date
 from rskd.models.tokenizer import end_of_text_id, vocab_size
 from rskd.rng import uniforms
 
@@ -92,7 +92,8 @@ class Voice:
 
 def _rendered(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Any], **options: Any) -> str:
     try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+        template = fixed_date(tokenizer.get_chat_template())
+        return str(tokenizer.apply_chat_template(list(messages), chat_template=template, tokenize=False, **options))
     except Exception as error:  # jinja raises what a template tells it to
         raise ConfigError(
             f"the chat template of {tokenizer.name_or_path} refuses a prompt ({first_line(error)}): correct it"
@@ -180,7 +181,7 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, *, temperature: float, top_p: flo
     NonFiniteLogitsError.
     """
     logits_BV = logits_BV.double()
-    if logits_BV.isnan().any() or (logits_BV.max(-1).values.abs() == torch.inf).any():
+    if not logits_BV.max(-1).values.isfinite().all():  # NaN is the greatest
         raise NonFiniteLogitsError
     if temperature == 0:
         return logits_BV.argmax(-1)

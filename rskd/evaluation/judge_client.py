@@ -2,7 +2,7 @@
 
     body ─► POST <endpoint>/chat/completions ─┬─► Reply(text, tokens)
                                               ├─► 408, 409, 425, 429, 5xx, timeout, dropped, no JSON: again, later
-                                              ├─► 401, 403, 404: ConfigError
+                                              ├─► 401, 403, 404: ConfigError; 402: RskdError
                                               └─► other 4xx: RefusedError, of this request alone
 
 A pause is what Retry-After asks for, or doubles from a second to a minute with a random part.
@@ -112,6 +112,10 @@ class JudgeClient:
             raise ConfigError(
                 f"judge.endpoint {self._config.endpoint} has no chat completions of {self._config.model} "
                 f"({self._problem(response)}): correct judge.endpoint or judge.model"
+            )
+        if status == 402:
+            raise RskdError(
+                f"judge.endpoint {self._config.endpoint} wants to be paid ({self._problem(response)}): add credit"
             )
         if status >= 400:
             raise RefusedError(self._problem(response))

@@ -46,9 +46,10 @@ assistant an overall score on a scale of 1 to 10, where a higher score means a b
 the answers influence you. Output a single line with only two numbers, the scores of Assistant 1 and of Assistant 2, \
 separated by a space."""
 _NUMBER = r"(\d+(?:\.\d+)?)(?:\s*/\s*10)?"
-_PAIR = re.compile(rf"{_NUMBER}\s*(?:[ ,;|]|and)\s*{_NUMBER}\.?")
-_NAMED = re.compile(rf"assistant\s*([12])(?:'s)?(?:\s*score)?\s*[:=]\s*{_NUMBER}(?![\d/])", re.IGNORECASE)
-_THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
+_PAIR = re.compile(rf"{_NUMBER}\s*(?:[\s,;|]|and)\s*{_NUMBER}\.?")
+_NAMED = re.compile(
+    rf"assistant\s*([12])(?:'s)?(?:\s*score)?\s*[:=]\s*{_NUMBER}(?!\.?\d|\s*[/%-]|\s*out of)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,12 @@ def request(config: JudgeConfig, answered: Answered, order: Order) -> dict[str, 
 def scores_of(reply: str) -> tuple[float, float] | None:
     """The scores of Assistant 1 and 2 in a judge's reply; None unless it gives two, from 1 to 10, without doubt.
 
-    Its first line with text has both and nothing else, or each is named once (Assistant 1: 8). Thoughts in <think>
-    before that do not count.
+    Its first line with text has both and nothing else, or each is named once (Assistant 1: 8). Thoughts before
+    </think> do not count; without their end there is no rating.
     """
-    said = _THOUGHT.sub("", reply).replace("*", "").replace("`", "").strip()
+    said = reply.rpartition("</think>")[2].replace("*", "").replace("`", "").strip()
+    if "<think>" in said:
+        return None
     found = _PAIR.fullmatch(said.partition("\n")[0].strip())
     if found is not None:
         scores = (float(found[1]), float(found[2]))

@@ -21,8 +21,7 @@ from rskd.config import GenerateConfig
 from rskd.errors import ConfigError, first_line
 from rskd.evaluation.generation import Answer, Question, Voice, room
 from rskd.models.load import load_config
-
-_CPU_CACHE_BYTES = 2**30  # of keys and values, on a CPU, where vLLM would take a share of the machine's memory
+from rskd.models.vllm_arguments import CPU_CACHE_BYTES, check_engine_args
 
 
 class VllmGenerator:
@@ -42,13 +41,9 @@ class VllmGenerator:
             "max_model_len": max(length + room(self._config, settings, length) for length in fitting),
             "trust_remote_code": trust_remote_code,
         }
-        known = {field.name for field in fields(EngineArgs)}
-        for name in settings.engine_args:
-            if name in own:
-                raise ConfigError(f"generate.engine_args.{name} is set by rskd: remove it")
-            if name not in known:
-                raise ConfigError(f"generate.engine_args.{name} is no argument of vLLM's LLM class: correct its name")
-        defaults = {} if settings.gpus else {"kv_cache_memory_bytes": _CPU_CACHE_BYTES}
+        known = [field.name for field in fields(EngineArgs)]
+        check_engine_args(settings.engine_args, own, known, "generate")
+        defaults = {} if settings.gpus else {"kv_cache_memory_bytes": CPU_CACHE_BYTES}
         try:
             self._llm = LLM(**own | defaults | settings.engine_args)
         except (ValueError, OSError, RuntimeError) as error:
@@ -61,7 +56,9 @@ class VllmGenerator:
         limits = [room(self._config, self._settings, len(question.ids)) for question in questions]
         asked = [(question, limit) for question, limit in zip(questions, limits) if limit > 0]
         prompts: Any = [{"prompt_token_ids": list(question.ids)} for question, _ in asked]
-        params = [self._params(voice, question, limit) for question, limit in asked]
+        padded = self._llm.model_config.get_vocab_size() > voice.num_ids
+        allowed = list(range(voice.num_ids)) if padded else None
+        params = [self._params(voice, question, limit, allowed) for question, limit in asked]
         outputs = iter(self._llm.generate(prompts, params, use_tqdm=False) if asked else ())
         for limit in limits:
             yield voice.read(next(outputs).outputs[0].token_ids, limit) if limit > 0 else Answer("", 0, "no room")
@@ -70,15 +67,14 @@ class VllmGenerator:
         """End the engine's processes."""
         self._llm.llm_engine.engine_core.shutdown()
 
-    def _params(self, voice: Voice, question: Question, limit: int) -> SamplingParams:
+    def _params(self, voice: Voice, question: Question, limit: int, allowed: list[int] | None) -> SamplingParams:
         settings = self._settings
-        padded = self._llm.model_config.get_vocab_size() > voice.num_ids
         return SamplingParams(
             temperature=settings.temperature,
             top_p=settings.top_p,
             max_tokens=limit,
             seed=int.from_bytes(hashlib.sha256(f"{settings.seed}/{question.key}".encode()).digest()[:7]),
             stop_token_ids=list(voice.stop_ids),
-            allowed_token_ids=list(range(voice.num_ids)) if padded else None,
+            allowed_token_ids=allowed,
             detokenize=False,
         )

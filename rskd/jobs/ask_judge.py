@@ -17,7 +17,7 @@ from rskd.evaluation.judge_client import JudgeClient, RefusedError, StoppedError
 from rskd.evaluation.ratings import PaidReplies
 from rskd.progress import progress_bar
 
-_REFUSED_AT_FIRST = 10  # with no reply before: then the requests are not to blame one by one
+_REFUSED_AT_FIRST = 10  # without any reply: then the requests are not to blame one by one
 
 _logger = logging.getLogger(__name__)
 
@@ -46,10 +46,13 @@ class Budget:
             self._spent += tokens - reserved
 
 
-def ask_judge(settings: JudgeConfig, requests: Requests, paid: PaidReplies, *, spent: int, title: str) -> None:
+def ask_judge(
+    settings: JudgeConfig, requests: Requests, paid: PaidReplies, *, rated: int, spent: int, title: str
+) -> None:
     """Pay for the replies to `requests`, as far as the endpoint and the cap allow; `spent` tokens count already.
 
-    Requests that the endpoint refuses as such are warned about. Raises ConfigError where it refuses all, the key or the
+    `rated` further requests of this kind have replies already. The requests go out in an order that mixes prompts;
+    those that the endpoint refuses as such are warned about. Raises ConfigError where it refuses all, the key or the
     model, and RskdError where it does not answer or the cap is reached; what has come until then is kept.
     """
     client, budget, stopped = JudgeClient(settings), Budget(settings.max_tokens_spent, spent), threading.Event()
@@ -75,7 +78,7 @@ def ask_judge(settings: JudgeConfig, requests: Requests, paid: PaidReplies, *, s
     pool = ThreadPoolExecutor(settings.concurrency, "judge")
     try:
         with progress_bar(title, len(requests)) as advance:
-            _await([pool.submit(ask, digest) for digest in requests], advance)
+            _await([pool.submit(ask, digest) for digest in sorted(requests)], advance, rated)
     except RskdError as error:
         stop(wait=True)  # what is under way is paid for
         paid.gather()
@@ -93,9 +96,9 @@ def ask_judge(settings: JudgeConfig, requests: Requests, paid: PaidReplies, *, s
     paid.gather()
 
 
-def _await(futures: Sequence[Future[None]], advance: Callable[[], None]) -> None:
-    """Wait for all replies. Raises the first error that is not of one request alone."""
-    came, refusals = 0, []
+def _await(futures: Sequence[Future[None]], advance: Callable[[], None], came: int) -> None:
+    """Wait for all replies, `came` of which were there before. Raises the first error that is not of one request."""
+    refusals = []
     for future in as_completed(futures):
         try:
             future.result()

@@ -20,7 +20,7 @@ from rskd.jobs.generate_worker import GenerationRun, Made, generate_parts
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.ray_session import ensure_ray, require_gpus
 from rskd.lineage.answers import Model, Parts, PromptSets, find_model, generate_section, parts_of, prompt_sets
-from rskd.lineage.inputs import inputs_first
+from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.progress import progress_bar
 from rskd.storage import Store
 
@@ -37,7 +37,7 @@ def generate_answers(config: DistillConfig, model: str) -> dict[str, Any]:
     """
     sets = prompt_sets(config)
     with inputs_first(config):
-        found = find_model(config, model)
+        found = find_model(Inputs(config), model)
     parts = parts_of(config, found, sets)
     store = Store(config.answers_uri(model))
     Store(config.storage.root).check_writable()

@@ -28,7 +28,7 @@ from rskd.jobs.at_work import AtWork, at_work
 from rskd.jobs.generate import generate_answers
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.lineage.answers import digest_of_answers, find_model, models_that_answer, parts_of, prompt_sets
-from rskd.lineage.inputs import inputs_first
+from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.storage import Store
 
 _UNPARSED_SHARE = 0.05  # from here on it is warned about
@@ -48,9 +48,10 @@ def judge_models(config: DistillConfig, model: str | None = None) -> dict[str, A
     api_key(settings)
     prompt_sets(config)
     models = models_that_answer(config) if model is None else [model]
+    inputs = Inputs(config)
     with inputs_first(config):
         for name in models:
-            find_model(config, name)
+            find_model(inputs, name)
     for name in models:
         generate_answers(config, name)
     warnings = _warnings(config)
@@ -77,7 +78,7 @@ def judge_answers(config: DistillConfig, model: str) -> dict[str, Any]:
     settings = judge_section(config)
     sets = prompt_sets(config)
     with inputs_first(config):
-        found = find_model(config, model)
+        found = find_model(Inputs(config), model)
         parts = parts_of(config, found, sets)
         answers = {name: list(read_answers(Store(config.answers_uri(model)), parts[name])) for name in sets}
     asked, bodies = _requests(settings, answers)
@@ -88,7 +89,8 @@ def judge_answers(config: DistillConfig, model: str) -> dict[str, Any]:
     if not missing:
         return conclude() | {"skipped": True}
     with at_work(config, "judge", model, reserves=Reserved(0), makes={"answers": made_from["answers"]}) as work:
-        ask_judge(settings, missing, paid, spent=tokens_spent(config), title=f"judge {model}")
+        rated = len(bodies) - len(missing)
+        ask_judge(settings, missing, paid, rated=rated, spent=tokens_spent(config), title=f"judge {model}")
         verdicts = conclude()
         _track(work, verdicts)
     return verdicts | {"skipped": False}

@@ -56,7 +56,8 @@ def pack_corpus(config: DistillConfig) -> dict[str, Any]:
 
     Returns {"train": T, "eval": T, "bos", "skipped", "seconds", "cost"} and the sums of both, with T = {documents,
     duplicate_documents, tokens, windows, dropped_tail_tokens, parts, uri}. Tokens include one end-of-text token a
-    document, and those that begin it; duplicates are exact copies of documents of the same pack, and are packed; `bos`
+    document, and those that begin it; of conversations those of the template alone, and T has CHAT_TOTALS and their
+    shares; duplicates are exact copies of documents of the same pack, and are packed; `bos`
     is what corpus.bos came to; `cost` is that of all attempts (`rskd.costs`), None where none was recorded.
 
     Raises ConfigError for a source that is missing, empty or too small, a tokenizer that does not fit the teacher's or

@@ -59,15 +59,16 @@ def prompt_sets(config: DistillConfig) -> dict[str, list[Prompt]]:
     return {name: load_prompts(one, name) for name, one in generate_section(config).prompt_sets.items()}
 
 
-def find_model(config: DistillConfig, model: str) -> Model:
+def find_model(inputs: Inputs, model: str) -> Model:
     """Where a model that answers is, and its digest. Raises what `generate_answers` does of it."""
+    config = inputs.config
     settings = generate_section(config)
     if model in config.student_specs:
-        record = check_student(Inputs(config), model)
+        record = check_student(inputs, model)
         uri = Store(config.student_uri(model)).absolute_uri
         return Model(uri, config.student_specs[model].student.attention, student_digest(record))
     if model == TEACHER:
-        source = Inputs(config).teacher_dir
+        source = inputs.teacher_dir
     elif model in settings.checkpoints:
         source = settings.checkpoints[model]
     else:
@@ -109,8 +110,8 @@ def parts_of(config: DistillConfig, found: Model, sets: PromptSets) -> dict[str,
 
 def answered_models(config: DistillConfig) -> dict[str, Parts]:
     """The parts of each model that has answered all prompts as they are now."""
-    sets = prompt_sets(config)
-    parts = {model: parts_of(config, find_model(config, model), sets) for model in models_that_answer(config)}
+    inputs, sets = Inputs(config), prompt_sets(config)
+    parts = {model: parts_of(config, find_model(inputs, model), sets) for model in models_that_answer(config)}
     stores = {model: Store(config.answers_uri(model)) for model in parts}
     return {
         model: of_model

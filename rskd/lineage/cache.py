@@ -88,7 +88,7 @@ def windows_head(inputs: Inputs) -> dict[str, dict[str, Any]]:
     of_chat = chat and {
         "masked": True,
         "loss_on": chat["loss_on"],
-        "chat_template": template_digest(chat["template"]),
+        "chat_template": template_digest(chat),
     }
     return {
         "tokenizer": {key: tokenizer[key] for key in ("fingerprint", "vocab_size")},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -63,9 +64,10 @@ def check_corpus(inputs: Inputs, manifest: CorpusManifest, uri: str) -> None:
         )
 
 
-def template_digest(template: str) -> str:
-    """What recipes have of a chat template."""
-    return f"{_DIGEST}{hashlib.sha256(template.encode()).hexdigest()[:12]}"
+def template_digest(chat: Mapping[str, Any]) -> str:
+    """What recipes have of a chat template, and of the special tokens that it writes by their names."""
+    deciding = chat["template"] + (json.dumps(chat["named"], sort_keys=True) if chat["named"] else "")
+    return f"{_DIGEST}{hashlib.sha256(deciding.encode()).hexdigest()[:12]}"
 
 
 def corpus_recipe(head: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def corpus_recipe(head: Mapping[str, Any]) -> dict[str, Any]:
     chat = head.get("chat")
     of_chat = chat and {
         "kind": "chat",
-        "chat_template": template_digest(chat["template"]),
+        "chat_template": template_digest(chat),
         "loss_on": chat["loss_on"],
     }
     return {

@@ -75,7 +75,8 @@ class Inputs:
         corpus, teacher = self.config.corpus, self.config.teacher
         tokenizer = load_tokenizer(self.teacher_dir, trust_remote_code=teacher.trust_remote_code)
         fingerprint = tokenizer_fingerprint(tokenizer)
-        if corpus.tokenizer and tokenizer_fingerprint(load_tokenizer(corpus.tokenizer)) != fingerprint:
+        named = load_tokenizer(corpus.tokenizer) if corpus.tokenizer else tokenizer
+        if tokenizer_fingerprint(named) != fingerprint:
             raise ConfigError(
                 f"corpus.tokenizer={corpus.tokenizer} gives other ids than the tokenizer of teacher {teacher.model}: "
                 "remove the key, or name the teacher's tokenizer"
@@ -83,7 +84,7 @@ class Inputs:
         num_ids = vocab_size_of_model(tokenizer, self.teacher_dir, trust_remote_code=teacher.trust_remote_code)
         chat = None
         if corpus.kind == "chat":
-            template = chat_template(tokenizer, corpus.chat_template)
+            template = chat_template(named, corpus.chat_template)
             separator = separator_id(tokenizer, template, num_ids)
             chat = ChatRecipe(tokenizer.backend_tokenizer, template, corpus.loss_on, separator)
         wanted_bos = "none" if chat else corpus.bos  # the template's
@@ -108,7 +109,12 @@ class Inputs:
         }
         if chat:
             separator = tokenizer.backend_tokenizer.id_to_token(chat.separator_id)
-            head["chat"] = {"loss_on": chat.loss_on, "template": chat.template.text, "separator": separator}
+            head["chat"] = {
+                "loss_on": chat.loss_on,
+                "template": chat.template.text,
+                "named": chat.template.named_tokens,
+                "separator": separator,
+            }
         return tokenizer.backend_tokenizer, head, chat
 
     def located(self, model: str) -> str:

@@ -178,7 +178,7 @@ def _answers(inputs: Inputs, before: Iterable[StageStatus]) -> list[StageStatus]
     config, found = inputs.config, []
     for model in models_that_answer(config) if config.generate is not None else []:
         try:
-            parts = parts_of(config, find_model(config, model), prompt_sets(config))
+            parts = parts_of(config, find_model(inputs, model), prompt_sets(config))
         except ConfigError as error:
             answers, parts = _refused(error, "generate", model, there=False), None
         except OutputError:  # a student is missing, or stale

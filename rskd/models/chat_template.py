@@ -26,7 +26,7 @@ from rskd.models.tokenizer import end_of_text_id
 Message = dict[str, Any]
 
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as Transformers finds them
-_ANSWER = "\uf8f2"  # for private use: no template has it
+_ANSWER = "\ufdd2"  # a noncharacter: no template has it
 _SAMPLE: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 _DATE = {"%Y": "2024", "%y": "24", "%m": "07", "%B": "July", "%b": "Jul", "%d": "26", "%A": "Friday", "%a": "Fri"}
@@ -62,7 +62,7 @@ class ChatTemplate:
         [text], generated = render(
             conversations=[[{key: value for key, value in one.items() if value is not None} for one in messages]],
             tools=tools,
-            chat_template=self._dated,
+            chat_template=fixed_date(self.text),
             return_assistant_tokens_mask=self.marks_generation,
             add_generation_prompt=add_generation_prompt,
             **self.special_tokens,
@@ -75,10 +75,14 @@ class ChatTemplate:
         """Whether it says itself, by {% generation %} blocks, what the assistant wrote."""
         return _GENERATION_BLOCK.search(self.text) is not None
 
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """The special tokens that it has by their names."""
+        return {name: token for name, token in self.special_tokens.items() if name in self.text}
+
     def writes(self, token: str) -> bool:
         """Whether the template has the token in it, as text or by its name, or makes it of a role."""
-        names = (name for name, value in self.special_tokens.items() if value == token)
-        return token in self.text or token in self._samples or any(name in self.text for name in names)
+        return token in self.text or token in self._samples or token in self.named_tokens.values()
 
     @cached_property
     def _samples(self) -> str:
@@ -91,9 +95,10 @@ class ChatTemplate:
                     samples.append(self.render(messages, add_generation_prompt=True).text)
         return "\n".join(samples)
 
-    @cached_property
-    def _dated(self) -> str:
-        return _FIXED_DATE + self.text if "strftime_now" in self.text else self.text
+
+def fixed_date(template: str) -> str:
+    """The template, to which today is 26 July 2024."""
+    return _FIXED_DATE + template if "strftime_now" in template else template
 
 
 def chat_template(tokenizer: PreTrainedTokenizerFast, wanted: str | None) -> ChatTemplate:
@@ -145,17 +150,15 @@ def separator_id(tokenizer: PreTrainedTokenizerFast, template: ChatTemplate, num
 def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
     """The special token that the tokenizer's chat template puts after what the assistant said; None if it puts none.
 
-    Raises ConfigError for a template that refuses a question and an answer.
+    None, too, for a template that refuses a question with its answer, also after a message of the system.
     """
     if tokenizer.chat_template is None:
         return None
-    try:
-        whole = str(tokenizer.apply_chat_template(_SAMPLE, tokenize=False))
-    except Exception as error:  # jinja raises what a template tells it to
-        raise ConfigError(
-            f"the chat template of {tokenizer.name_or_path} refuses a question with its answer ({first_line(error)}): "
-            "correct it"
-        ) from None
+    whole = ""
+    for sample in (_SAMPLE, [{"role": "system", "content": "a"}, *_SAMPLE]):
+        with suppress(Exception):  # a template may refuse what it likes
+            whole = str(tokenizer.apply_chat_template(sample, tokenize=False))
+            break
     ids = tokenizer(whole.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"]
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return next((index for index in ids if index in special), None)

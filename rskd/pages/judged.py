@@ -41,7 +41,7 @@ def judged_sections(judged: Judged) -> list[str]:
 
 
 def _verdicts(verdicts: Mapping[str, Mapping[str, Any]]) -> str:
-    head = ["prompts", "model", "score, %", "95%", "answers counted", "unparsed", "first place, points", "words"]
+    head = ["prompts", "model", "score, %", "95%", "answers counted", "no rating", "first place, points", "words"]
     rows = [
         [
             escape(name),

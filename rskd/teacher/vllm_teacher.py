@@ -30,13 +30,13 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from rskd.config import TeacherConfig
 from rskd.errors import ConfigError, NonFiniteLogitsError, RskdError, first_line
 from rskd.models.causal_lm import document_positions
+from rskd.models.vllm_arguments import CPU_CACHE_BYTES, check_engine_args
 from rskd.teacher.hidden_to_targets import Order, SampledRows
 from rskd.teacher.vllm_plugin import HIDDEN_STATES, NOT_FINITE, PREFIX, Request
 from rskd.teacher.wire import unpack, width
 
 _RESTARTS = 2  # of an engine that dies over one batch of windows
 _SECONDS_BETWEEN_LOOKS = 1.0
-_CPU_CACHE_BYTES = 2**30  # of keys and values, on a CPU, where vLLM would take a share of the machine's memory
 
 _logger = logging.getLogger(__name__)
 
@@ -178,16 +178,12 @@ def engine_args(config: TeacherConfig, *, model_dir: str, seq_len: int) -> dict[
     }
     if config.tensor_parallel > 1:
         own["distributed_executor_backend"] = "mp"  # the ranks share this worker's machine
-    known = {field.name for field in fields(EngineArgs)}
-    for name in config.engine_args:
-        if name in own:
-            raise ConfigError(f"teacher.engine_args.{name} is set by rskd: remove it")
-        if name not in known:
-            raise ConfigError(f"teacher.engine_args.{name} is no argument of vLLM's LLM class: correct its name")
+    known = [field.name for field in fields(EngineArgs)]
+    check_engine_args(config.engine_args, own, known, "teacher")
     num_tokens = config.batch_windows * seq_len
     defaults: dict[str, Any] = {"max_num_batched_tokens": num_tokens, "max_num_seqs": min(num_tokens, 256)}
     if not config.gpus_per_worker:
-        defaults["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
+        defaults["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
     return own | defaults | config.engine_args
 
 

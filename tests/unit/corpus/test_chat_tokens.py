@@ -372,6 +372,40 @@ def test_calls_of_tools_have_a_loss_and_their_results_none(name: str, call: str,
     assert ids.tolist() == tokenizer.apply_chat_template(conversation.messages, tools=[TOOL])["input_ids"]
 
 
+def test_characters_for_private_use_are_text(tokenizer_of):
+    """As those of brackets in several lines, which come out of PDFs."""
+    messages = [{"role": "user", "content": "A = \uf8f0 1"}, {"role": "assistant", "content": "f = \uf8f1 x \uf8f2"}]
+    tokenizer = tokenizer_of("chatml")
+    recipe = recipe_of(tokenizer)
+    ids, _ = recipe.encode(Conversation(messages))
+    assert ids.tolist() == tokenizer.apply_chat_template(messages)["input_ids"]
+    assert learned(recipe, Conversation(messages), tokenizer) == "f = \uf8f1 x \uf8f2<|im_end|>"
+    with pytest.raises(ConversationError, match=r"has U\+FDD0, which is no character: remove it"):
+        recipe.encode(Conversation([QUESTION, {"role": "assistant", "content": "\ufdd0"}]))
+
+
+def test_a_template_that_cuts_at_a_special_token_of_a_message_is_refused(tokenizer_of):
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content.split('<|im_end|>')[-1] + '<|im_end|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    recipe = recipe_of(tokenizer_of("chatml"), template)
+    recipe.encode(Conversation([QUESTION, ANSWER]))
+    with pytest.raises(ConversationError, match="looks like a special token at a place where the chat template cuts"):
+        recipe.encode(Conversation([QUESTION, {"role": "assistant", "content": "a<|im_end|>b"}]))
+
+
+def test_a_generation_prompt_that_is_not_how_answers_begin_is_named(tokenizer_of):
+    template = (
+        (TEMPLATES / "chatml.jinja")
+        .read_text()
+        .replace("{{ '<|im_start|>assistant\\n' }}", "{{ '<|im_start|>assistant\\n<think>' }}")
+    )
+    assert "<think>" in template
+    with pytest.raises(ConversationError, match=r"generation prompt .* is not how it begins the answer in message 2"):
+        recipe_of(tokenizer_of("chatml"), template).encode(Conversation([QUESTION, ANSWER]))
+
+
 def test_templates_that_rewrite_earlier_turns_are_refused(tokenizer_of):
     thought = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nBecause."}
     reasoned = ANSWER | {"reasoning_content": "Hm."}

@@ -58,6 +58,8 @@ def test_a_row_is_a_conversation(row: dict[str, Any], column: str | None, expect
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "has a part of type image in message 1"),
         ({"messages": [ANSWER | {"tool_calls": [{"function": {}}]}]}, "has tool_calls without a function's name"),
         ({"messages": [QUESTION], "tools": "{"}, "has tools that are no JSON"),
+        ({"messages": [QUESTION], "tools": [{"function": None}]}, "has nothing as the function of a tool"),
+        ({"messages": [QUESTION], "tools": [{"function": "f"}]}, "has text as the function of a tool"),
         ({"messages": [QUESTION], "tools": ["f"]}, "has a list in tools, which must be a list of JSON schemas"),
         ({"prompt": 1, "completion": "a"}, "has a number in prompt"),
     ],
