@@ -31,6 +31,8 @@ class SparseTargets:
         """Those at some places of the first dimension."""
         return SparseTargets(self.ids[places], self.weights[places])
 
+    __iter__ = None  # without a length, Python would call __getitem__ for ever
+
     def to_dense(self, vocab_size: int) -> Tensor:
         """Weights as a dense [..., V] tensor; weights of repeated ids add up (`scatter_add`)."""
         dense = self.weights.new_zeros(*self.ids.shape[:-1], vocab_size)

@@ -13,7 +13,7 @@ def inspect(uri: str) -> dict[str, Any]:
     """What a cache holds and how large it is; of an unfinished one, how far it has come.
 
     `bytes` counts all files under the URI; ratios are None while there is no token. A masked cache also has
-    `loss_tokens`, the positions that have a loss, and the two ratios to them. `teacher_lm_loss` is the teacher's mean
+    `loss_on`, the digest of the `chat_template`, `loss_tokens`, the positions that have a loss, and the two ratios to them. `teacher_lm_loss` is the teacher's mean
     loss on the labels (that have a loss), nats/token; None for a part made before it was measured. `histograms` (see
     `rskd.cache.histogram`) has num_unique and the statistics that are in the cache. Raises MissingOutputError if there
     is no cache, CorruptPartError for a changed manifest or record.
@@ -25,6 +25,8 @@ def inspect(uri: str) -> dict[str, Any]:
     size, loss_tokens = sum(store.sizes(recursive=True).values()), manifest.loss_tokens
     of_masked = {
         "masked": True,
+        "loss_on": manifest.corpus.get("loss_on"),
+        "chat_template": manifest.corpus.get("chat_template"),
         "loss_tokens": loss_tokens,
         "bytes_per_loss_token": size / loss_tokens if loss_tokens else None,
         "unique_per_loss_token": totals["samples"] / loss_tokens if loss_tokens else None,

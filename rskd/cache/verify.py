@@ -172,20 +172,19 @@ def _inconsistencies(table: pa.Table, part: PartRecord, head: Head) -> Iterator[
         for name in filter(None, (entries.ids, entries.values)):
             if not np.array_equal(list_lengths(table, name), per_row):
                 yield f"has {name} that {entries.lengths} does not count"
-    yield from _wrongly_masked(table, part, layout)
+    yield from _wrongly_counted(table, part, layout)
     for name, ids in (*_ids(table, layout), ("input_ids", flat(table, "input_ids"))):
         if len(ids) and not (ids.min() >= 0 and ids.max() < vocab_size):
             yield f"has {name} outside the vocabulary of {vocab_size}"
     if layout.counts:
-        sums = _sums(table, layout)
-        if not ((sums == layout.rounds) | (sums == 0 if layout.masked else False)).all():
+        if not np.array_equal(_sums(table, layout), np.where(num_unique(table, layout), layout.rounds, 0)):
             yield f"has counts that do not sum to {layout.rounds}"
     windows = flat(table, "input_ids").reshape(part.rows, -1)
     if not np.array_equal(table["window_hash"].to_numpy(), window_hash(windows)):
         yield "has window hashes that are not those of its windows"
 
 
-def _wrongly_masked(table: pa.Table, part: PartRecord, layout: Layout) -> Iterator[str]:
+def _wrongly_counted(table: pa.Table, part: PartRecord, layout: Layout) -> Iterator[str]:
     """Entries and statistics stand where there is a loss, and nowhere else."""
     unique = num_unique(table, layout)
     if unique.sum() != part.samples:

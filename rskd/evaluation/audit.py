@@ -331,7 +331,7 @@ class _Ranks:
 
 def judge(values: Mapping[str, Tensor], *, fingerprint_matches: bool, ignore_fingerprint: bool = False) -> AuditReport:
     """The tests, from the values of each position (`measure`)."""
-    counted = values.get("counted", torch.ones_like(values["fit"]))
+    counted = values["counted"]
     positions = int(counted.sum())
     reproduced_wider = float(values["reproduced_wider"].sum()) / positions
     least = values["own"] - ROUNDING * (values["own"] - values["own_wider"])
@@ -360,13 +360,12 @@ def judge(values: Mapping[str, Tensor], *, fingerprint_matches: bool, ignore_fin
     )
 
 
-def mean_and_error(values: Tensor, counted: Tensor | None = None) -> tuple[float, float]:
-    """Mean of those of `values` [W, S] that are `counted` (None: all), and its standard error.
+def mean_and_error(values: Tensor, counted: Tensor) -> tuple[float, float]:
+    """Mean of those of `values` [W, S] that are `counted` (1, or 0), and its standard error.
 
     That is the larger of the errors over positions and over windows (`mean_over_tokens`): the error of a few windows
     is itself too uncertain to build on.
     """
-    counted = torch.ones_like(values) if counted is None else counted
     chosen, tokens = values[counted > 0], counted.sum(1)
     errors = [float(chosen.std()) / math.sqrt(len(chosen))] if len(chosen) > 1 else [math.inf]
     means = (values * counted).sum(1) / tokens.clamp(min=1)

@@ -14,9 +14,10 @@ from rskd.jobs.metrics import Live
 class GiveUpOnExplainedErrors(UserCallback):
     """A restart fixes a lost worker, not a corrupt part or a loss that diverged: those end the run at once."""
 
-    def __init__(self, checkpoints: str, live: Live):
+    def __init__(self, checkpoints: str, live: Live, max_failures: int):
         self._checkpoints = checkpoints
         self._live = live
+        self._restarts_left = max_failures
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raised here, in the controller, an error is not retried."""
@@ -26,4 +27,6 @@ class GiveUpOnExplainedErrors(UserCallback):
             full = explain_full_disk(error, self._checkpoints, "choose another storage.root")
             if full is not None:  # Ray Train uploads checkpoints by itself
                 raise full
-        self._live.add("rskd_retries_total")
+        if self._restarts_left > 0:
+            self._restarts_left -= 1
+            self._live.add("rskd_retries_total")

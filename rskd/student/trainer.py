@@ -322,9 +322,9 @@ def _loss_tokens(batch: CacheBatch, config: TrainConfig, device: torch.device) -
     """Tokens of the global batch that have a loss, 1 at least."""
     if not batch.masked:
         return _global_tokens(batch, config)
-    count = (batch.labels != IGNORE_INDEX).sum().to(device)
+    count = (batch.labels != IGNORE_INDEX).sum()
     if _world_size() > 1:
-        dist.all_reduce(count)
+        dist.all_reduce(count := count.to(device))
     return max(1, int(count))
 
 

@@ -121,9 +121,10 @@ class _Learner:
         hidden, weight = self._body(inputs[rows]), self._head.weight
         options: dict[str, Any] = {"bias": self._head.bias, "impl": "eager"}
         if targets is not None:
-            some = SparseTargets(targets.ids[rows], targets.weights[rows])
             with warnings.catch_warnings(action="ignore", category=BiasWarning):  # the bias is what is studied
-                return sparse_kd_loss(hidden, weight, some, labels[rows], residual=self._method.residual, **options)
+                return sparse_kd_loss(
+                    hidden, weight, targets[rows], labels[rows], residual=self._method.residual, **options
+                )
         if self._method.kind == "full_kd":
             assert teacher_logits is not None
             return full_kd_loss(hidden, weight, teacher_logits[rows], **options)

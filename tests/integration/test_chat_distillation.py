@@ -151,8 +151,9 @@ def test_a_student_learns_the_answers_and_stops_after_them(make_config: MakeConf
     assert student.generation_config.eos_token_id == ends
     assert tokenizer.chat_template == TEMPLATE
     prompt = tokenizer.apply_chat_template(made(1)[0][:1], add_generation_prompt=True, return_tensors="pt")
-    made_ids = student.generate(**prompt, max_new_tokens=5)
-    assert made_ids.shape[1] > prompt["input_ids"].shape[1]
+    for end in ends:
+        made_ids = student.generate(**prompt, max_new_tokens=5, do_sample=False, sequence_bias={(end,): 1000.0})
+        assert made_ids[0, prompt["input_ids"].shape[1] :].tolist() == [end]
 
     with pytest.raises(CacheMismatchError, match="loss_on=assistant, not all"):
         train_student(make_config(students=students, corpus={"loss_on": "all"}), "ce")

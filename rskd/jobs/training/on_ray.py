@@ -83,7 +83,7 @@ def _fit(
             storage_filesystem=None if checkpoints.is_local else PyFileSystem(FSSpecHandler(checkpoints.fs)),
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[GiveUpOnExplainedErrors(checkpoints.uri, live)],
+            callbacks=[GiveUpOnExplainedErrors(checkpoints.uri, live, train.max_failures)],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )

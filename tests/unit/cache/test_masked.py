@@ -3,13 +3,15 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from made_caches import ROUNDS, SEQ_LEN, make_corpus, make_head, make_part, write_cache
 
 from rskd import records
-from rskd.cache.codec import PartData
+from rskd.cache.codec import PartData, num_unique, to_table
 from rskd.cache.inspection import inspect
+from rskd.cache.layout import Layout
 from rskd.cache.manifest import CacheManifest, check_same_head, head_identity, newest_manifest
 from rskd.cache.misaligned import misaligned_copy
 from rskd.cache.reader import LogitCache
@@ -71,6 +73,7 @@ def test_a_masked_cache_holds_what_has_a_loss_and_nothing_else(tmp_path, layout)
 
     found = inspect(uri)
     assert (found["masked"], found["tokens"], found["loss_tokens"]) == (True, mask.size, mask.sum())
+    assert (found["loss_on"], found["chat_template"]) == (None, None)  # a head that does not say
     assert found["bytes_per_loss_token"] == found["bytes"] / mask.sum()
     assert found["unique_per_loss_token"] == manifest.totals["samples"] / mask.sum()
 
@@ -114,6 +117,19 @@ def test_verify_finds_entries_where_none_may_be(tmp_path):
         found = [one["problem"] for one in verify(uri).problems if one["part"] == "part-00000"]
         assert len(found) == 1
         assert problem in found[0]
+
+
+def test_verify_finds_a_position_whose_counts_come_to_nothing(tmp_path):
+    part, head = make_corpus()[0], make_head(corpus__masked=True)
+    layout = Layout.of(head)
+    table = to_table(masked_part(part, np.ones((12, SEQ_LEN), bool)), layout)
+    rows = table["counts"].to_pylist()
+    rows[0][: num_unique(table, layout)[0]] = [0] * num_unique(table, layout)[0]
+    where = table.schema.get_field_index("counts")
+    table = table.set_column(where, table.schema.field(where), pa.array(rows, table.schema.field(where).type))
+    CacheWriter(str(tmp_path), manifest_head=head).commit_table(0, table, corpus_sha256=part.sha256)
+    [found] = [one["problem"] for one in verify(str(tmp_path)).problems if one["part"] == "part-00000"]
+    assert "has counts that do not sum to 22" in found
 
 
 def test_verify_counts_the_positions_with_a_loss(tmp_path, monkeypatch):

@@ -226,11 +226,11 @@ def test_the_report_is_plain_json(tmp_path: Path, tiny_teacher_dir: Path, teache
 def test_the_error_is_clustered_by_window():
     generator = torch.Generator().manual_seed(0)
     independent = torch.randn(50, 40, generator=generator)
-    mean, error = mean_and_error(independent)
+    mean, error = mean_and_error(independent, torch.ones(50, 40))
     assert mean == pytest.approx(float(independent.mean()))
     assert error == pytest.approx(1 / 2000**0.5, rel=0.3)
     by_window = torch.randn(50, 1, generator=generator).expand(50, 40)
-    assert mean_and_error(by_window)[1] == pytest.approx(1 / 50**0.5, rel=0.3)
+    assert mean_and_error(by_window, torch.ones(50, 40))[1] == pytest.approx(1 / 50**0.5, rel=0.3)
 
 
 def test_of_a_masked_cache_what_has_a_loss_is_audited(tmp_path: Path, tiny_teacher_dir: Path, teacher):
