@@ -12,11 +12,11 @@ from rskd.storage import Store
 def inspect(uri: str) -> dict[str, Any]:
     """What a cache holds and how large it is; of an unfinished one, how far it has come.
 
-    `bytes` counts all files under the URI; ratios are None while there is no token. A masked cache also has
-    `loss_on`, the digest of the `chat_template`, `loss_tokens`, the positions that have a loss, and the two ratios to them. `teacher_lm_loss` is the teacher's mean
-    loss on the labels (that have a loss), nats/token; None for a part made before it was measured. `histograms` (see
-    `rskd.cache.histogram`) has num_unique and the statistics that are in the cache. Raises MissingOutputError if there
-    is no cache, CorruptPartError for a changed manifest or record.
+    `bytes` counts all files under the URI; ratios are None while there is no token. A masked cache also has `loss_on`,
+    the digest of the `chat_template`, `loss_tokens`, the positions that have a loss, and the two ratios to them.
+    `teacher_lm_loss` is the teacher's mean loss on the labels (that have a loss), nats/token; None for a part made
+    before it was measured. `histograms` (see `rskd.cache.histogram`) has num_unique and the statistics that are in the
+    cache. Raises MissingOutputError if there is no cache, CorruptPartError for a changed manifest or record.
     """
     store = Store(uri)
     newest = newest_manifest(store)

@@ -176,9 +176,9 @@ def _inconsistencies(table: pa.Table, part: PartRecord, head: Head) -> Iterator[
     for name, ids in (*_ids(table, layout), ("input_ids", flat(table, "input_ids"))):
         if len(ids) and not (ids.min() >= 0 and ids.max() < vocab_size):
             yield f"has {name} outside the vocabulary of {vocab_size}"
-    if layout.counts:
-        if not np.array_equal(_sums(table, layout), np.where(num_unique(table, layout), layout.rounds, 0)):
-            yield f"has counts that do not sum to {layout.rounds}"
+    rounds = np.where(num_unique(table, layout), layout.rounds, 0)
+    if layout.counts and not np.array_equal(_sums(table, layout), rounds):
+        yield f"has counts that do not sum to {layout.rounds}"
     windows = flat(table, "input_ids").reshape(part.rows, -1)
     if not np.array_equal(table["window_hash"].to_numpy(), window_hash(windows)):
         yield "has window hashes that are not those of its windows"

@@ -84,6 +84,8 @@ class GenerateConfig(Section):
     @classmethod
     def _check_prompt_sets(cls, value: dict[str, PromptSetConfig]) -> dict[str, PromptSetConfig]:
         check_names(value)
+        if "skipped" in value:
+            raise ValueError("the name skipped says in results that nothing was left to do: choose another")
         return value
 
     @field_validator("checkpoints")

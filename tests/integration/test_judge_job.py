@@ -174,6 +174,23 @@ def test_requests_that_are_refused_are_counted(judged: Callable[..., DistillConf
         assert len(judge.bodies) == NUM_REQUESTS
     assert (found["refused"], found["unparsed"], found["answers_counted"]) == (4, 0, 10)
     assert "refuses 4 of 24 requests (status 400 too long)" in caplog.text
+    with scripted_judge(script) as judge:  # those alone are asked again, and stop nothing
+        again = judge_models(judged(judge))["models"]["default"]
+        assert len(judge.bodies) == 4
+    assert again["own"] == found
+
+
+def test_a_prompt_that_is_always_refused_stops_no_other(judged: Callable[..., DistillConfig]):
+    """Ten refusals before any rating would say that the endpoint refuses every request."""
+
+    def script(number: int, body: dict[str, Any]) -> Any:
+        return error(400, "too long") if "What is 0?" in json.dumps(body) else by_rule(number, body)
+
+    with scripted_judge(script) as judge:
+        settings = judged(judge).model_dump(mode="json", exclude_unset=True)
+        five = validate_config(merge(settings, {"generate": {"generations": 5}}))
+        found = judge_models(five)["models"]["default"]["own"]
+    assert (found["refused"], found["answers_counted"]) == (10, 25)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def test_the_defaults_are_the_papers_protocol_in_both_orders():
     [
         ({}, "generate.prompt_sets: missing"),
         ({"prompt_sets": {}}, "prompt_sets: is empty"),
+        ({"prompt_sets": {"skipped": SETS["dolly"]}}, "the name skipped says"),
         ({"prompt_sets": {"a/b": SETS["dolly"]}}, "'a/b' cannot be a name"),
         ({"prompt_sets": {"a": {"kind": "other", "uri": "x"}}}, "kind"),
         ({"prompt_sets": SETS, "temperature": 0}, "generations=5 at temperature=0"),

@@ -165,3 +165,6 @@ def test_a_chat_template_asks_and_says_what_ends_a_turn(tokenizer: PreTrainedTok
     assert tokenizer.decode(voice.ask(PROMPT)) == "[INST] Why? [/INST]"
     with pytest.raises(ConfigError, match=r"refuses a prompt \(no role system\)"):
         voice.ask(STRICT)
+
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}"
+    assert tokenizer.decode(Voice.of(tokenizer).ask(PROMPT)) == "26 Jul 2024 Why?"

@@ -65,6 +65,12 @@ def test_a_request_asks_for_both_texts_in_one_order():
         ("Assistant 1: 8\nAssistant 2: 6\nAssistant 1: 3", None),
         ("<think>8 6", None),
         ("nan nan", None),
+        ("8\t6", (8, 6)),
+        ("maybe 3 4</think>\n8 6", (8, 6)),
+        ("Assistant 1: 8.\nAssistant 2: 6.", (8, 6)),
+        ("Assistant 1: 80%\nAssistant 2: 60%", None),
+        ("Assistant 1: 8 out of 9\nAssistant 2: 6 out of 9", None),
+        ("Assistant 1: 8-9\nAssistant 2: 6", None),
     ],
 )
 def test_only_two_scores_without_doubt_are_a_rating(reply: str, scores: tuple[float, float] | None):
