@@ -262,11 +262,12 @@ def verify(
     repair: Annotated[bool, typer.Option(help="Remove what is corrupt, so that a rerun recomputes it.")] = False,
 ) -> Outcome:
     """Check every file of a cache."""
-    from rskd.cache.checks import keep_check
+    from rskd.cache.checks import keep_check, manifest_digest
     from rskd.cache.verify import verify as verify_cache
 
+    manifest = manifest_digest(uri)
     found = verify_cache(uri, repair=repair)
-    keep_check(uri, "verify", found.to_dict())
+    keep_check(uri, "verify", found.to_dict(), manifest=manifest)
     return Outcome(found.to_dict(), f"cache {uri}", exit_code=0 if found.ok else OutputError.exit_code)
 
 
@@ -285,9 +286,10 @@ def audit(
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
 ) -> Outcome:
     """Rerun the teacher on random windows and test that the cache holds its unbiased, aligned samples."""
-    from rskd.cache.checks import keep_check
+    from rskd.cache.checks import keep_check, manifest_digest
     from rskd.jobs.audit import audit as audit_by
 
+    manifest = manifest_digest(uri)
     found = audit_by(
         uri,
         teacher,
@@ -297,7 +299,7 @@ def audit(
         ignore_fingerprint=ignore_fingerprint,
         trust_remote_code=trust_remote_code,
     )
-    keep_check(uri, "audit", found.to_dict())
+    keep_check(uri, "audit", found.to_dict(), manifest=manifest)
     return Outcome(found.to_dict(), f"audit {uri}", exit_code=0 if found.ok else OutputError.exit_code)
 
 

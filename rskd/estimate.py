@@ -20,6 +20,7 @@ from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig, SamplingConfig, TeacherConfig
 from rskd.corpus.packed_corpus import MANIFEST_FILE, PackedCorpus
 from rskd.costs import COSTS, Reserved
+from rskd.errors import ConfigError
 from rskd.evaluation.unique_tokens import PowerLaw, UniqueTokens, rounds_against_unique_tokens
 from rskd.lineage.corpus import open_corpus
 from rskd.lineage.inputs import Inputs, inputs_first
@@ -118,7 +119,8 @@ def probe(config: DistillConfig, *, windows: int) -> dict[str, UniqueTokens]:
 
     What `estimate` uses from then on; written, with the figure, to <home>/unique_tokens.json and .html.
 
-    Raises ConfigError for a teacher that does not exist, MissingOutputError without a packed corpus.
+    Raises ConfigError for a teacher that does not exist and for windows without any loss, MissingOutputError without a
+    packed corpus.
     """
     inputs = Inputs(config)
     with inputs_first(config):
@@ -127,8 +129,12 @@ def probe(config: DistillConfig, *, windows: int) -> dict[str, UniqueTokens]:
         config.teacher, model_dir=inputs.teacher_dir, device="cuda" if torch.cuda.is_available() else "cpu"
     )
     num_windows = min(windows, corpus.num_rows)
-    found = rounds_against_unique_tokens(_window_logits(teacher, corpus, num_windows))
     has_loss = corpus.read_rows(np.arange(num_windows)).has_loss
+    if has_loss is not None and not has_loss.any():
+        raise ConfigError(
+            f"none of the first {num_windows} windows of corpus {corpus.uri} has a position with a loss: probe more"
+        )
+    found = rounds_against_unique_tokens(_window_logits(teacher, corpus, num_windows))
     facts = provenance() | {"positions": str(num_windows * corpus.seq_len if has_loss is None else has_loss.sum())}
     methods = {name: unique.to_dict() for name, unique in found.items()}
     home = Store(config.home)

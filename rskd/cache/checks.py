@@ -21,9 +21,12 @@ CHECKS: tuple[Check, ...] = ("verify", "audit")
 _logger = logging.getLogger(__name__)
 
 
-def keep_check(uri: str, check: Check, report: Mapping[str, Any]) -> None:
-    """Keep what a check of the cache at `uri` found; a folder that may only be read costs a warning alone."""
-    content = {"report": dict(report), "manifest": _digest(uri), "checked": time.time()}
+def keep_check(uri: str, check: Check, report: Mapping[str, Any], *, manifest: str | None) -> None:
+    """Keep what a check of the cache at `uri` found; a folder that may only be read costs a warning alone.
+
+    `manifest` is the `manifest_digest` of before the check: a cache may grow meanwhile.
+    """
+    content = {"report": dict(report), "manifest": manifest, "checked": time.time()}
     try:
         folder, name = _beside(uri)
         records.write(folder, f"{name}.{check}.json", content)
@@ -41,8 +44,8 @@ def kept_checks(uri: str) -> dict[str, dict[str, Any]]:
     return {check: kept for check, kept in found.items() if kept is not None}
 
 
-def _digest(uri: str) -> str | None:
-    """The newest manifest's digest; None where it is damaged, which the report says."""
+def manifest_digest(uri: str) -> str | None:
+    """The digest of a cache's newest manifest; None where there is none, or a damaged one, which a report says."""
     try:
         manifest = newest_manifest(Store(uri))
     except OutputError:

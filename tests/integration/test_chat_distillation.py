@@ -252,3 +252,17 @@ def test_what_is_estimated_scales_with_the_tokens_that_have_a_loss(make_config: 
     slower, faster = (plan["teacher"]["tokens_per_s"] for plan in (before, after))
     parameters = num_parameters(config.teacher.model)
     assert faster / slower == pytest.approx(parameters / (parameters - (1 - share) * head))
+
+
+def test_a_probe_of_windows_without_a_loss_is_refused(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Those of one long question, which are not the first."""
+    long = [{"role": "user", "content": "why? " * 2000}, {"role": "assistant", "content": "Because."}]
+    write_jsonl(tmp_path / "text" / "a.jsonl", [long, *made(30)])
+    config = make_config()
+    pack_corpus(config)
+    read = PackedCorpus.read_rows
+    monkeypatch.setattr(PackedCorpus, "read_rows", lambda corpus, rows: read(corpus, np.asarray(rows) + 10))
+    with pytest.raises(ConfigError, match=r"none of the first 2 windows of corpus .* has a position with a loss"):
+        probe(config, windows=2)

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from tiny_runs import tiny_settings, write_texts
 
 from rskd import records
-from rskd.cache.checks import keep_check
+from rskd.cache.checks import keep_check, manifest_digest
 from rskd.cache.inspection import inspect
 from rskd.cache.verify import verify
 from rskd.config import DistillConfig, validate_config
@@ -134,8 +134,13 @@ def test_passages_that_cannot_be_read_have_their_reason_and_cost_nothing_else(co
 def test_checks_are_shown_with_the_generation_that_they_saw(copy: Path):
     cache = str(copy / "tiny/caches/default")
     assert rows(copy, "caches")["default"]["checks"] == {}
-    keep_check(cache, "verify", verify(cache).to_dict())
-    keep_check(cache, "audit", {"ok": False, "unbiased": False, "aligned": True, "fingerprint_matches": True})
+    keep_check(cache, "verify", verify(cache).to_dict(), manifest=manifest_digest(cache))
+    keep_check(
+        cache,
+        "audit",
+        {"ok": False, "unbiased": False, "aligned": True, "fingerprint_matches": True},
+        manifest=manifest_digest(cache),
+    )
     checks = rows(copy, "caches")["default"]["checks"]
     assert (checks["verify"]["ok"], checks["verify"]["current"], checks["verify"]["problems"]) == (True, True, [])
     assert (checks["audit"]["ok"], checks["audit"]["problems"]) == (False, ["not unbiased"])
@@ -230,7 +235,8 @@ def test_a_root_in_an_object_store(finished: DistillConfig, object_store: Any):
     there, here = Store(object_store.make_bucket()), Store(finished.home)
     for name in here.sizes(recursive=True):
         there.write(f"tiny/{name}", here.read(name))
-    keep_check(f"{there.uri}/tiny/caches/default", "verify", {"ok": True, "problems": []})
+    cache = f"{there.uri}/tiny/caches/default"
+    keep_check(cache, "verify", {"ok": True, "problems": []}, manifest=manifest_digest(cache))
     told = write_dashboard(there.uri)
     assert told["dashboard"] == f"{there.uri}/dashboard.html"
     assert b'"name":"tiny"' in there.read("dashboard.html")
