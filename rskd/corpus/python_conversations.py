@@ -71,9 +71,14 @@ class Subject:
     call: str = ""  # how it is called, in sentences
 
     @property
+    def place(self) -> float:
+        """In [0, 1), by the name: the order of both files, so that the first few of each are a mixture."""
+        return self._hash("place") / 2**64
+
+    @property
     def is_held_out(self) -> bool:
         """Whether it is asked about in prompts.jsonl."""
-        return self._hash("split") < HELD_OUT * 2**64
+        return self.place < HELD_OUT
 
     def question(self, templates: Sequence[str]) -> str:
         """One of the templates, chosen by the name, which it is filled with."""
@@ -91,7 +96,7 @@ def write_conversations(folder: Path) -> dict[str, int]:
     store = Store(str(folder))
     store.check_writable("FOLDER")
     conversations, prompts = [], []
-    for subject in subjects():
+    for subject in sorted(subjects(), key=lambda subject: subject.place):
         turns = _turns(subject)
         if turns and subject.is_held_out:
             question, answer = turns[0]
