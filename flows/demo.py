@@ -98,15 +98,8 @@ def metrics_of(config: DistillConfig, evaluated: dict[str, Any]) -> dict[str, di
 
 
 def cache_figures(cache: dict[str, Any]) -> dict[str, float]:
-    """What a summary says of a cache; of a masked one also by its tokens with a loss."""
-    wanted = (
-        "tokens",
-        "loss_tokens",
-        "bytes_per_token",
-        "bytes_per_loss_token",
-        "unique_per_token",
-        "unique_per_loss_token",
-    )
+    """What a summary says of a cache; of conversations also how many tokens have a loss."""
+    wanted = ("tokens", "loss_tokens", "bytes_per_token", "unique_per_token")
     return {key: cache[key] for key in wanted if key in cache}
 
 
