@@ -17,7 +17,7 @@ from prefect import flow
 from flows.demo import CONFIGS, cache_figures, metrics_of, print_metrics, write_summary
 from flows.distill import distill
 from flows.settings import run_app
-from flows.stage import run_stage, show_status
+from flows.stage import publish, run_stage, show_status
 from rskd.cli import Outcome
 from rskd.config import DistillConfig, load_config
 from rskd.errors import ConfigError, MissingOutputError
@@ -75,6 +75,13 @@ def tune(config: DistillConfig) -> dict[str, Any]:
     answers = {
         model: run_stage(f"generate {model}", generate_answers, config, model) for model in models_that_answer(config)
     }
+    rows = {
+        f"{model} on {name}": of_set | {"skipped": found["skipped"]}
+        for model, found in answers.items()
+        for name, of_set in found.items()
+        if name != "skipped"
+    }
+    publish("answers", f"Answers of the models of {config.name}", rows)
     return result | {"answers": answers, "report": run_stage("report", write_report, config)}
 
 

@@ -88,7 +88,7 @@ def _text(text: str, note: str = "") -> str:
     if len(text) > LONGEST:
         text, notes = f"{text[:LONGEST]}…", [f"the first {LONGEST:,} of {len(text):,} characters", *notes]
     small = f"<small>{'; '.join(notes)}</small>" if notes else ""
-    return f'<div style="white-space: pre-wrap; min-width: 12em">{escape(text)}{small}</div>'
+    return f'<div style="white-space: pre-wrap; overflow-wrap: anywhere; min-width: 12em">{escape(text)}{small}</div>'
 
 
 _NOTE = (
