@@ -6,7 +6,8 @@
     (rskd.corpus.sources)     by sha256 of the subject's name ─┴─► prompts.jsonl, held out
 
 A subject is a module, class, function, method or property with a docstring, or a section or entry of Python's manual.
-Each gives one conversation, or one prompt with its reference. Of subjects with one name, or one text, the first counts.
+Each gives one conversation, or one prompt with its reference. Of subjects with one name, or one text, the first counts;
+nothing is asked about a class in prompts of which a section of the manual, or a docstring, is in the conversations.
 All follows from the files of the Python that runs this: the same gives equal bytes, another version another set.
 """
 
@@ -71,6 +72,11 @@ class Subject:
     call: str = ""  # how it is called, in sentences
 
     @property
+    def about(self) -> str:
+        """The name alone: a section of the manual on a class, which it quotes, is about that class."""
+        return re.sub(r"`| \(.*", "", self.name)
+
+    @property
     def place(self) -> float:
         """In [0, 1), by the name: the order of both files, so that the first few of each are a mixture."""
         return self._hash("place") / 2**64
@@ -95,15 +101,16 @@ def write_conversations(folder: Path) -> dict[str, int]:
     """
     store = Store(str(folder))
     store.check_writable("FOLDER")
+    said = {subject: _turns(subject) for subject in sorted(subjects(), key=lambda subject: subject.place)}
+    told = {subject.about for subject in said if not subject.is_held_out}
     conversations, prompts = [], []
-    for subject in sorted(subjects(), key=lambda subject: subject.place):
-        turns = _turns(subject)
-        if turns and subject.is_held_out:
-            question, answer = turns[0]
-            prompts.append({"prompt": question, "reference": answer})
-        elif turns:
+    for subject, turns in said.items():
+        if turns and not subject.is_held_out:
             roles = zip(("user", "assistant") * len(turns), (text for turn in turns for text in turn))
             conversations.append({"messages": [{"role": role, "content": text} for role, text in roles]})
+        elif turns and subject.about not in told:
+            question, answer = turns[0]
+            prompts.append({"prompt": question, "reference": answer})
     store.write("LICENSE.txt", _licence().encode())
     store.write("prompts.jsonl", _lines(prompts).encode())
     store.write("conversations.jsonl", _lines(conversations).encode())
