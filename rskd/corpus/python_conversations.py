@@ -6,8 +6,8 @@
     (rskd.corpus.sources)     by sha256 of the subject's name ─┴─► prompts.jsonl, held out
 
 A subject is a module, class, function, method or property with a docstring, or a section or entry of Python's manual.
-Each gives one conversation, or one prompt with its reference. Of subjects with one name, or one text, the first counts;
-nothing is asked about a class in prompts of which a section of the manual, or a docstring, is in the conversations.
+Each gives one conversation, or one prompt with its reference. Of subjects with one name, or one text, the first counts.
+A class that has a section of the manual beside its docstring is asked about in prompts only if both are held out.
 All follows from the files of the Python that runs this: the same gives equal bytes, another version another set.
 """
 
