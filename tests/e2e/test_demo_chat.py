@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from chat_runs import make_chat_teacher
+from chat_runs import made, make_chat_teacher, write_jsonl
 from prefect.testing.utilities import prefect_test_harness
 from tiny_runs import tiny_settings, write_texts
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 def demo_config(root: Path, teacher: Path) -> DistillConfig:
     """The demo on conversations as it is shipped, but for its models, its sizes and where it writes."""
-    folder = root / "store" / "demo-chat" / "conversations"
+    folder = root / "conversations"
     changed = {
         "storage.root": root / "store",
         "corpus.source.uri": folder / "conversations.jsonl",
@@ -36,12 +36,17 @@ def demo_config(root: Path, teacher: Path) -> DistillConfig:
         "train.workers": 0,
         "train.threads_per_worker": 1,
         "generate.prompt_sets.held_out.uri": folder / "prompts.jsonl",
-        "generate.prompt_sets.held_out.limit": 2,
         "generate.max_new_tokens": 4,
         "ray.enabled": "false",
         "tracking.enabled": "false",
     }
     return load_config(CONFIGS / "demo-chat.yaml", [f"{key}={value}" for key, value in changed.items()])
+
+
+def write_few_conversations(folder: Path) -> None:
+    """In place of those from CPython's documentation, which are tested by themselves."""
+    write_jsonl(folder / "conversations.jsonl", made(60))
+    (folder / "prompts.jsonl").write_text('{"prompt": "One <or> two?", "reference": "Three & four."}\n')
 
 
 def train_the_demos_student(root: Path, teacher: Path) -> None:
@@ -58,6 +63,7 @@ def test_tunes_answers_reports_and_skips(tmp_path: Path, tiny_teacher_dir: Path,
     with pytest.raises(ConfigError, match="run make demo first"):
         demo_chat(config)
     train_the_demos_student(tmp_path, teacher)
+    write_few_conversations(tmp_path / "conversations")
     with prefect_test_harness(server_startup_timeout=120):
         outcome = demo_chat(config)
         again = demo_chat(config)
@@ -72,8 +78,7 @@ def test_tunes_answers_reports_and_skips(tmp_path: Path, tiny_teacher_dir: Path,
     assert outcome.rows["report"] == config.report_uri
     assert "Answers to held_out" in page
     assert "<th>prompt</th><th>reference</th><th>ce</th><th>kd</th><th>teacher</th>" in page
-    prompts = store.read("conversations/prompts.jsonl").decode().splitlines()
-    assert json.loads(prompts[0])["reference"].split()[0] in page
+    assert all(text in page for text in ("One &lt;or&gt; two?", "Three &amp; four."))
     shown = capsys.readouterr().out
     assert shown.count("what the assistant says in held-out conversations") == 2
     assert all(f"{outcome.data[name]['lm_loss']:.4f}" in shown for name in ("teacher", "ce", "kd"))
