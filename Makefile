@@ -14,7 +14,7 @@ BOTH_CORES := --numprocesses 2 --dist loadfile
 ACCEPTED := # ids of findings that do not concern rskd, each with its reason in infra/README.md
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm-env demo demo-seeds up status logs down serve ui test test-slow test-stack test-kill test-vllm test-e2e test-browser pictures test-architectures architectures lint audit bench bench-gpu clean
+.PHONY: help install vllm-env demo demo-seeds demo-chat up status logs down serve ui test test-slow test-stack test-kill test-vllm test-e2e test-browser pictures test-architectures architectures lint audit bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ demo: $(INSTALLED) ## distil SmolLM2-135M from CPython's documentation, end to e
 
 demo-seeds: $(INSTALLED) ## the demo's comparison of CE and sampled KD at three seeds
 	$(BIN)/python -m flows.demo --seeds
+
+demo-chat: $(INSTALLED) ## after make demo: tune its student on conversations, by labels and by sampled KD, and let it answer
+	$(BIN)/python -m flows.demo_chat
 
 up: $(INSTALLED) ## start the stack: Prefect, a worker, MLflow, SeaweedFS, Ray; register the deployments
 	$(BIN)/python -m infra.stack up --file $(STACK)

@@ -49,29 +49,21 @@ def demo() -> Outcome:
     result = distill(config)
     promoted = promote_student(config, "rskd")
     dashboard = write_dashboard(config.storage.root, tracking_uri=tracking_uri_of(config))["dashboard"]
-    seconds = time.monotonic() - started
 
-    store = Store(config.home)
-    if store.exists("summary.json") and result["metrics"].get("skipped"):
-        seconds = json.loads(store.read("summary.json"))["seconds"]
-    cache = result["caches"]["rskd"]
-    models = {name: _metrics(result["metrics"][name]) for name in ("teacher", *config.student_specs)}
-    summary = models | {
-        "cache": {key: cache[key] for key in ("tokens", "bytes_per_token", "unique_per_token")},
-        "seconds": seconds,
-    }
-    store.write("summary.json", json.dumps(summary, indent=2).encode())
+    models = metrics_of(config, result["metrics"])
+    found = models | {"cache": cache_figures(result["caches"]["rskd"])}
+    summary = write_summary(config, found, started, skipped=result["metrics"]["skipped"])
     print_metrics("held-out windows of CPython's documentation", models)
     champion = f"version {promoted['champion']} of {promoted['model']}"
     shown = {"report": result["report"], "dashboard": dashboard, "students": f"{config.home}/students"}
-    return Outcome(summary, "demo", {"seconds": seconds, "champion": champion} | shown)
+    return Outcome(summary, "demo", {"seconds": summary["seconds"], "champion": champion} | shown)
 
 
 def compare_seeds() -> Outcome:
     """Train CE and sampled KD at each seed from one teacher pass; exit 1 unless sampled KD is closer at every seed."""
     config = load_config(CONFIGS / "demo-seeds.yaml")
     metrics = distill(config)["metrics"]
-    models = {name: _metrics(metrics[name]) for name in ("teacher", *config.student_specs)}
+    models = metrics_of(config, metrics)
     print_metrics("held-out windows, by seed", models)
     closer = {
         f"seed {seed}": models[f"rskd-{seed}"]["kl_to_teacher"] < models[f"ce-{seed}"]["kl_to_teacher"]
@@ -99,8 +91,29 @@ def print_metrics(title: str, models: dict[str, dict[str, float]]) -> None:
     Console().print(table)
 
 
-def _metrics(evaluated: dict[str, Any]) -> dict[str, float]:
-    return {metric: evaluated[metric] for metric in METRICS}
+def metrics_of(config: DistillConfig, evaluated: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The metrics of the table, of the teacher and each student."""
+    names = ("teacher", *config.student_specs)
+    return {name: {metric: evaluated[name][metric] for metric in METRICS} for name in names}
+
+
+def cache_figures(cache: dict[str, Any]) -> dict[str, float]:
+    """What a summary says of a cache; of conversations also how many tokens have a loss."""
+    wanted = ("tokens", "loss_tokens", "bytes_per_token", "unique_per_token")
+    return {key: cache[key] for key in wanted if key in cache}
+
+
+def write_summary(config: DistillConfig, found: dict[str, Any], started: float, *, skipped: bool) -> dict[str, Any]:
+    """Write what was found to summary.json, with the seconds since `started`; return it.
+
+    A run that skipped all keeps the seconds of the one that did the work.
+    """
+    store, seconds = Store(config.home), time.monotonic() - started
+    if skipped and store.exists("summary.json"):
+        seconds = json.loads(store.read("summary.json"))["seconds"]
+    summary = found | {"seconds": seconds}
+    store.write("summary.json", json.dumps(summary, indent=2).encode())
+    return summary
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ from html import escape
 from typing import Any
 
 from rskd.evaluation.answers import Answered
+from rskd.evaluation.generation import Answer
 from rskd.pages.parts import section, table
 
-SHOWN = 3  # prompts of each set
+SHOWN = 5  # prompts of each set
+LONGEST = 800  # characters of a text
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,27 @@ def _number(value: float | None, form: str = ".1f") -> str:
 
 def _side_by_side(of_set: Mapping[str, Sequence[Answered]]) -> str:
     """A row for each prompt: the question, the reference, and what each model said."""
-    columns = list(of_set)
     rows = []
     for answers in zip(*of_set.values()):
         prompt = answers[0].prompt
-        texts = [prompt.question, prompt.reference, *(answered.answer.text for answered in answers)]
-        rows.append([f'<div style="white-space: pre-wrap; min-width: 12em">{escape(text)}</div>' for text in texts])
-    head = ["prompt", "reference", *map(escape, columns)]
+        rows.append([_text(prompt.question), _text(prompt.reference), *(_answer(one.answer) for one in answers)])
+    head = ["prompt", "reference", *map(escape, of_set)]
     return table(head, rows, num_text=len(head))
+
+
+def _answer(answer: Answer) -> str:
+    """What a model said, and where it did not end by itself."""
+    notes = {"length": f"stopped after {answer.num_tokens:,} tokens", "no room": "no room for an answer"}
+    return _text(answer.text, notes.get(answer.finish, "" if answer.text else "an empty answer"))
+
+
+def _text(text: str, note: str = "") -> str:
+    """A text with its line breaks, and below it a note; one that is too long is cut, and its length said."""
+    notes = [note] if note else []
+    if len(text) > LONGEST:
+        text, notes = f"{text[:LONGEST]}…", [f"the first {LONGEST:,} of {len(text):,} characters", *notes]
+    small = f"<small>{'; '.join(notes)}</small>" if notes else ""
+    return f'<div style="white-space: pre-wrap; overflow-wrap: anywhere; min-width: 12em">{escape(text)}{small}</div>'
 
 
 _NOTE = (
