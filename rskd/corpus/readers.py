@@ -47,9 +47,14 @@ def python_docs(store: Store, file: FileRange, field: str) -> Iterator[str]:
     if file.name != TOPICS_FILE:
         yield "\n\n".join(_docstrings(tree))
         return
-    assignment = next(node for node in tree.body if isinstance(node, ast.Assign))
-    topics = ast.literal_eval(assignment.value)
+    topics = topics_of(tree)
     yield from (topics[name] for name in sorted(topics))
+
+
+def topics_of(tree: ast.Module) -> dict[str, str]:
+    """The topics of CPython's manual by name: what TOPICS_FILE assigns."""
+    assignment = next(node for node in tree.body if isinstance(node, ast.Assign))
+    return ast.literal_eval(assignment.value)
 
 
 def _docstrings(node: ast.AST) -> Iterator[str]:
