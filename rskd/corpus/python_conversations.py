@@ -48,7 +48,7 @@ _HOW = ("How do I call `{}`?", "Show me how `{}` is called, and what it does.", 
 _THEN_HOW = ("How is it called?", "Which arguments does it take?", "And how do I call it?")
 _THEN_MORE = ("Can you say more?", "Tell me more about it.", "What else should I know about it?")
 _TITLE = re.compile(r"^(\S.*)\n([*=-])\2{2,}\n", re.MULTILINE)
-_ENTRY = re.compile(r"^(?:class |classmethod |static )?([a-z_][\w.]*)(\(.*\))\n\n((?:   .*\n|\n)+)", re.MULTILINE)
+_ENTRY = re.compile(r"^(?:class |classmethod |static )?([a-z_]\w*\.[\w.]+)(\(.*\))\n\n((?:   .*\n|\n)+)", re.MULTILINE)
 
 
 _LICENCE = """\
@@ -122,10 +122,10 @@ def subjects() -> list[Subject]:
 
 
 def _of_manual(topics: dict[str, str]) -> Iterator[Subject]:
-    """The sections of the topics, which have underlined titles, and the functions and methods that they list."""
+    """The sections of the topics, which have underlined titles, and the methods that they list."""
     for topic in topics.values():
         for name, call, text in _ENTRY.findall(topic):
-            yield from _documented("method" if "." in name else "function", name, text, f"Call it as `{name}{call}`.")
+            yield from _documented("method", name, text, f"Call it as `{name}{call}`.")
         titles = list(_TITLE.finditer(topic))
         for title, end in zip(titles, [*(title.start() for title in titles[1:]), len(topic)]):
             text = _ENTRY.split(topic[title.end() : end])[0]
