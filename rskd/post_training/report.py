@@ -18,7 +18,7 @@ from rskd.evaluation.results import read_results
 from rskd.jobs.start import read_start
 from rskd.markdown import markdown_table
 from rskd.pages.parts import definitions, html_page, section, table
-from rskd.post_training.rows import TUNED_LOSS, Learner, learner, set_metrics, table_7, table_8
+from rskd.post_training.rows import Learner, learner, set_metrics, table_7, table_8
 from rskd.provenance import provenance
 from rskd.reproduction.beside_paper import Ours, cache_facts, cells, head, table_csv
 from rskd.reproduction.statistics import Estimate, Interval
@@ -96,7 +96,7 @@ def _after(model: Mapping[str, Any] | None) -> dict[str, Estimate | Interval]:
     if model is None:
         return {}
     loss = Estimate(model["lm_loss"], model["standard_error"]["lm_loss"])
-    return {TUNED_LOSS: loss, **_score("sft_score", model)}
+    return {"sft_lm_loss": loss, **_score("sft_score", model)}
 
 
 def _score(name: str, model: Mapping[str, Any]) -> dict[str, Estimate | Interval]:

@@ -15,7 +15,7 @@ from rskd.cache.manifest import CacheManifest
 from rskd.reproduction.statistics import Estimate, Interval
 from rskd.reproduction.tables import METRICS, SETS, Row, Table
 
-_DIGITS = dict.fromkeys(METRICS, 2) | {"lm_loss": 3, "pct": 0} | dict.fromkeys(SETS, 1)
+_DIGITS = dict.fromkeys(METRICS, 2) | {"lm_loss": 3, "sft_lm_loss": 3, "pct": 0} | dict.fromkeys(SETS, 1)
 _OWN_DIGITS = 1  # of a column that the paper has not
 _WITHOUT_A_PAPER = ("lm_loss", "acceptance")  # what a table shows of which the paper prints no figure
 

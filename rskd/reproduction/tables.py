@@ -25,6 +25,7 @@ METRICS = {
     **TASKS,
     "score": "0-shot score, %",
     "sft_score": "0-shot score after SFT, %",
+    "sft_lm_loss": "LM loss after SFT",
 }
 SETS = {  # of Table 8, by the kind of a set of prompts
     "dolly": "Dolly, %",
