@@ -7,10 +7,9 @@ With PREFECT_API_URL set, `make serve` registers with that server; otherwise it 
 
 The form of each deployment is the documented configuration, filled in with flows/configs/demo.yaml; that of
 `post-train` a tuning, filled in with tulu.yaml, and the distillation before it; that of `reproduce-paper` its scale and
-text. Registering again updates what is declared here, and leaves what a user switches: whether a deployment is paused or
-an automation disabled, and every schedule. A process worker starts each run in a
-session of its own, and Cancel ends all of it; Prefect's `serve` would leave children alive, and pause the schedules
-when it stops.
+text. Registering again updates what is declared here, and leaves what a user switches: whether a deployment is paused
+or an automation disabled, and every schedule. A process worker starts each run in a session of its own, and Cancel ends
+all of it; Prefect's `serve` would leave children alive, and pause the schedules when it stops.
 """
 
 from __future__ import annotations
