@@ -63,5 +63,5 @@ def test_the_chat_teacher_reads_text_as_the_teacher_does_and_can_end_a_turn(tmp_
 
 
 def test_a_home_without_a_teacher_is_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match="run python -m flows.reproduce_paper"):
+    with pytest.raises(ConfigError, match=r"run python -m flows\.reproduce_paper"):
         write_inputs(tmp_path)
