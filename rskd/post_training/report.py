@@ -139,7 +139,7 @@ def _facts(tuned: DistillConfig, start: DistillConfig) -> dict[str, str]:
         "students": start.home,
         "tuned on": " ".join(filter(None, (tuned.corpus.kind, source.kind, source.uri))),
         "objective": spec.objective.kind,
-        "steps": f"{spec.train.steps:,} of {spec.train.global_batch:,} windows of {tuned.corpus.seq_len:,} tokens",
+        "steps": f"{spec.train.steps:,}, each {spec.train.global_batch:,} windows of {tuned.corpus.seq_len:,} tokens",
         "tasks": ", ".join(tuned.evaluate.tasks) or "none",
     }
     if tuned.generate is not None:
