@@ -25,6 +25,7 @@ from rskd.lineage.evaluation import evaluated_students, evaluation_parts, open_h
 from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.storage import Store
 from rskd.student.architecture import student_architecture
+from rskd.student.checkpoint import finished_student
 
 _FOLDER = "start"
 
@@ -35,8 +36,9 @@ def check_start(tuned: DistillConfig, start: DistillConfig) -> None:
     Raises ConfigError for a path, task, prompt, key or tokenizer, and for students that do not fit the windows of the
     tuning; MissingOutputError and CorruptPartError for students that are not trained, or not whole.
     """
+    for student in start.student_specs:
+        finished_student(start.student_uri(student), student)  # before a teacher is looked up, which may take a while
     before, after = Inputs(start), Inputs(tuned)
-    _ = before.corpus_head
     with inputs_first(start):
         open_held_out(before)
         evaluated_students(before)

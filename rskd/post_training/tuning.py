@@ -24,8 +24,8 @@ def tuned(tuning: DistillConfig, before: DistillConfig, students: Sequence[str] 
         before.student_spec(name)
     if tuning.students is not None:
         raise ConfigError(
-            f"{tuning.name} names students, and a post-training has those of {before.name}: remove the section "
-            "students, and choose among them by --student"
+            f"the tuning {tuning.name} has a section students, and its students are those of {before.name}: remove the "
+            "section, and choose by --student"
         )
     if tuning.home == before.home:
         raise ConfigError(f"{before.name} is the name of the distillation and of its tuning: give the tuning another")

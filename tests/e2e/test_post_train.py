@@ -163,7 +163,7 @@ def test_a_judge_rates_in_place_of_the_rubric(
     [
         ({}, ["ce", "nobody"], ConfigError, "student nobody is not in students"),
         ({}, ["untrained"], MissingOutputError, "run rskd train --student untrained"),
-        ({"students": {"ce": {}}}, ["ce"], ConfigError, "remove the section students"),
+        ({"students": {"ce": {}}}, ["ce"], ConfigError, "remove the section, and choose by --student"),
         ({"corpus": {"seq_len": 512}}, ["ce"], ConfigError, "takes 256 positions but corpus.seq_len=512"),
         ({"corpus": {"source": {"uri": "/nowhere"}}}, ["ce"], ConfigError, "/nowhere"),
         ({"generate": {"prompt_sets": {"mine": {"uri": "/nowhere"}}}}, ["ce"], ConfigError, "/nowhere does not exist"),

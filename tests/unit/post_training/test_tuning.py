@@ -61,7 +61,7 @@ def test_the_papers_tuning_fits(tmp_path: Path):
 @pytest.mark.parametrize(
     ("sections", "before", "students", "message"),
     [
-        ({"students": {"ce": {}}}, {}, None, "sft names students, .*: remove the section students"),
+        ({"students": {"ce": {}}}, {}, None, "the tuning sft has a section students, .*: remove the section"),
         ({}, {"name": "sft"}, None, "sft is the name of the distillation and of its tuning"),
         ({}, {}, ["nobody"], r"student nobody is not in students \(ce, kd\)"),
         ({}, {"storage": {"root": "s3://bucket"}}, None, "a student starts from a local folder"),
