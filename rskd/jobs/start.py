@@ -21,6 +21,7 @@ from rskd.evaluation.results import read_results
 from rskd.jobs.evaluate import make_parts, summary
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.lineage.answers import prompt_sets
+from rskd.lineage.corpus import packed_so_far
 from rskd.lineage.evaluation import evaluated_students, evaluation_parts, open_held_out
 from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.storage import Store
@@ -34,7 +35,8 @@ def check_start(tuned: DistillConfig, start: DistillConfig) -> None:
     """Whether `tuned` can be made of the students of `start`: everything that can be seen before any work.
 
     Raises ConfigError for a path, task, prompt, key or tokenizer, and for students that do not fit the windows of the
-    tuning; MissingOutputError and CorruptPartError for students that are not trained, or not whole.
+    tuning; MissingOutputError and CorruptPartError for students that are not trained, or not whole; CacheMismatchError
+    for a corpus of the tuning that was packed otherwise.
     """
     for student in start.student_specs:
         finished_student(start.student_uri(student), student)  # before a teacher is looked up, which may take a while
@@ -45,6 +47,7 @@ def check_start(tuned: DistillConfig, start: DistillConfig) -> None:
     list_files(located(tuned.corpus.source), chat=tuned.corpus.kind == "chat")
     Store(tuned.storage.root).check_writable()
     head = after.corpus_head
+    packed_so_far(after)
     _check_same_ids(before, after)
     fit = {key: head["tokenizer"][key] for key in ("vocab_size", "end_of_text_id")} | {"seq_len": head["seq_len"]}
     for spec in tuned.student_specs.values():

@@ -148,9 +148,7 @@ def test_a_judge_rates_in_place_of_the_rubric(
         settings = merge(tuning, {"judge": section, "evaluate": {"tasks": [], "task_path": None}})
         config = validate_config(settings)
         found = post_train(config, before, ["ce"])
-        asked = len(judge.bodies)
-        assert post_train(config, before, ["ce"])["skipped"]
-        assert len(judge.bodies) == asked
+        assert 0 < len(judge.bodies) <= 3 * 2 * 2  # prompts, answers, orders; equal answers are rated once
     assert found["rated"]["ce"]["mine"]["score"] == pytest.approx(50)
     page = (Path(config.home) / "post_training.md").read_text()
     assert "| 50.0 [50.0, 50.0] |" in page
