@@ -46,9 +46,9 @@ def reproduce(
     from rskd.reproduction.setting import prepare, with_students, write_config
 
     size = _scale(scale)
-    usual, chosen = _tables(size.tables), _tables(tables or size.tables)
+    chosen = _tables(tables or size.tables)
     wanted = cells(chosen, size.more_seeds)
-    methods = {row.method for table in (*usual, *chosen) for row in table.rows}  # whose caches one teacher pass makes
+    methods = {row.method for table in chosen for row in table.rows}  # whose caches one teacher pass makes
     config = run_stage("prepare", prepare, size, source, Path(home), methods)
     run_stage("cache", cache_logits, config)
     if any(method == MISALIGNED for method, _ in wanted):
