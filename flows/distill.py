@@ -2,7 +2,7 @@
 
     python -m flows.distill CONFIG.yaml [--set section.key=value]...
 
-A stage whose output exists and matches is skipped, visibly.
+A stage whose output exists and matches is skipped, visibly; no cache is made where no student reads one.
 """
 
 from __future__ import annotations

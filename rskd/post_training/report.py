@@ -136,7 +136,7 @@ def _facts(tuned: DistillConfig, start: DistillConfig) -> dict[str, str]:
     spec = next(iter(tuned.student_specs.values()))
     source = tuned.corpus.source
     facts = {
-        "students": start.home,
+        "students": f"{start.storage.root.rstrip('/')}/{start.name}",
         "tuned on": " ".join(filter(None, (tuned.corpus.kind, source.kind, source.uri))),
         "objective": spec.objective.kind,
         "steps": f"{spec.train.steps:,}, each {spec.train.global_batch:,} windows of {tuned.corpus.seq_len:,} tokens",
