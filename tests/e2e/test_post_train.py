@@ -20,8 +20,10 @@ from rskd.config.distillation import merge
 from rskd.errors import ConfigError, MissingOutputError
 from rskd.jobs.cache import cache_logits
 from rskd.jobs.pack import pack_corpus
+from rskd.jobs.start import check_start
 from rskd.jobs.train import train_student
 from rskd.lineage.status import status
+from rskd.post_training.tuning import starting, tuned
 
 pytestmark = pytest.mark.e2e
 
@@ -190,3 +192,15 @@ def test_what_is_wrong_is_said_in_one_line_before_any_work(
     assert len(lines) == 1
     assert message in lines[0]
     assert not (tmp_path / "store" / "tuned").exists()
+
+
+def test_a_tokenizer_that_gives_other_ids_is_refused(before: DistillConfig, tuning: dict[str, Any], tmp_path: Path):
+    config = tuned(validate_config(tuning), before, ["ce"])
+    check_start(config, starting(before, config))  # whose teacher has two more special tokens
+    file = tmp_path / "teacher" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    file.write_text(json.dumps(tokenizer))
+    with pytest.raises(ConfigError, match=r"the students of tiny know token '[ab]' as \d+, the tokenizer of tuned as"):
+        check_start(config, starting(before, config))
