@@ -6,10 +6,10 @@
 With PREFECT_API_URL set, `make serve` registers with that server; otherwise it starts one on http://127.0.0.1:4200.
 
 The form of each deployment is the documented configuration, filled in with flows/configs/demo.yaml; that of
-`reproduce-paper` its scale and text. Registering again updates what is declared here, and leaves what a user switches:
-whether a deployment is paused or an automation disabled, and every schedule. A process worker starts each run in a
-session of its own, and Cancel ends all of it; Prefect's `serve` would leave children alive, and pause the schedules
-when it stops.
+`post-train` a tuning, filled in with tulu.yaml, and the distillation before it; that of `reproduce-paper` its scale and
+text. Registering again updates what is declared here, and leaves what a user switches: whether a deployment is paused
+or an automation disabled, and every schedule. A process worker starts each run in a session of its own, and Cancel ends
+all of it; Prefect's `serve` would leave children alive, and pause the schedules when it stops.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ from flows.distill import distill
 from flows.evaluate_student import evaluate_student
 from flows.judge import judge
 from flows.pack_corpus import pack_corpus
+from flows.post_train import post_train
 from flows.registry import promote, rollback
 from flows.reproduce_paper import reproduce_paper
 from flows.retrain import retrain
@@ -65,7 +66,8 @@ from rskd.cli import Outcome
 from rskd.config import load_config
 from rskd.errors import ConfigError
 
-EXAMPLE = Path(__file__).parent / "configs" / "demo.yaml"
+_CONFIGS = Path(__file__).parent / "configs"
+EXAMPLE = _CONFIGS / "demo.yaml"
 POOL = "rskd"
 STARTUP_SECONDS = 120
 _SECONDS_TO_START = 600  # a run that a worker took and never began gives its place back after that
@@ -83,6 +85,7 @@ class Declared:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     schedules: Mapping[str, str] = field(default_factory=dict)
     scheduled: bool = False
+    example: Path = EXAMPLE  # what the form is filled in with
 
 
 DEPLOYMENTS: Sequence[Declared] = (
@@ -93,6 +96,7 @@ DEPLOYMENTS: Sequence[Declared] = (
     Declared(evaluate_student, "stage"),
     Declared(judge, "stage"),
     Declared(adapt_teacher, "distillation"),
+    Declared(post_train, "distillation", example=_CONFIGS / "tulu.yaml"),
     Declared(retrain, "retraining", {"student": "rskd"}, schedules={"nightly": "0 2 * * *"}),
     Declared(watch_source, "retraining", {"student": "rskd"}, schedules={"ten-minutes": "*/10 * * * *"}),
     Declared(crash_dead_runs, "housekeeping", schedules={"five-minutes": "*/5 * * * *"}, scheduled=True),
@@ -114,13 +118,14 @@ def register(*, pool: str = POOL, directory: Path | None = None, tracking_uri: s
     Runs work in `directory` (the current one), to which relative paths of a configuration refer, and track to
     `tracking_uri` unless their form says otherwise. The server is the one that PREFECT_API_URL names.
     """
-    config = load_config(EXAMPLE).model_dump(mode="json", exclude_unset=True)
-    if tracking_uri is not None:
-        config["tracking"] = config.get("tracking", {}) | {"uri": tracking_uri}
     with get_client(sync_client=True) as client:
         _create_once(client, pool)
         for declared in DEPLOYMENTS:
-            given = {"config": config, "tracking_uri": tracking_uri or ""}
+            given = {
+                "config": _filled_in(declared.example, tracking_uri),
+                "before": _filled_in(EXAMPLE, tracking_uri),
+                "tracking_uri": tracking_uri or "",
+            }
             taken = {name: value for name, value in given.items() if name in signature(declared.flow.fn).parameters}
             parameters = {**taken, **declared.parameters}
             fields = _fields(declared, parameters) | {
@@ -133,6 +138,14 @@ def register(*, pool: str = POOL, directory: Path | None = None, tracking_uri: s
             _create_or_update(client, declared, fields)
         register_automations(client)
     return [declared.flow.name for declared in DEPLOYMENTS]
+
+
+def _filled_in(example: Path, tracking_uri: str | None) -> dict[str, Any]:
+    """A configuration as the form shows it."""
+    config = load_config(example).model_dump(mode="json", exclude_unset=True)
+    if tracking_uri is not None:
+        config["tracking"] = config.get("tracking", {}) | {"uri": tracking_uri}
+    return config
 
 
 def _fields(declared: Declared, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     python -m flows.distill CONFIG.yaml [--set section.key=value]...
 
-A stage whose output exists and matches is skipped, visibly.
+A stage whose output exists and matches is skipped, visibly; no cache is made where no student reads one.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     show_status(config)
     corpus = pack_corpus(config)
     finished(1)
-    caches = cache_logits(config)
+    caches = cache_logits(config) if config.wants_caches else {}
     finished(2)
     trained = {}
     for index, student in enumerate(students):

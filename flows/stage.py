@@ -24,7 +24,7 @@ from rskd.tracking.started_by import started_by
 T = TypeVar("T")
 
 SHARED_LIMIT = "rskd-stages"  # a global concurrency limit of the Prefect server: how many stages run at once
-_NEVER_WAIT = ("pack", "students", "report")  # stages without a model to run
+_NEVER_WAIT = ("pack", "students", "report", "check", "tables")  # stages without a model to run
 
 
 class _OneLine(logging.Filter):

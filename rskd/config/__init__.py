@@ -6,7 +6,7 @@ Unknown keys are refused.
 """
 
 from rskd.config.distillation import DistillConfig, StudentSpec
-from rskd.config.files import load_config, validate_config
+from rskd.config.files import load_config, to_yaml, validate_config
 from rskd.config.judging import GenerateConfig, JudgeConfig, PromptSetConfig
 from rskd.config.promotion import PromotionConfig
 from rskd.config.sections import (
@@ -40,5 +40,6 @@ __all__ = [
     "TeacherConfig",
     "TrainConfig",
     "load_config",
+    "to_yaml",
     "validate_config",
 ]

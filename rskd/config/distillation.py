@@ -149,6 +149,12 @@ class DistillConfig(Section):
         return self.samplings or {"default": self.sampling}
 
     @property
+    def wants_caches(self) -> bool:
+        """Whether a whole run makes caches: a student learns from one, or the configuration has a section for them."""
+        kinds = {spec.objective.kind for spec in self.student_specs.values()}
+        return "sparse_kd" in kinds or bool(self.model_fields_set & {"sampling", "samplings"})
+
+    @property
     def student_specs(self) -> dict[str, StudentSpec]:
         """Students by name, with everything inherited filled in."""
         if self.students is not None:

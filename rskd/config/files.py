@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rskd.config.distillation import DistillConfig, merge
-from rskd.config.strict_yaml import parse_value, parse_yaml
+from rskd.config.strict_yaml import dump_yaml, parse_value, parse_yaml
 from rskd.errors import ConfigError
 
 
@@ -37,6 +37,11 @@ def validate_config(data: dict[str, Any], *, origin: str = "config") -> DistillC
         return DistillConfig.model_validate(data)
     except ValidationError as error:
         raise ConfigError(f"{origin}: {_first_line(error, data)}") from None
+
+
+def to_yaml(config: DistillConfig) -> str:
+    """What `config` sets, as a file that `load_config` reads."""
+    return dump_yaml(config.model_dump(mode="json", exclude_unset=True))
 
 
 def _first_line(error: ValidationError, data: dict[str, Any]) -> str:

@@ -50,6 +50,11 @@ def parse_value(text: str, origin: str) -> Any:
     return parse_yaml(text, origin)
 
 
+def dump_yaml(value: Any) -> str:
+    """A YAML document that `parse_yaml` reads as `value`: text that it would take for a number is in quotes."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def _explained(error: yaml.YAMLError, origin: str) -> ConfigError:
     mark = getattr(error, "problem_mark", None)
     where = f" at line {mark.line + 1}" if mark else ""
@@ -93,6 +98,10 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes what _Loader does not read as text."""
+
+
 def _int(_: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return int(node.value, 0) if node.value.lstrip("-+")[:2] in ("0x", "0o") else int(node.value)
 
@@ -101,7 +110,8 @@ def _float(_: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
     return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
-_Loader.add_implicit_resolver(f"{_TAG}int", _INT, list("-+0123456789"))
-_Loader.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+.0123456789"))
 _Loader.add_constructor(f"{_TAG}int", _int)
 _Loader.add_constructor(f"{_TAG}float", _float)
+for _kind, _numbers, _first in (("int", _INT, "-+0123456789"), ("float", _FLOAT, "-+.0123456789")):
+    for _reader_or_writer in (_Loader, _Dumper):
+        _reader_or_writer.add_implicit_resolver(f"{_TAG}{_kind}", _numbers, list(_first))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,7 +104,19 @@ def mean_score(tasks: dict[str, dict[str, dict[str, float]]]) -> float | None:
 
 def headline(metrics: dict[str, dict[str, float]]) -> float | None:
     """What a task counts with in the mean score; None for one that has neither accuracy."""
-    return next((metrics[name]["value"] for name in _HEADLINE if name in metrics), None)
+    found = _counted(metrics)
+    return None if found is None else found["value"]
+
+
+def score_error(tasks: dict[str, dict[str, dict[str, float]]]) -> float | None:
+    """Standard error of `mean_score` over the examples of all tasks; None where that of one is not known."""
+    errors = [found.get("standard_error") for metrics in tasks.values() if (found := _counted(metrics)) is not None]
+    known = [error for error in errors if error is not None]
+    return math.hypot(*known) / len(known) if known and len(known) == len(errors) else None
+
+
+def _counted(metrics: dict[str, dict[str, float]]) -> dict[str, float] | None:
+    return next((metrics[name] for name in _HEADLINE if name in metrics), None)
 
 
 def _metrics(results: dict[str, dict[str, Any]], task: str) -> dict[str, dict[str, float]]:

@@ -40,12 +40,13 @@ def task_file(task: str) -> str:
     return f"evaluation/task-{task}.json"
 
 
-def read_results(config: DistillConfig) -> dict[str, Any] | None:
+def read_results(config: DistillConfig, store: Store | None = None) -> dict[str, Any] | None:
     """The file of the held-out windows, its models with what other parts found of the same weights; None without one.
 
-    Adds to a model `speculative` and `tasks` {task: {metric: …}}, for what `config` asks for.
+    Adds to a model `speculative` and `tasks` {task: {metric: …}}, for what `config` asks for. `store` has the files
+    where that is not the folder of `config`.
     """
-    store = Store(config.home)
+    store = store or Store(config.home)
     evaluation = records.read(store, windows_file(config))
     if evaluation is None:
         return None

@@ -8,7 +8,7 @@ depends on is unchanged: data, teacher, students, settings. A downstream task th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,35 +76,55 @@ def evaluate_students(config: DistillConfig) -> dict[str, Any]:
     with inputs_first(config):
         corpus, students = open_held_out(inputs), evaluated_students(inputs)
         parts = evaluation_parts(inputs, corpus, students)
-    pending = [part for part in parts if not _is_made(store, part)]
-    failures: list[ConfigError] = []
-    if pending:
-        ensure_ray(config.ray)
-        require_gpus(config.ray, "evaluate.gpus", config.evaluate.gpus)
-        makes = {part.file: records.digest(part.recipe) for part in parts}
-        with at_work(config, "evaluate", reserves=reserved(config), makes=makes) as work:
-            manifest = {"digest": corpus.manifest.digest, "totals": corpus.manifest.totals}
-            work.run.dataset(corpus.uri, manifest, name="held-out windows", context="evaluation")
-            run = evaluation_run(config, corpus, inputs.teacher_dir, config.student_specs)
-            for part in pending:
-                try:
-                    title = part.recipe.get("task", part.kind)
-                    models = follow(config.ray, _work(part), run, title=title, units=part.units)
-                except Exception as error:
-                    failures.append(_as_task_failure(part, error))
-                    continue
-                if part is parts[0]:
-                    models = _with_gap_covered(config, models)
-                    work.run.figure(reliability_diagrams(models), "reliability")
-                    work.add(tokens=part.units * corpus.seq_len)
-                work.add(bytes_written=_write(store, part, models))
-                _track(work.run, part, models, students, corpus)
-            if failures:
-                raise ConfigError("; ".join(str(failure) for failure in failures))
+    made = make_parts(inputs, corpus, students, parts, store, config, "evaluate")
+    if made:
         tracking.log_headline(config, student_figures(config), recorded_costs(Store(config.home)))
     evaluation = results.read_results(config)
     assert evaluation is not None  # it was there, or has just been written
-    return {name: summary(model) for name, model in evaluation["models"].items()} | {"skipped": not pending}
+    return {name: summary(model) for name, model in evaluation["models"].items()} | {"skipped": not made}
+
+
+def make_parts(
+    inputs: Inputs,
+    corpus: PackedCorpus,
+    students: Records,
+    parts: Sequence[Part],
+    store: Store,
+    working: DistillConfig,
+    stage: str,
+) -> bool:
+    """Make those parts of the evaluation of `students` that `store` lacks, as work of `stage` of `working`.
+
+    Returns whether any was missing. Raises ConfigError for downstream tasks that failed, when all else is done.
+    """
+    pending = [part for part in parts if not _is_made(store, part)]
+    if not pending:
+        return False
+    config = inputs.config
+    ensure_ray(config.ray)
+    require_gpus(config.ray, "evaluate.gpus", config.evaluate.gpus)
+    makes = {part.file: records.digest(part.recipe) for part in parts}
+    failures: list[ConfigError] = []
+    with at_work(working, stage, reserves=reserved(config), makes=makes) as work:
+        manifest = {"digest": corpus.manifest.digest, "totals": corpus.manifest.totals}
+        work.run.dataset(corpus.uri, manifest, name="held-out windows", context="evaluation")
+        run = evaluation_run(config, corpus, inputs.teacher_dir, config.student_specs)
+        for part in pending:
+            try:
+                title = part.recipe.get("task", part.kind)
+                models = follow(config.ray, _work(part), run, title=title, units=part.units)
+            except Exception as error:
+                failures.append(_as_task_failure(part, error))
+                continue
+            if part is parts[0]:
+                models = _with_gap_covered(config, models)
+                work.run.figure(reliability_diagrams(models), "reliability")
+                work.add(tokens=part.units * corpus.seq_len)
+            work.add(bytes_written=_write(store, part, models))
+            _track(work.run, part, models, students, corpus)
+        if failures:
+            raise ConfigError("; ".join(str(failure) for failure in failures))
+    return True
 
 
 def reserved(config: DistillConfig) -> Reserved:

@@ -36,7 +36,8 @@ def one_at_a_time(stage: Callable[Concatenate[DistillConfig, P], T]) -> Callable
     def alone(config: DistillConfig, *args: P.args, **kwargs: P.kwargs) -> T:
         given = inspect.signature(stage).bind(config, *args, **kwargs)
         given.apply_defaults()
-        others = [str(value) for value in list(given.arguments.values())[1:]]
+        values = list(given.arguments.values())[1:]
+        others = [value.home if isinstance(value, DistillConfig) else str(value) for value in values]
         what = " ".join([stage.__name__, *others])
 
         def on_wait() -> None:

@@ -59,7 +59,8 @@ def status(config: DistillConfig) -> list[StageStatus]:
     inputs = Inputs(config)
     _ = inputs.corpus_head
     pack = _corpus(inputs)
-    caches = {name: _after(_cache(inputs, name), [pack]) for name in config.cache_samplings}
+    wanted = config.cache_samplings if config.wants_caches else ()
+    caches = {name: _after(_cache(inputs, name), [pack]) for name in wanted}
     students = []
     for name, spec in config.student_specs.items():
         before = caches[spec.sampling] if spec.objective.kind == "sparse_kd" else pack

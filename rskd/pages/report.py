@@ -11,11 +11,9 @@ from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from rskd import costs
 from rskd.cache.histogram import LABELS
-from rskd.config import DistillConfig
+from rskd.config import DistillConfig, to_yaml
 from rskd.costs import Costs
 from rskd.errors import ConfigError
 from rskd.evaluation.downstream import mean_score
@@ -80,7 +78,7 @@ def render(findings: Findings) -> str:
         sections.insert(2, section("Logit caches", body, _CACHE_NOTE))
     if findings.costs:
         sections.append(section("Costs", _costs_table(config, findings.costs), _costs_note(config)))
-    settings = escape(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False))
+    settings = escape(to_yaml(config))
     sections.append(f"<details><summary>Configuration</summary><pre>{settings}</pre></details>")
     return html_page("rskd distillation report", config.name, sections, findings.made_from)
 

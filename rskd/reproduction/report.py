@@ -5,9 +5,7 @@ records of cells, manifests of caches ─► figures of each method ─► a tab
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -22,27 +20,25 @@ from rskd.jobs.compare_gradients import (
     comparison_rows,
     gradient_rows,
 )
+from rskd.markdown import markdown_table
 from rskd.pages.figures import PALETTE, reliability_diagrams, styled, unique_tokens_by_rounds
 from rskd.pages.parts import definitions, figure_html, html_page, section, table
 from rskd.provenance import provenance
+from rskd.reproduction.beside_paper import Ours, cells, head, table_csv
 from rskd.reproduction.cells import Records
 from rskd.reproduction.claims import Claim, checked_claims
 from rskd.reproduction.measurements import Measurements, read_measurements
 from rskd.reproduction.methods import OURS, SIZES
-from rskd.reproduction.results import Ours, summarise
-from rskd.reproduction.statistics import Estimate
-from rskd.reproduction.tables import METRICS, Row, Table
+from rskd.reproduction.results import summarise
+from rskd.reproduction.tables import Row, Table
 from rskd.storage import Store
-
-_DIGITS = dict.fromkeys(METRICS, 2) | {"lm_loss": 3, "pct": 0}
-_WITHOUT_A_PAPER = ("lm_loss", "acceptance")  # what a table shows of which the paper prints no figure
 
 
 def write_report(config: DistillConfig, tables: Sequence[Table], records: Records, scale: str) -> str:
     """Write the three files into the folder of `config`; returns the URI of the page."""
     ours, claims, measured = summarise(config, records), checked_claims(records), read_measurements(config)
     store = Store(config.home)
-    store.write("results.csv", _csv(tables, ours).encode())
+    store.write("results.csv", table_csv(tables, ours).encode())
     store.write("report.md", _markdown(scale, tables, ours, claims, measured).encode())
     store.write("report.html", _page(scale, tables, ours, claims, measured, records).encode())
     return f"{config.home}/report.html"
@@ -58,43 +54,15 @@ def _about(of: Table, scale: str) -> str:
 
 
 def _head(of: Table) -> list[str]:
-    metrics = _metrics(of)
-    return [
-        "method",
-        "seeds",
-        *(METRICS[m] for m in metrics),
-        "unique tokens",
-        "B/token",
-        *(f"paper: {METRICS[m]}" for m in metrics),
-    ]
-
-
-def _metrics(of: Table) -> list[str]:
-    """The metrics that the paper prints for a table, in our order."""
-    return [m for m in METRICS if any(m in row.paper for row in of.rows)] or list(_WITHOUT_A_PAPER)
+    return _with_seeds(head(of), "seeds")
 
 
 def _cells_of(row: Row, of: Table, ours: Mapping[str, Ours]) -> list[str]:
-    """The texts of a row; `–` where nothing was measured or printed."""
-    metrics = _metrics(of)
-    found = ours.get(row.method)
-    paper = [row.paper.get(metric, "–") for metric in metrics]
-    if found is None:
-        return [row.label, "–", *("–" for _ in metrics), "–", "–", *paper]
-    measured = ["∞" if found.diverged == found.seeds else _shown(found.metrics.get(m), _DIGITS[m]) for m in metrics]
-    facts = [_number(found.unique_tokens), _number(found.bytes_per_token)]
-    return [row.label, str(found.seeds), *measured, *facts, *paper]
+    return _with_seeds(cells(row, of, ours), str(ours[row.method].seeds) if row.method in ours else "–")
 
 
-def _shown(estimate: Estimate | None, digits: int) -> str:
-    if estimate is None:
-        return "–"
-    error = "" if estimate.standard_error is None else f" ± {estimate.standard_error:.{digits}f}"
-    return f"{estimate.mean:.{digits}f}{error}"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
+def _with_seeds(texts: Sequence[str], seeds: str) -> list[str]:
+    return [texts[0], seeds, *texts[1:]]
 
 
 def _claim_cells(claim: Claim) -> list[str]:
@@ -120,21 +88,17 @@ def _markdown(
     parts = [f"# {_title(scale)}\n\n{facts}\n\n{_NOTE}\n"]
     for each in tables:
         rows = [_cells_of(row, each, ours) for row in each.rows]
-        parts.append(f"## {each.title}\n\n{_about(each, scale)}\n\n{_markdown_table(_head(each), rows)}\n")
+        parts.append(f"## {each.title}\n\n{_about(each, scale)}\n\n{markdown_table(_head(each), rows)}\n")
     if measured.gradients:
-        gradients = _markdown_table(GRADIENTS_HEAD, gradient_rows(measured.gradients))
-        beside = _markdown_table(COMPARISON_HEAD, comparison_rows(measured.gradients))
+        gradients = markdown_table(GRADIENTS_HEAD, gradient_rows(measured.gradients))
+        beside = markdown_table(COMPARISON_HEAD, comparison_rows(measured.gradients))
         parts.append(f"## {_table_3(measured.gradients)}\n\n{GRADIENTS_NOTE}\n\n{gradients}\n\n{beside}\n")
     if measured.unique_tokens:
         laws = "\n".join(f"- {name}: {law}" for name, law in _laws(measured.unique_tokens).items())
         parts.append(f"## {_FIGURE_5}\n\n{laws}\n")
     if claims:
-        parts.append(f"## Claims\n\n{_markdown_table(_CLAIMS_HEAD, map(_claim_cells, claims))}\n")
+        parts.append(f"## Claims\n\n{markdown_table(_CLAIMS_HEAD, map(_claim_cells, claims))}\n")
     return "\n".join(parts)
-
-
-def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
 
 
 def _page(
@@ -218,19 +182,3 @@ def _gain_by_size(ours: Mapping[str, Ours]) -> go.Figure:
 
 
 _PAIRS_BY_SIZE = (("ce", OURS), *((f"ce-{size}", f"{OURS}-{size}") for size in SIZES))
-
-
-def _csv(tables: Sequence[Table], ours: Mapping[str, Ours]) -> str:
-    """One line for each row, metric and source (ours, paper)."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["table", "row", "method", "metric", "source", "value", "standard_error", "seeds"])
-    for each in tables:
-        for row in each.rows:
-            found = ours.get(row.method)
-            for metric, estimate in (found.metrics if found else {}).items():
-                facts = [estimate.mean, estimate.standard_error, found.seeds if found else None]
-                writer.writerow([each.name, row.label, row.method, metric, "ours", *facts])
-            for metric, figure in row.paper.items():
-                writer.writerow([each.name, row.label, row.method, metric, "paper", figure, None, None])
-    return out.getvalue()

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from rskd.cache.reader import LogitCache
 from rskd.config import DistillConfig
 from rskd.evaluation.downstream import headline, mean_score
 from rskd.evaluation.language_modeling import pct_ce_to_fullkd
+from rskd.reproduction.beside_paper import Ours, cache_facts
 from rskd.reproduction.cells import Records
 from rskd.reproduction.methods import METHODS
-from rskd.reproduction.statistics import Estimate, over_seeds
-
-
-@dataclass(frozen=True)
-class Ours:
-    """What our students of one method came to, over their seeds; metrics in the paper's units."""
-
-    method: str
-    seeds: int
-    diverged: int
-    metrics: Mapping[str, Estimate]
-    parameters: int | None  # of the student; None where all diverged
-    unique_tokens: float | None
-    bytes_per_token: float | None
+from rskd.reproduction.statistics import over_seeds
 
 
 def summarise(config: DistillConfig, records: Records) -> dict[str, Ours]:
@@ -34,16 +21,11 @@ def summarise(config: DistillConfig, records: Records) -> dict[str, Ours]:
     for (method, seed), record in records.items():
         by_method.setdefault(method, {})[seed] = record
     ends = {name: _losses(by_method.get(name, {})) for name in ("ce", "full_kd")}
-    caches = {cache: _cache_facts(config, cache) for cache in config.cache_samplings}
+    caches = {cache: cache_facts(LogitCache.open(config.cache_uri(cache)).manifest) for cache in config.cache_samplings}
     return {
         method: _ours(method, seeds, ends, caches.get(METHODS[method].cache or "", (None, None)))
         for method, seeds in by_method.items()
     }
-
-
-def _cache_facts(config: DistillConfig, name: str) -> tuple[float, float]:
-    totals = LogitCache.open(config.cache_uri(name)).manifest.totals
-    return totals["samples"] / totals["tokens"], totals["bytes"] / totals["tokens"]
 
 
 def _losses(seeds: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:

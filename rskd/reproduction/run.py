@@ -1,6 +1,7 @@
 """The whole reproduction at a scale.
 
 text ─► prepare ─► caches, one teacher pass ─► students, a cell each ─► gradients, unique tokens ─► report
+                                               └─► config.yaml, which names the students
 """
 
 from __future__ import annotations
@@ -38,20 +39,22 @@ def reproduce(
     Raises ConfigError for a scale or table that does not exist, and what the stages raise.
     """
     from rskd.jobs.cache import cache_logits
-    from rskd.reproduction.cells import read_cells, run_cells
+    from rskd.reproduction.cells import finished_cells, read_cells, run_cells
     from rskd.reproduction.measurements import measure
     from rskd.reproduction.other_contexts import cache_other_contexts
     from rskd.reproduction.report import write_report
-    from rskd.reproduction.setting import prepare, with_students
+    from rskd.reproduction.setting import prepare, with_students, write_config
 
     size = _scale(scale)
-    usual, chosen = _tables(size.tables), _tables(tables or size.tables)
+    chosen = _tables(tables or size.tables)
     wanted = cells(chosen, size.more_seeds)
-    methods = {row.method for table in (*usual, *chosen) for row in table.rows}  # whose caches one teacher pass makes
+    methods = {row.method for table in chosen for row in table.rows}  # whose caches one teacher pass makes
     config = run_stage("prepare", prepare, size, source, Path(home), methods)
     run_stage("cache", cache_logits, config)
     if any(method == MISALIGNED for method, _ in wanted):
         run_stage("cache other contexts", cache_other_contexts, config)
+    known = [*wanted, *(cell for cell in finished_cells(config) if cell not in wanted)]
+    run_stage("config", write_config, with_students(config, size, known))
     config = run_stage("students", with_students, config, size, wanted)
     state = run_stage("cells", run_cells, config, wanted, processes, hours)
     run_stage("gradients and unique tokens", measure, config, size.gradient_windows)

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from rskd import records
-from rskd.config import DistillConfig, SourceConfig, validate_config
+from rskd.config import DistillConfig, SourceConfig, to_yaml, validate_config
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.corpus.sources import group_files, list_files, located, read_documents
 from rskd.errors import ConfigError
@@ -76,6 +76,11 @@ def with_students(config: DistillConfig, scale: Scale, cells: Iterable[Cell]) ->
     sizes = _sizes(scale, Path(config.storage.root))
     settings["students"] = {cell_name(cell): _student(cell, sizes) for cell in cells}
     return validate_config(settings)
+
+
+def write_config(config: DistillConfig) -> None:
+    """Write `config` into its folder, for rskd's commands and `flows.post_train`."""
+    Store(config.home).write("config.yaml", to_yaml(config).encode())
 
 
 def cell_name(cell: Cell) -> str:

@@ -11,10 +11,8 @@ from collections.abc import Mapping
 from statistics import mean, stdev
 from typing import Any
 
-import yaml
-
 from rskd import costs
-from rskd.config import DistillConfig
+from rskd.config import DistillConfig, to_yaml
 from rskd.costs import Costs
 from rskd.markdown import markdown_table
 from rskd.tracking.runs import distillation
@@ -30,7 +28,7 @@ def log_headline(
         return
     parent = distillation(config)
     parent.metrics(headline(config, students))
-    parent.text("config.yaml", yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False))
+    parent.text("config.yaml", to_yaml(config))
     parent.describe(page(config, students, stages))
     parent.flush()
 

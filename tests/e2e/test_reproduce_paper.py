@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rskd.config import load_config
+
 pytestmark = pytest.mark.e2e
 
 
@@ -46,6 +48,9 @@ def test_a_table_is_made_in_two_calls(tmp_path: Path):
     assert "| Different | 3 |" in report
     assert "## Table 3: gradients beside full KD, 512 positions" in report
     assert "## Figure 5" in report
+    config = load_config(tmp_path / "students" / "config.yaml")
+    assert config.home == str(tmp_path / "students")
+    assert {path.stem for path in (tmp_path / "students" / "cells").iterdir()} == set(config.student_specs)
     records = {path.name: path.read_bytes() for path in (tmp_path / "students" / "cells").iterdir()}
     for folder in ("students", "gradient_similarity"):  # as where records were carried to
         shutil.rmtree(tmp_path / "students" / folder)
@@ -54,6 +59,8 @@ def test_a_table_is_made_in_two_calls(tmp_path: Path):
     assert "## Table 3" in (tmp_path / "students" / "report.md").read_text()
     assert [path.name for path in (tmp_path / "students" / "students").iterdir()] == ["random-12-seed-0"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "students" / "cells").iterdir()} == records
+    again = load_config(tmp_path / "students" / "config.yaml")  # names the students of tables of before, too
+    assert again.student_specs == config.student_specs
 
 
 def test_one_process_without_ray_prefect_and_mlflow_makes_a_table(tmp_path: Path):

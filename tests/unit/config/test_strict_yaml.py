@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rskd.config.strict_yaml import parse_value, parse_yaml
+from rskd.config.strict_yaml import dump_yaml, parse_value, parse_yaml
 from rskd.errors import ConfigError
 
 
@@ -75,3 +75,32 @@ def test_lists_and_mappings_after_set() -> None:
     assert parse_value("[0.9, 1e-1]", "--set") == [0.9, 0.1]
     assert parse_value("{k: 5}", "--set") == {"k": 5}
     assert parse_value("", "--set") is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "1e-3",
+        "010",
+        "1:30",
+        "2026-11-26",
+        "no",
+        "null",
+        "~",
+        "a #b",
+        "x: y",
+        "α\nβ",
+        "",
+        1e-3,
+        1e16,
+        6e-5,
+        -7,
+        None,
+        True,
+    ],
+)
+def test_what_is_dumped_is_read_again_as_it_was(value: Any) -> None:
+    dumped = dump_yaml({"key": value, "list": [value], str(value): {"nested": value}})
+    read = parse_yaml(dumped, "config")
+    assert read == {"key": value, "list": [value], str(value): {"nested": value}}
+    assert type(read["key"]) is type(value)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rskd.errors import ConfigError
 from rskd.evaluation import downstream
-from rskd.evaluation.downstream import find_tasks, mean_score, score
+from rskd.evaluation.downstream import find_tasks, mean_score, score, score_error
 from rskd.models.tokenizer import begin_texts_with
 
 EXAMPLES = [
@@ -68,6 +68,14 @@ def test_scores_are_those_of_the_models_own_likelihoods(tmp_path: Path, tiny_tea
     assert mean_score({"tiny_choice": found, "other": {"acc": {"value": 1.0}}}) == pytest.approx(
         (found["acc_norm"]["value"] + 1) / 2
     )
+
+
+def test_the_error_of_a_mean_score_is_that_of_independent_tasks():
+    tasks = {"a": {"acc": {"value": 0.5, "standard_error": 0.3}}, "b": {"acc": {"value": 0.1, "standard_error": 0.4}}}
+    assert score_error(tasks) == pytest.approx(0.25)
+    assert score_error(tasks | {"perplexity": {"ppl": {"value": 3.0}}}) == pytest.approx(0.25)
+    assert score_error(tasks | {"c": {"acc": {"value": 0.1}}}) is None
+    assert score_error({}) is None
 
 
 def test_says_which_task_is_unknown_or_has_no_data(tmp_path: Path, tiny_teacher_dir: Path):
