@@ -32,7 +32,6 @@ from rskd.jobs.train import train_student
 from rskd.models.files import model_fingerprint, resolve_teacher
 from rskd.progress import progress_bar
 from rskd.provenance import provenance
-from rskd.reproduction.methods import METHODS, MISALIGNED, OURS
 from rskd.reproduction.setting import Cell, cell_name
 from rskd.storage import Store
 from rskd.student.trainer import NonFiniteError
@@ -68,18 +67,6 @@ def read_cells(config: DistillConfig, cells: Sequence[Cell]) -> Records:
     store = Store(config.home).child(CELLS_FOLDER)
     found = {cell: records.read(store, f"{cell_name(cell)}.json") for cell in cells}
     return {cell: record for cell, record in found.items() if record is not None}
-
-
-def finished_cells(config: DistillConfig) -> list[Cell]:
-    """All cells that have a record, of whatever table, and whose cache `config` names."""
-    names = (name.removesuffix(".json") for name in Store(config.home).child(CELLS_FOLDER).list())
-    found = [(method, int(seed)) for method, _, seed in (name.rpartition("-seed-") for name in names)]
-    return [cell for cell in found if cell[0] in METHODS and _cache_of(cell[0]) in (None, *config.cache_samplings)]
-
-
-def _cache_of(method: str) -> str | None:
-    """The cache of a method, or that which it is made of."""
-    return OURS if METHODS[method].cache == MISALIGNED else METHODS[method].cache
 
 
 def _without_bars() -> None:

@@ -39,7 +39,7 @@ def reproduce(
     Raises ConfigError for a scale or table that does not exist, and what the stages raise.
     """
     from rskd.jobs.cache import cache_logits
-    from rskd.reproduction.cells import finished_cells, read_cells, run_cells
+    from rskd.reproduction.cells import read_cells, run_cells
     from rskd.reproduction.measurements import measure
     from rskd.reproduction.other_contexts import cache_other_contexts
     from rskd.reproduction.report import write_report
@@ -53,9 +53,8 @@ def reproduce(
     run_stage("cache", cache_logits, config)
     if any(method == MISALIGNED for method, _ in wanted):
         run_stage("cache other contexts", cache_other_contexts, config)
-    known = [*wanted, *(cell for cell in finished_cells(config) if cell not in wanted)]
-    run_stage("config", write_config, with_students(config, size, known))
     config = run_stage("students", with_students, config, size, wanted)
+    run_stage("config", write_config, config)
     state = run_stage("cells", run_cells, config, wanted, processes, hours)
     run_stage("gradients and unique tokens", measure, config, size.gradient_windows)
     report = run_stage("report", write_report, config, chosen, read_cells(config, wanted), scale)

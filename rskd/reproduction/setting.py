@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from rskd import records
-from rskd.config import DistillConfig, SourceConfig, to_yaml, validate_config
+from rskd.config import DistillConfig, SourceConfig, load_config, to_yaml, validate_config
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.corpus.sources import group_files, list_files, located, read_documents
 from rskd.errors import ConfigError
@@ -79,8 +79,16 @@ def with_students(config: DistillConfig, scale: Scale, cells: Iterable[Cell]) ->
 
 
 def write_config(config: DistillConfig) -> None:
-    """Write `config` into its folder, for rskd's commands and `flows.post_train`."""
-    Store(config.home).write("config.yaml", to_yaml(config).encode())
+    """Write `config` into its folder, for rskd's commands and `flows.post_train`.
+
+    The caches and students of other tables, which an earlier call wrote there, stay in it.
+    """
+    file, settings = Path(config.home, "config.yaml"), config.model_dump(mode="json", exclude_unset=True)
+    if file.is_file():
+        known = load_config(file)
+        for section in ("samplings", "students"):
+            settings[section] = known.model_dump(mode="json")[section] | (settings.get(section) or {})
+    Store(config.home).write(file.name, to_yaml(validate_config(settings)).encode())
 
 
 def cell_name(cell: Cell) -> str:

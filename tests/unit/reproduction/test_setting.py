@@ -5,11 +5,19 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from rskd.config import SourceConfig
+from rskd.config import SourceConfig, load_config, validate_config
 from rskd.errors import ConfigError
-from rskd.reproduction.methods import Cache
+from rskd.reproduction.methods import CACHES, Cache
 from rskd.reproduction.scales import SCALES
-from rskd.reproduction.setting import _check_same_source, _rounds, _split_documents, _train_tokenizer, prepare
+from rskd.reproduction.setting import (
+    _check_same_source,
+    _rounds,
+    _split_documents,
+    _train_tokenizer,
+    prepare,
+    with_students,
+    write_config,
+)
 
 
 def test_documents_are_split_without_loss_overlap_or_duplicates(tmp_path):
@@ -61,3 +69,23 @@ def test_a_home_has_one_source(tmp_path):
         _check_same_source(other, tmp_path / "home")
     with pytest.raises(ConfigError, match="not of python_docs: name those"):
         _check_same_source(SourceConfig(kind="python_docs"), tmp_path / "home")
+
+
+def test_the_config_of_a_home_keeps_the_students_of_tables_of_before(tmp_path):
+    def write(cache, *cells):
+        settings = {
+            "name": "students",
+            "storage": {"root": str(tmp_path)},
+            "corpus": {"source": {"kind": "python_docs"}},
+            "teacher": {"model": "some/teacher"},
+            "samplings": {cache: CACHES[cache].sampling},
+        }
+        write_config(with_students(validate_config(settings), SCALES["tiny"], cells))
+
+    (tmp_path / "students").mkdir()
+    write("top_k-12", ("top_k-12", 0), ("ce", 0))
+    write("top_k-50", ("top_k-50", 0), ("ce", 0), ("ce", 1))
+    config = load_config(tmp_path / "students" / "config.yaml")
+    assert list(config.student_specs) == ["top_k-12-seed-0", "ce-seed-0", "top_k-50-seed-0", "ce-seed-1"]
+    assert {name: sampling.k for name, sampling in config.cache_samplings.items()} == {"top_k-12": 12, "top_k-50": 50}
+    assert config.student_specs["top_k-12-seed-0"].sampling == "top_k-12"
