@@ -7,9 +7,10 @@ TorchTrainer ─► train_worker on each rank ─► checkpoints
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from threading import Thread
 
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import (
@@ -72,7 +73,7 @@ def _fit(
     resources = worker_resources(
         config, "train", train.workers, threads=train.threads_per_worker, gpus=train.gpus_per_worker
     )
-    trainer = _Trainer(
+    trainer = TorchTrainer(
         work,
         scaling_config=ScalingConfig(
             num_workers=train.workers, use_gpu=train.gpus_per_worker > 0, resources_per_worker=resources
@@ -88,15 +89,27 @@ def _fit(
         ),
     )
     try:
-        trainer.fit()
+        _in_thread(trainer.fit)
     except TrainingFailedError as error:
         raise _explained(error) from error
 
 
-class _Trainer(TorchTrainer):
-    """Ctrl-C interrupts `fit` as it does everything else; Ray's own handler would exit with 1 and without a word."""
+def _in_thread(work: Callable[[], object]) -> None:
+    """Do `work` in a thread, and wait for it in Python, which any signal interrupts.
 
-    def _register_sigint_handler(self, controller: object) -> None: ...
+    Of the main thread, `fit` would take ctrl-C for itself, and other interrupts may get lost in Ray's C++ code.
+    """
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    Thread(target=run, name="fit", daemon=True).start()
+    done.result()
 
 
 def _explained(error: TrainingFailedError) -> RskdError:
