@@ -415,11 +415,11 @@ def test_the_report_shows_verdicts_and_answers(judged: Callable[..., DistillConf
         "llama-judge",
         "<td class=number>76.5</td>",
         "12 of 12",
-        "What is 2?",
-        "It is reference 2.",
+        "What is 4?",
+        "It is reference 4.",
     ):
         assert shown in page
-    assert "What is 3?" not in page
+    assert "What is 5?" not in page
 
 
 def test_on_an_object_store(trained: tuple[Path, dict[str, Any]], judged: Callable[..., DistillConfig], object_store):
