@@ -248,8 +248,8 @@ def test_a_stage_ends_in_order_and_goes_on(without, undisturbed: Path, stage: st
 
 
 @pytest.mark.e2e
-def test_ray_train_in_a_flow_ends_in_order_and_goes_on(without, undisturbed: Path):
-    _stop_and_rerun(without("train", ray=True, flow=True), undisturbed, "train", signal.SIGTERM)
+def test_ray_train_ends_in_order_and_goes_on(without, undisturbed: Path):
+    _stop_and_rerun(without("train", ray=True), undisturbed, "train", signal.SIGINT)
 
 
 @pytest.mark.slow
