@@ -45,7 +45,16 @@ BYTES_PER_WEIGHT = 4.7  # rskd.reproduction at cpu-small, V = 4,096, 2026-11-25
 CPU_THREAD_FLOPS = 27e9
 GPU_FLOPS = 150e12
 PROBE = "unique_tokens"  # .json and .html in the distillation's folder
-_SPEED_DEPENDS_ON = {"micro_batch", "precision", "workers", "gpus_per_worker", "threads_per_worker"}
+_SPEED_DEPENDS_ON = {
+    "micro_batch",
+    "precision",
+    "workers",
+    "sharding",
+    "activation_checkpointing",
+    "compile",
+    "gpus_per_worker",
+    "threads_per_worker",
+}
 
 
 def estimate(config: DistillConfig, *, tokens: int | None = None) -> dict[str, Any]:

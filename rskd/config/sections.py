@@ -299,6 +299,19 @@ class TrainConfig(Section):
         default="bfloat16", description="Autocast precision; weights are fp32."
     )
     workers: int = Field(default=1, ge=0, description="DDP workers; 0 trains in the driver's process, without Ray.")
+    sharding: Literal["none", "full"] = Field(
+        default="none",
+        description="none: each worker holds the whole student (DDP). full: weights, gradients and moments are divided "
+        "among the workers (FSDP2), for a student that does not fit one GPU.",
+    )
+    activation_checkpointing: Literal["none", "blocks"] = Field(
+        default="none",
+        description="blocks: recompute each decoder block in the backward pass instead of keeping its activations; "
+        "less memory for about a third more computation.",
+    )
+    compile: bool = Field(
+        default=False, description="Compile the decoder blocks by torch.compile: minutes at the start, faster steps."
+    )
     gpus_per_worker: float = Field(default=0, ge=0, description="GPUs that a worker reserves; 0 runs on the CPU.")
     threads_per_worker: int = Field(default=2, ge=1, description="CPU threads of a worker.")
     checkpoint_every: int = Field(default=100, ge=1, description="Steps between checkpoints.")
@@ -316,6 +329,10 @@ class TrainConfig(Section):
     def _check(self) -> Self:
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}: lower it")
+        if self.sharding == "full" and self.workers == 0:
+            raise ValueError(
+                "sharding=full divides a student among workers of Ray Train: set workers, or sharding=none"
+            )
         if self.workers > self.global_batch:
             raise ValueError(f"workers={self.workers} exceed global_batch={self.global_batch}: a worker would idle")
         return self

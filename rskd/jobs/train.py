@@ -31,12 +31,12 @@ from rskd.jobs.training.in_process import train_in_process
 from rskd.jobs.training.run import TrainingRun
 from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.lineage.student import changed_since, open_source, student_recipe, told
-from rskd.models.digests import RESULT_FILE, Files, check_files, check_sizes, whole_copy
+from rskd.models.digests import RESULT_FILE, Files, check_files, check_sizes, describe_files, whole_copy
 from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.student.architecture import student_architecture
 from rskd.student.bias import loss_bias, sampling_bias
-from rskd.student.checkpoint import LOG_FILE, copy_student, files_of_student, student_digest
+from rskd.student.checkpoint import LOG_FILE, copy_student, files_of_student, hugging_face_directory, student_digest
 from rskd.student.router_loss import balances_router
 from rskd.student.trainer import Log
 
@@ -183,7 +183,8 @@ def _is_whole(student: Store, record: dict[str, Any]) -> bool:
 
 def _publish(checkpoint: Store, target: Store) -> tuple[dict[str, Any], Files]:
     """Replace the student in `target` by the one of `checkpoint`, with its log; what the log says, and the files."""
-    with whole_copy(checkpoint) as (local, files):
+    with whole_copy(checkpoint) as (copy, _), hugging_face_directory(copy) as local:
+        files = describe_files(local)
         target.remove(RESULT_FILE)  # first, so that a half-replaced student never counts as done
         for name in target.sizes(recursive=True):
             target.remove(name)

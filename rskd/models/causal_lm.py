@@ -100,6 +100,11 @@ def isolates_by_positions(model: PreTrainedModel) -> bool:
     return _isolates_by_positions[model]
 
 
+def remember_isolation(model: PreTrainedModel, by_positions: bool) -> None:
+    """Take what `isolates_by_positions` found of another copy of `model`, whose weights are not all here to measure."""
+    _isolates_by_positions[model] = by_positions
+
+
 def attention_without_flash(config: PreTrainedConfig) -> str:
     """sdpa, or eager for an attention soft-cap (Gemma 2), which torch's sdpa kernels do not know."""
     return "sdpa" if getattr(config.get_text_config(), "attn_logit_softcapping", None) is None else "eager"

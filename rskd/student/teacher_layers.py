@@ -22,9 +22,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from rskd.errors import ConfigError
 from rskd.models.causal_lm import close, relative_error
 from rskd.models.checks import runnable
+from rskd.models.decoder_layers import DEPTH, NoLayersError, decoder_layers, depth
 from rskd.models.load import model_without_weights
 
-_DEPTH = ("num_hidden_layers", "decoder_layers", "num_decoder_layers", "num_blocks")
 _LEADING = ("first_k_dense_replace", "num_dense_layers", "max_window_layers", "moe_layer_start_index")  # layers < value
 _INCLUSIVE = ("moe_layer_end_index",)  # layers <= value
 _TRAILING = ("num_kv_shared_layers",)  # the last so many
@@ -54,7 +54,7 @@ def thinned_config(teacher: PreTrainedConfig, num_layers: int) -> PreTrainedConf
 
     Raises ConfigError for more layers than the teacher has, and for an architecture that cannot be thinned.
     """
-    total = _depth(teacher)
+    total = depth(teacher)
     if num_layers > total:
         raise ConfigError(f"student.num_layers={num_layers} exceeds the teacher's {total} layers: lower it")
     kept = kept_layers(total, num_layers)
@@ -73,7 +73,7 @@ def copy_layers(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
     Raises ConfigError where it would compute anything else than the teacher with its other layers skipped.
     """
     try:
-        path, layers = _layers(teacher)
+        path, layers = decoder_layers(teacher)
         kept = kept_layers(len(layers), len(cast(nn.ModuleList, student.get_submodule(path))))
         student.load_state_dict(_thinned_state(teacher, student, path, kept))
         _check_same_function(teacher, student, layers, kept)
@@ -82,17 +82,12 @@ def copy_layers(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
 
 
 def _refusal(config: PreTrainedConfig, error: Exception) -> ConfigError:
-    reason = str(error) if isinstance(error, _CannotThinError) else f"{type(error).__name__}: {error}"
+    reason = str(error) if isinstance(error, _CannotThinError | NoLayersError) else f"{type(error).__name__}: {error}"
     reason = " ".join(reason.split())[:200]
     return ConfigError(
         f"student.init=teacher_layers is not possible for architecture {config.model_type} ({reason}): choose another "
         "student.num_layers, or student.init random"
     )
-
-
-def _depth(config: PreTrainedConfig) -> int:
-    text = config.get_text_config()
-    return next(value for name in _DEPTH[1:] + _DEPTH[:1] if isinstance(value := getattr(text, name, None), int))
 
 
 def _with_layers(teacher: PreTrainedConfig, total: int, kept: Sequence[int]) -> PreTrainedConfig:
@@ -102,7 +97,7 @@ def _with_layers(teacher: PreTrainedConfig, total: int, kept: Sequence[int]) -> 
     whole, text = teacher.to_dict(), teacher.get_text_config()
     section = next((name for name in teacher.sub_configs if getattr(teacher, name, None) is text), None)
     values = whole if section is None else whole[section]
-    depths = [text.attribute_map.get(name, name) for name in _DEPTH if getattr(text, name, None) == total]
+    depths = [text.attribute_map.get(name, name) for name in DEPTH if getattr(text, name, None) == total]
     thinned = {name: _thinned(name, value, total, kept) for name, value in values.items()}
     thinned |= dict.fromkeys(depths, len(kept)) | _periods(values, kept) | _sparse_steps(values, kept)
     return type(teacher).from_dict(thinned if section is None else whole | {section: thinned})
@@ -164,23 +159,9 @@ def _sparse_steps(values: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]
     }
 
 
-def _layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The decoder's list of layers, under whatever name, and its path in the model."""
-    depth = _depth(model.config)
-    lists = {path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    within = tuple(f"{path}." for path in lists)
-    found = [(path, one) for path, one in lists.items() if len(one) == depth and not path.startswith(within)]
-    if len(found) > 1:  # beside an encoder's of an image or of sound
-        decoder = set(model.get_decoder().modules())
-        found = [(path, one) for path, one in found if one in decoder]
-    if len(found) != 1:
-        raise _CannotThinError(f"it has {len(found) or 'no'} lists of {depth} layers")
-    return found[0]
-
-
 def _check_same_layers(teacher: PreTrainedModel, student: PreTrainedModel, kept: Sequence[int]) -> None:
     """Each layer of the student has the modules, shapes and settings of the teacher's layer that it comes from."""
-    path, originals = _layers(teacher)
+    path, originals = decoder_layers(teacher)
     layers = cast(nn.ModuleList, student.get_submodule(path))
     if len(layers) != len(kept):
         raise _CannotThinError(f"with {len(kept)} layers it has {len(layers)} in {path}")
@@ -216,7 +197,7 @@ def _thinned_state(
     teacher: PreTrainedModel, student: PreTrainedModel, path: str, kept: Sequence[int]
 ) -> dict[str, Tensor]:
     """The teacher's tensors under the student's names; one that has a block a layer gives the blocks of those kept."""
-    total, prefix = len(_layers(teacher)[1]), f"{path}."
+    total, prefix = len(decoder_layers(teacher)[1]), f"{path}."
     renamed = {str(old): str(new) for new, old in enumerate(kept)}
     wanted, state = student.state_dict(), {}
     for name, tensor in teacher.state_dict().items():

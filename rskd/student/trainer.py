@@ -1,9 +1,9 @@
 """The training loop: plain functions over a student, an optimizer and the batches of a loader.
 
-    loader ─► batch of this rank ─► micro-batches ─► StudentLoss (summed) ─► gradients, averaged by DDP
+    loader ─► batch of this rank ─► micro-batches ─► StudentLoss (summed) ─► gradients, averaged over the ranks
            ─► non-finite guard ─► clip ─► AdamW ─► log(step, metrics), save(step)
 
-Losses are summed over tokens and scaled by world_size / global number of tokens, since DDP averages gradients: the
+Losses are summed over tokens and scaled by world_size / global number of tokens, since DDP and FSDP average: the
 step does not depend on the number of workers or the size of a micro-batch. Where some positions have no loss, tokens
 are those that have one, and head and loss run on these alone. The model runs without dropout (paper, Table 14), so a
 step uses no random state and (weights, moments, step) are all that a checkpoint needs.
@@ -24,6 +24,8 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
@@ -35,6 +37,7 @@ from rskd.models.causal_lm import hidden_states, output_head
 from rskd.sparse_targets import IGNORE_INDEX, SparseTargets
 from rskd.student.objective import cross_entropy_loss, full_kd_loss, hard_easy_weights, sparse_kd_loss
 from rskd.student.router_loss import router_loss
+from rskd.student.sharding import world_size
 
 Log = Callable[[int, dict[str, float]], None]
 Save = Callable[[int], None]
@@ -46,7 +49,7 @@ class NonFiniteError(RskdError):
 
 
 class StudentLoss(nn.Module):
-    """A student and its objective as one module, so that DDP sees the backbone and the output head in one forward.
+    """A student and its objective as one module: DDP and FSDP see the backbone and the output head in one forward.
 
     `end_of_text_id` isolates documents (None: it does not). `hard_threshold` is the log-probability of the label
     under the teacher below which a token is hard. `teacher_logits` maps ids [B, T] to logits [B, T, V], and with
@@ -146,14 +149,6 @@ class StudentLoss(nn.Module):
         )
 
 
-def distribute(loss: StudentLoss, device: torch.device) -> nn.Module:
-    """Move the student to `device` and, with more than one worker, wrap it in DDP."""
-    loss.to(device).eval()  # eval: no dropout
-    if _world_size() == 1:
-        return loss
-    return DistributedDataParallel(loss, device_ids=[device] if device.type == "cuda" else None)
-
-
 def make_optimizer(student: nn.Module, config: TrainConfig) -> AdamW:
     """AdamW whose decay touches matrices only: norms and biases have none."""
     named = [(name, parameter) for name, parameter in student.named_parameters() if parameter.requires_grad]
@@ -229,10 +224,12 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     losses, router_losses = _accumulate_gradients(loss, batch, config, device, tokens)
     sums = torch.stack([losses.sum(), router_losses.sum()])
-    if _world_size() > 1:
+    if world_size() > 1:
         dist.all_reduce(sums)
     loss_sum, router_sum = sums
     grad_norm = nn.utils.clip_grad_norm_(loss.parameters(), config.grad_clip)
+    if isinstance(grad_norm, DTensor):
+        grad_norm = grad_norm.full_tensor()
     if not (loss_sum.isfinite() and grad_norm.isfinite()):
         raise _non_finite_error(losses, batch, config, step)
     optimizer.step()
@@ -247,19 +244,24 @@ def train_step(
 def _accumulate_gradients(
     loss: nn.Module, batch: CacheBatch, config: TrainConfig, device: torch.device, global_tokens: int
 ) -> tuple[Tensor, Tensor]:
-    """Add up the gradients of the micro-batches, synchronised with the last.
+    """Add up the gradients of the micro-batches, which DDP synchronises with the last, and FSDP with each.
 
     Returns of each its summed loss, and its router's auxiliary loss times its tokens (0 without one): float64 [M].
     """
-    scale = _world_size() / global_tokens
+    scale = world_size() / global_tokens
     slices = list(_micro_batches(len(batch.row_ids), config.micro_batch))
+    # A sharded block is gathered from all ranks: each makes as many passes as the one with the most rows.
+    passes = _most_micro_batches(config) if isinstance(loss, FSDPModule) else len(slices)
     losses, router_losses = [], []
-    for index, rows in enumerate(slices):
-        inputs = _to_device(batch, rows, device)
-        with _gradients_synchronised(loss, last=index == len(slices) - 1):
+    for index in range(passes):
+        counts = index < len(slices)
+        inputs = _to_device(batch, slices[index] if counts else slice(0, 1), device)
+        with _gradients_synchronised(loss, last=index == passes - 1):
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                 summed = loss(*inputs)
-            (summed * scale).backward()
+            (summed * (scale if counts else 0.0)).backward()
+        if not counts:
+            continue
         losses.append(summed.detach().double())
         router = _student_loss(loss).last_router_loss
         tokens = inputs[1].numel()
@@ -273,6 +275,11 @@ def _student_loss(loss: nn.Module) -> StudentLoss:
 
 def _micro_batches(num_rows: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, num_rows, size))
+
+
+def _most_micro_batches(config: TrainConfig) -> int:
+    """Of any rank, for one step."""
+    return math.ceil(math.ceil(config.global_batch / world_size()) / config.micro_batch)
 
 
 def _to_device(
@@ -307,8 +314,8 @@ def _non_finite_error(losses: Tensor, batch: CacheBatch, config: TrainConfig, st
     bad = [row for rows, ok in zip(slices, finite) if not ok for row in batch.row_ids[rows].tolist()]
     mine = (bad, batch.row_ids.tolist())
     ranks = [mine]
-    if _world_size() > 1:
-        ranks = [mine] * _world_size()
+    if world_size() > 1:
+        ranks = [mine] * world_size()
         dist.all_gather_object(ranks, mine)
     culprits = [row for bad, _ in ranks for row in bad]
     what, rows = ("loss", culprits) if culprits else ("gradient", [row for _, every in ranks for row in every])
@@ -323,14 +330,10 @@ def _loss_tokens(batch: CacheBatch, config: TrainConfig, device: torch.device) -
     if not batch.masked:
         return _global_tokens(batch, config)
     count = (batch.labels != IGNORE_INDEX).sum()
-    if _world_size() > 1:
+    if world_size() > 1:
         dist.all_reduce(count := count.to(device))
     return max(1, int(count))
 
 
 def _global_tokens(batch: CacheBatch, config: TrainConfig) -> int:
     return config.global_batch * batch.input_ids.shape[1]
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1

@@ -22,7 +22,8 @@ from rskd import SparseTargets
 from rskd.cache.loader import CacheBatch
 from rskd.config import ObjectiveConfig, TrainConfig
 from rskd.models.causal_lm import hidden_states, output_head
-from rskd.student.trainer import StudentLoss, distribute, make_optimizer, train_step
+from rskd.student.sharding import replicate
+from rskd.student.trainer import StudentLoss, make_optimizer, train_step
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def step_of(kind: str, student: Shape, teacher: torch.nn.Module, batch: CacheBat
         vocab_size=student.vocab,
         teacher_logits=teacher_logits,
     )
-    module = distribute(loss, device)
+    module = replicate(loss, config, device)
     optimizer = make_optimizer(loss.student, config)
     return partial(train_step, module, optimizer, batch, config, step=10, device=device)
 

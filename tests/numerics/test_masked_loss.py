@@ -24,7 +24,8 @@ from rskd.config import ObjectiveConfig, TrainConfig
 from rskd.corpus.chat_packing import MaskedTokens, Piece, fill
 from rskd.models.causal_lm import isolates_by_positions
 from rskd.sparse_targets import IGNORE_INDEX
-from rskd.student.trainer import StudentLoss, distribute, hard_easy_weights, make_optimizer, train_step
+from rskd.student.sharding import replicate
+from rskd.student.trainer import StudentLoss, hard_easy_weights, make_optimizer, train_step
 from rskd.teacher.hidden_to_targets import Order, sample_from_hidden
 from rskd.teacher.sampling import Sampling, sample_targets
 from rskd.teacher.transformers_teacher import TransformersTeacher
@@ -114,7 +115,9 @@ def step(case: str, objective: str, architecture: str, micro_batch: int, rows: s
         hard_threshold=-3.0,
         teacher_logits=partial(teacher.logits, vocab_size=VOCAB, end_of_text_id=SEPARATOR),
     )
-    metrics = train_step(distribute(loss, CPU), make_optimizer(student, config), batch, config, step=0, device=CPU)
+    metrics = train_step(
+        replicate(loss, config, CPU), make_optimizer(student, config), batch, config, step=0, device=CPU
+    )
     return metrics, [parameter.grad for parameter in student.parameters()]
 
 

@@ -9,7 +9,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from rskd.full_disk import temporary_folder
 from rskd.jobs.training.checkpoints import finished, newest_whole, tidy
-from rskd.jobs.training.run import TrainingRun, WriteCheckpoint, train_run
+from rskd.jobs.training.run import DueCheckpoint, TrainingRun, train_run
 from rskd.models.digests import TRAINER_FILE
 from rskd.storage import Store
 from rskd.student.trainer import Log
@@ -22,8 +22,8 @@ def train_in_process(run: TrainingRun, checkpoints: Store, record: Log, *, name:
     """
     device = torch.device("cuda" if run.spec.train.gpus_per_worker else "cpu")
 
-    def save(step: int, write: WriteCheckpoint) -> None:
-        with temporary_folder(write) as folder:
+    def save(step: int, checkpoint: DueCheckpoint) -> None:
+        with temporary_folder(checkpoint.write) as folder:
             target = checkpoints.child(f"{name}/checkpoint-{step:08d}")
             target.remove(TRAINER_FILE)
             for file in Store(str(folder)).sizes(recursive=True):

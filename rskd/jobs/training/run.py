@@ -6,24 +6,47 @@ Whoever runs it (`train_worker` under Ray Train, `train_in_process`) supplies wh
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from rskd.cache.loader import CacheLoader
 from rskd.cache.reader import LogitCache
 from rskd.config import StudentSpec, TeacherConfig
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.models.load import load_model
 from rskd.models.tokenizer import load_tokenizer
 from rskd.student.architecture import build_student
-from rskd.student.checkpoint import Progress, load_optimizer, load_progress, save_checkpoint
-from rskd.student.trainer import Log, StudentLoss, TeacherLogits, distribute, make_optimizer, train
+from rskd.student.checkpoint import CheckpointWriter, Progress, load_progress
+from rskd.student.sharding import distribute, student_of
+from rskd.student.shards import load_optimizer, restored_student
+from rskd.student.trainer import Log, StudentLoss, TeacherLogits, make_optimizer, train
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
-WriteCheckpoint = Callable[[Path], None]
+
+@dataclass(frozen=True)
+class DueCheckpoint:
+    """A checkpoint that is to be written into a folder of the caller's, on the ranks that have a part in it."""
+
+    writer: CheckpointWriter
+    progress: Progress
+    log: list[dict]
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this rank writes any of it."""
+        return self.writer.writes
+
+    def write(self, directory: Path) -> None:
+        """Write it now. Of a run that is not sharded."""
+        self.writer.write(directory, self.progress, self.log)
+
+    def begin(self, directory: Path) -> Future[None]:
+        """Write it in the background; training may go on at once."""
+        return self.writer.begin(directory, self.progress, self.log)
 
 
 @dataclass(frozen=True)
@@ -52,25 +75,25 @@ def train_run(
     rank: int = 0,
     world_size: int = 1,
     record: Log,
-    save: Callable[[int, WriteCheckpoint], None],
+    save: Callable[[int, DueCheckpoint], None],
 ) -> None:
     """Train from the checkpoint `restored`, or from the start, as one of `world_size` ranks.
 
-    `record(step, metrics)` is called after each step; `save(step, write)` when a checkpoint is due, whose files
-    `write(directory)` makes.
+    `record(step, metrics)` is called after each step, and `save(step, checkpoint)` when a checkpoint is due.
     """
     config = run.spec.train
     torch.set_num_threads(config.threads_per_worker)
     tokenizer = load_tokenizer(run.tokenizer, trust_remote_code=run.teacher.trust_remote_code)
     if run.chat_template is not None:
         tokenizer.chat_template = run.chat_template
-    student = _build_student(run) if restored is None else _restored_student(run, restored)
-    loss = distribute(_student_loss(student, run, device), device)
+    loss = distribute(partial(_student, run, restored), partial(_student_loss, run, device), config, device)
+    student = student_of(loss)
     optimizer = make_optimizer(student, config)
     progress, log = Progress(0, {}), []
     if restored is not None:
-        load_optimizer(restored, optimizer)
         progress, log = load_progress(restored)
+        load_optimizer(restored, optimizer)
+    writer = CheckpointWriter(student, tokenizer, optimizer, converses=run.chat_template is not None)
     if run.spec.objective.kind == "sparse_kd":
         source = LogitCache.open(run.source_uri, allow_misaligned=config.allow_misaligned)
     else:
@@ -90,10 +113,6 @@ def train_run(
         log.append({"step": step, **metrics})
         record(step, metrics)
 
-    def write(step: int, directory: Path) -> None:
-        reached, converses = Progress(step, loader.state_dict()), run.chat_template is not None
-        save_checkpoint(directory, student, tokenizer, optimizer, reached, log, converses=converses)
-
     train(
         loss,
         optimizer,
@@ -102,11 +121,17 @@ def train_run(
         start_step=progress.step,
         device=device,
         log=logged,
-        save=lambda step: save(step, partial(write, step)),
+        save=lambda step: save(step, DueCheckpoint(writer, Progress(step, loader.state_dict()), list(log))),
     )
 
 
-def _build_student(run: TrainingRun):
+def _student(run: TrainingRun, restored: Path | None) -> PreTrainedModel:
+    """The student of a checkpoint, or a new one, whole and on the CPU.
+
+    It is measured before the loss watches its passes, so a resumed run repeats bit for bit.
+    """
+    if restored is not None:
+        return restored_student(restored, run.spec.student.attention, isolated=run.isolate_documents)
     return build_student(
         run.spec.student,
         teacher_dir=run.teacher_dir,
@@ -118,12 +143,7 @@ def _build_student(run: TrainingRun):
     )
 
 
-def _restored_student(run: TrainingRun, checkpoint: Path):
-    """The student of a checkpoint, measured before the loss watches its passes: a resumed run repeats bit for bit."""
-    return load_model(str(checkpoint), run.spec.student.attention, isolated=run.isolate_documents)
-
-
-def _student_loss(student, run: TrainingRun, device: torch.device) -> StudentLoss:
+def _student_loss(run: TrainingRun, device: torch.device, student: PreTrainedModel) -> StudentLoss:
     isolated = run.end_of_text_id if run.isolate_documents else None
     return StudentLoss(
         student,

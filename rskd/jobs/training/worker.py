@@ -1,10 +1,15 @@
 """What each worker of Ray Train runs.
 
-Rank 0 alone writes: checkpoints through Ray Train, which uploads them while training goes on, and the metrics of every
-step into a queue that the driver reads.
+Rank 0 puts the metrics of every step into a queue that the driver reads. It writes the checkpoints, and of a sharded
+run every rank its part of them: in the background, from a copy of the state, and Ray Train uploads what is written.
 """
 
 from __future__ import annotations
+
+import tempfile
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, cast
 
 import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode
@@ -12,10 +17,10 @@ from ray.train.torch import get_device
 from ray.util.queue import Queue
 
 from rskd import tracking
-from rskd.full_disk import filled_folder
+from rskd.full_disk import full_disk_explained
 from rskd.jobs.training.checkpoints import newest_whole
 from rskd.jobs.training.end_with_raylet import end_with_raylet
-from rskd.jobs.training.run import TrainingRun, WriteCheckpoint, train_run
+from rskd.jobs.training.run import DueCheckpoint, TrainingRun, train_run
 from rskd.storage import Store
 
 
@@ -30,17 +35,25 @@ def train_worker(
     end_with_raylet()
     Store(run.source_uri).expect()
     context = ray.train.get_context()
-    is_first = context.get_world_rank() == 0
+    is_first, storage = context.get_world_rank() == 0, cast(Any, context.get_storage())
 
     def record(step: int, metrics: dict[str, float]) -> None:
         if is_first:
             updates.put({"step": step, **metrics})
 
-    def save(step: int, write: WriteCheckpoint) -> None:
+    def save(step: int, checkpoint: DueCheckpoint) -> None:
+        folder = Path(tempfile.mkdtemp()) if checkpoint.is_mine else None
+        written = folder and checkpoint.begin(folder)
+
+        def upload(local: Checkpoint, name: str) -> Checkpoint:
+            _wait_for(written)
+            return storage.persist_current_checkpoint(local, name)
+
         ray.train.report(
             {"step": step},
-            checkpoint=Checkpoint(str(filled_folder(write))) if is_first else None,
+            checkpoint=folder and Checkpoint(str(folder)),
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=upload,
             delete_local_checkpoint_after_upload=True,
         )
 
@@ -54,3 +67,10 @@ def train_worker(
             record=record,
             save=save,
         )
+
+
+def _wait_for(written: Future[None] | None) -> None:
+    """Until a checkpoint is written. Raises OutputError, naming the temporary folder, if that is full."""
+    assert written is not None
+    with full_disk_explained(Path(tempfile.gettempdir()), "set TMPDIR to a larger folder"):
+        written.result()

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from rskd.config import TrainConfig
 from rskd.errors import ConfigError
 from rskd.models.load import load_model
-from rskd.student.checkpoint import Progress, export_checkpoint, load_optimizer, load_progress, save_checkpoint
+from rskd.student.checkpoint import CheckpointWriter, Progress, export_checkpoint, load_progress
+from rskd.student.shards import load_optimizer
 from rskd.student.trainer import make_optimizer
 
 PROGRESS = Progress(2, {"epoch": 0, "step": 2})
@@ -31,7 +32,7 @@ def _steps(student, optimizer, count: int) -> None:
 
 def _save(directory: Path, student, optimizer, tokenizer_dir: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
-    save_checkpoint(directory, student, tokenizer, optimizer, PROGRESS, LOG)
+    CheckpointWriter(student, tokenizer, optimizer).write(directory, PROGRESS, LOG)
 
 
 def test_training_goes_on_bit_identically(student, tiny_tokenizer_dir: Path, tmp_path: Path):
@@ -105,7 +106,7 @@ def test_the_student_stops_where_its_documents_end_and_keeps_the_chat_templates(
     tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
     student.generation_config = GenerationConfig(eos_token_id=7, temperature=0.6)  # which could not even be saved
     optimizer = make_optimizer(student, TrainConfig())
-    save_checkpoint(tmp_path / "checkpoint", student, tokenizer, optimizer, PROGRESS, LOG)
+    CheckpointWriter(student, tokenizer, optimizer).write(tmp_path / "checkpoint", PROGRESS, LOG)
     export_checkpoint(tmp_path / "checkpoint", tmp_path / "student")
 
     found = GenerationConfig.from_pretrained(tmp_path / "student")

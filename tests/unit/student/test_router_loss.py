@@ -18,7 +18,8 @@ from rskd.errors import ConfigError
 from rskd.models.load import load_model
 from rskd.student.architecture import student_architecture
 from rskd.student.router_loss import router_loss
-from rskd.student.trainer import StudentLoss, distribute, make_optimizer, train_step
+from rskd.student.sharding import replicate
+from rskd.student.trainer import StudentLoss, make_optimizer, train_step
 
 VOCAB, ROWS, SEQ_LEN, COEFFICIENT = 50, 4, 8, 0.3
 CPU = torch.device("cpu")
@@ -98,7 +99,7 @@ def _step(student: PreTrainedModel, rows: slice = slice(None), **changes: Any) -
     ids = _ids()[rows]
     batch = CacheBatch(0, 0, torch.arange(len(ids)), ids[:, :-1], ids[:, 1:], None, {})
     optimizer = make_optimizer(student, config)
-    return train_step(distribute(_loss(student), CPU), optimizer, batch, config, step=0, device=CPU)
+    return train_step(replicate(_loss(student), config, CPU), optimizer, batch, config, step=0, device=CPU)
 
 
 def test_it_is_logged_apart_from_the_loss():

@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rskd.cache.loader import CacheBatch
 from rskd.config import ObjectiveConfig, TrainConfig
 from rskd.sparse_targets import SparseTargets
-from rskd.student.trainer import NonFiniteError, StudentLoss, distribute, learning_rate, make_optimizer, train
+from rskd.student.sharding import replicate
+from rskd.student.trainer import NonFiniteError, StudentLoss, learning_rate, make_optimizer, train
 
 VOCAB, SEQ_LEN, UNIQUE, GLOBAL_BATCH = 50, 8, 3, 5
 CPU = torch.device("cpu")
@@ -78,7 +79,7 @@ def _train(batches: Batches, config: TrainConfig, objective: ObjectiveConfig | N
     """Losses by step and the student, after the steps from `batches.start_step` on."""
     student = student or _student()
     loss = StudentLoss(student, objective or ObjectiveConfig(), vocab_size=VOCAB, **options)
-    module = distribute(loss, CPU)
+    module = replicate(loss, config, CPU)
     losses = {}
     train(
         module,
@@ -218,7 +219,7 @@ def test_a_non_finite_loss_stops_before_the_weights_change():
 
     with pytest.raises(NonFiniteError, match=r"loss is not finite at step 2, rows \[102, 103\]"):
         train(
-            distribute(loss, CPU),
+            replicate(loss, config, CPU),
             make_optimizer(student, config),
             Poisoned(),  # pyright: ignore[reportArgumentType]
             config,
@@ -235,7 +236,7 @@ def test_saves_after_every_interval_and_at_the_end():
     saved = []
     student, config = _student(), _config(steps=5, checkpoint_every=2)
     train(
-        distribute(StudentLoss(student, ObjectiveConfig(), vocab_size=VOCAB), CPU),
+        replicate(StudentLoss(student, ObjectiveConfig(), vocab_size=VOCAB), config, CPU),
         make_optimizer(student, config),
         Batches(),  # pyright: ignore[reportArgumentType]
         config,
