@@ -8,6 +8,8 @@ computation, for the activations of one block instead of all. Parameters keep th
 
 from __future__ import annotations
 
+import os
+import shutil
 from functools import partial
 
 import torch
@@ -33,8 +35,17 @@ def decoder_blocks(student: PreTrainedModel, wanted_by: str) -> nn.ModuleList:
 def prepare_blocks(student: PreTrainedModel, config: TrainConfig) -> None:
     """Compile and checkpoint the decoder blocks as `config` says. The student has no dropout (`eval`)."""
     if config.compile:
+        _expect_compiler()
         for block in decoder_blocks(student, "train.compile=true"):
             block.forward = torch.compile(block.forward)
     if config.activation_checkpointing == "blocks":
         for block in decoder_blocks(student, "train.activation_checkpointing=blocks"):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def _expect_compiler() -> None:
+    compiler = os.environ.get("CXX") or "g++"
+    if not (shutil.which(compiler) or shutil.which("clang++")):
+        raise ConfigError(
+            f"train.compile=true needs a C++ compiler, and there is no {compiler}: install it, or remove it"
+        )

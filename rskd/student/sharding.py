@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rskd.config import TrainConfig
+from rskd.errors import ConfigError
 from rskd.models.causal_lm import isolates_by_positions, remember_isolation
 from rskd.student.blocks import decoder_blocks, prepare_blocks
 from rskd.student.shards import weights
@@ -65,6 +66,12 @@ def _sharded(
     student.tie_weights()
     remember_isolation(student, isolates)
     loss = make_loss(student).eval()
+    if not isolates and getattr(loss, "end_of_text_id", None) is not None:
+        raise ConfigError(
+            "train.sharding=full needs a student that keeps documents apart by their positions, and "
+            f"{architecture.model_type} with attention {architecture._attn_implementation} does not: set "
+            "student.attention: sdpa if it has that, else sharding: none"
+        )
     prepare_blocks(student, config)
     _shard(loss, student, config, device)
     loss._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
@@ -84,7 +91,14 @@ def _shard(loss: nn.Module, student: PreTrainedModel, config: TrainConfig, devic
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     dtype = torch.bfloat16 if config.precision == "bfloat16" else None
     reduced = torch.float32 if dtype else None
-    for block in decoder_blocks(student, "train.sharding=full"):
+    blocks = decoder_blocks(student, "train.sharding=full")
+    parameters = [id(parameter) for block in blocks for parameter in block.parameters()]
+    if len(set(parameters)) < len(parameters):
+        raise ConfigError(
+            f"train.sharding=full is not possible for architecture {student.config.model_type} (its layers share "
+            "weights): set sharding: none"
+        )
+    for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduced))
     whole = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduced, cast_forward_inputs=False)
     fully_shard(loss, mesh=mesh, mp_policy=whole)

@@ -60,17 +60,27 @@ def peak_mib(run: Callable[[], Any]) -> float:
 
     On a CPU call it once in a fresh process: freed memory that the process still holds would hide a peak.
     """
+    before = held_mib()
+    run()
+    return peak_since_mib() - before
+
+
+def held_mib() -> float:
+    """Memory that is held now, from where `peak_since_mib` starts anew."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return torch.cuda.memory_allocated() / 2**20
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _status_mib("VmRSS")
-    run()
-    return _status_mib("VmHWM") - before
+    return _status_mib("VmRSS")
+
+
+def peak_since_mib() -> float:
+    """The most that was held since the last `held_mib`."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() / 2**20
+    return _status_mib("VmHWM")
 
 
 def peak_elsewhere(script: str, setting: Iterable[Any], name: str) -> float:

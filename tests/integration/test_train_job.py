@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -144,28 +144,52 @@ def test_a_cache_alone_is_enough(make_config, trained, tiny_teacher_dir: Path, t
 def test_a_lost_worker_goes_on_from_the_last_checkpoint(make_config, trained, max_failures: int):
     name = f"lost_{max_failures}"
     config = make_config(**{name: {"train": {"max_failures": max_failures}}})
+    with _a_worker_killed_after_the_first_checkpoint(config, name):
+        if max_failures == 0:
+            with pytest.raises(RskdError, match="run it again to go on from the newest checkpoint"):
+                train_student(config, name)
+        train_student(config, name)
+    assert _losses(config, name) == _losses(trained[0], "one")  # bit for bit
+
+
+@contextmanager
+def _a_worker_killed_after_the_first_checkpoint(config: DistillConfig, student: str):
     kept = []
 
-    def kill_after_first_checkpoint() -> None:
-        checkpoints = Path(config.checkpoints_uri(name))
+    def kill() -> None:
+        checkpoints = Path(config.checkpoints_uri(student))
         while not list(checkpoints.glob("*/checkpoint_manager_snapshot.json")):
             time.sleep(0.02)
         for process in psutil.Process().children(recursive=True):  # of this Ray alone
             with suppress(psutil.NoSuchProcess):
                 if "RayTrainWorker" in " ".join(process.cmdline()):
                     process.kill()
+                    break
         kept.append(min(checkpoints.glob("*/checkpoint_*/training_log.jsonl")).read_text())
 
-    killer = threading.Thread(target=kill_after_first_checkpoint, daemon=True)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    if max_failures == 0:
-        with pytest.raises(RskdError, match="run it again to go on from the newest checkpoint"):
-            train_student(config, name)
-    train_student(config, name)
+    yield
     killer.join(timeout=10)
-    assert _losses(config, name) == _losses(trained[0], "one")  # bit for bit
-    log = Path(config.student_uri(name), "training_log.jsonl").read_text()
+    log = Path(config.student_uri(student), "training_log.jsonl").read_text()
     assert log.startswith(kept[0])  # with the timings of then: these steps were not trained again
+
+
+@pytest.mark.e2e
+def test_a_sharded_student_is_the_same_and_outlives_a_killed_rank(make_config, trained):
+    sharded = {"train": {"workers": 2, "sharding": "full", "activation_checkpointing": "blocks"}}
+    config = make_config(sharded=sharded, killed=sharded)
+    train_student(config, "sharded")
+    assert _losses(config, "sharded") == pytest.approx(_losses(trained[0], "one"), abs=1e-5)
+    with _a_worker_killed_after_the_first_checkpoint(config, "killed"):
+        train_student(config, "killed")
+    assert _losses(config, "killed") == _losses(config, "sharded")  # bit for bit
+    found, wanted = (AutoModelForCausalLM.from_pretrained(config.student_uri(name)) for name in ("killed", "sharded"))
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), wanted.parameters()))
+    checkpoint = max(Path(config.checkpoints_uri("sharded")).glob("*/checkpoint_*"))
+    assert len(list(checkpoint.glob("shards/*.safetensors"))) == 2
+    replicated = make_config(sharded={"train": {"workers": 0}})  # how a student was trained does not make it stale
+    assert train_student(replicated, "sharded")["skipped"] is True
 
 
 @pytest.mark.parametrize(
