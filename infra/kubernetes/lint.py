@@ -53,10 +53,8 @@ def pod_templates(found: Object) -> Iterator[Object]:
     The head of a RayCluster gets the autoscaler's container, as KubeRay adds it.
     """
     kind, spec = found["kind"], found.get("spec", {})
-    if kind in ("Deployment", "StatefulSet", "Job"):
+    if kind in ("Deployment", "StatefulSet"):
         yield spec["template"]
-    elif kind == "CronJob":
-        yield spec["jobTemplate"]["spec"]["template"]
     elif kind == "RayCluster":
         head = spec["headGroupSpec"]["template"]
         yield head | {"spec": head["spec"] | {"containers": [*head["spec"]["containers"], _autoscaler(spec)]}}

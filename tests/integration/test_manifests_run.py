@@ -85,6 +85,8 @@ def test_prefect_registers_and_runs_a_deployment(pods, objects):
 
 
 def test_mlflow_answers_to_its_names_alone(pods, objects):
+    (migrate,) = [each for each in containers(objects) if each["name"] == "migrate"]
+    assert pods.start(migrate).wait(240) == 0, pods.log("migrate")
     start(pods, of_component(objects, "mlflow"))
     search = "/api/2.0/mlflow/experiments/search?max_results=1"
     for host in ("mlflow:5000", "127.0.0.1:5000", "localhost:5000"):
@@ -102,3 +104,6 @@ def test_rays_head_asks_for_the_token(pods, objects):
     assert pods.status(8265, "/api/jobs/") == 401
     assert pods.status(8265, "/api/jobs/", Authorization="Bearer wrong") == 403
     assert pods.status(8265, "/api/jobs/", Authorization=f"Bearer {VALUES['auth_token']}") == 200
+    worker = next(each for each in containers(objects) if each["name"] == "ray-worker")
+    wait = {**worker, "name": "wait-gcs-ready", "env": worker["env"] + added}
+    assert pods.start(wait, ["ray", "health-check", "--address", "rskd-head-svc:6379"]).wait(120) == 0

@@ -31,7 +31,7 @@ def allowed(objects: list[Object], source: str, target: str, port: int) -> bool:
 
 def test_policies_say_who_may_talk_to_whom(objects):
     components = {pod["metadata"]["labels"][COMPONENT] for pod in pods(objects)}
-    assert components == {"prefect-server", "prefect-worker", "mlflow", "mlflow-upgrade", "ray-head", "ray-worker"}
+    assert components == {"prefect-server", "prefect-worker", "mlflow", "ray-head", "ray-worker"}
     listening = {4200, 4201, 5000, 6379, 8265, 8080, 52365}
     ways = {
         (source, target, port)
@@ -62,10 +62,9 @@ def test_only_what_needs_them_reaches_the_database_and_the_store(objects):
             for port in rule["ports"]
         }
 
-    assert {component: outside(component) for component in ("prefect-server", "mlflow", "mlflow-upgrade")} == {
+    assert {component: outside(component) for component in ("prefect-server", "mlflow")} == {
         "prefect-server": {5432},
         "mlflow": {5432, 443},
-        "mlflow-upgrade": {5432},
     }
     assert outside("prefect-worker") == outside("ray-worker") == {443}
     assert outside("ray-head") == {443, 6443}
