@@ -10,13 +10,12 @@ from rskd.jobs import vllm_environment
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
-def test_images_are_those_of_the_dockerfile_at_this_version(small, small_with_vllm):
+def test_images_are_those_of_the_dockerfile_at_this_version(objects):
     targets = set(re.findall(r"^FROM .* AS (\S+)$", DOCKERFILE, re.M))
-    for found in (small, small_with_vllm):
-        for container in containers(found):
-            name, tag = container["image"].removeprefix("registry.example/").split(":")
-            assert name.removeprefix("rskd-") in targets
-            assert tag == VERSION
+    for container in containers(objects):
+        name, tag = container["image"].removeprefix("registry.example/").split(":")
+        assert name.removeprefix("rskd-") in targets
+        assert tag == VERSION
     assert f"rskd-cpu:{VERSION}" in DOCKERFILE
     assert "latest" not in DOCKERFILE
 

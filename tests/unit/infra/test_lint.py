@@ -16,7 +16,7 @@ from rskd.errors import ConfigError
 
 def test_schemas_accept_everything(objects):
     assert [line for found in objects for line in problems(found, own_schema())] == []
-    assert len(objects) == 21
+    assert len(objects) == 22
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import re
 
-from cluster_manifests import DOCKERFILE, ROOT, containers, environment, of_component, of_kind, pods, ports
+from cluster_manifests import COMPONENT, DOCKERFILE, ROOT, containers, environment, of_component, of_kind, pods, ports
 
 from infra.stack.settings import StackSettings
 
@@ -35,6 +35,11 @@ def test_every_pod_runs_as_nobody_in_particular(objects):
         assert spec["enableServiceLinks"] is False
         mounts = {mount["name"] for container in spec["containers"] for mount in container.get("volumeMounts", [])}
         assert mounts == {volume["name"] for volume in spec["volumes"]}
+    accounts = of_kind(objects, "ServiceAccount")
+    assert not any(account["automountServiceAccountToken"] for account in accounts.values())
+    used = {pod["metadata"]["labels"][COMPONENT]: pod["spec"]["serviceAccountName"] for pod in pods(objects)}
+    assert used == dict.fromkeys(used, "rskd") | {"ray-head": "ray-head"}
+    assert set(used.values()) == accounts.keys()
     holders = [c["name"] for c in containers(objects) if any("token" in m["name"] for m in c["volumeMounts"])]
     assert holders == ["autoscaler"]
 
