@@ -11,6 +11,7 @@ It needs root. What it cannot show is what images and a cluster add: the image's
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -37,6 +38,10 @@ except urllib.error.HTTPError as error:
 except OSError:
     print(0)
 """
+
+
+def can_sandbox() -> bool:
+    return os.geteuid() == 0 and subprocess.run(["unshare", "--net", "--mount", "true"]).returncode == 0
 
 
 class Pods:

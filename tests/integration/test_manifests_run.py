@@ -1,20 +1,19 @@
 """What the manifests start, started: by another user, on a read-only root, with the probes of a kubelet."""
 
-import os
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 
 import pytest
 from cluster_manifests import KUBERNETES, containers, of_component
-from sandboxed_pods import Pods
+from sandboxed_pods import Pods, can_sandbox
 
 from infra.kubernetes.lint import Object, render
 
 pytestmark = [
     pytest.mark.stack,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and another user need root"),
+    pytest.mark.skipif(not can_sandbox(), reason="namespaces and another user need root"),
 ]
 VALUES = {
     "prefect-database": "sqlite+aiosqlite:////prefect/prefect.db",
