@@ -56,6 +56,16 @@ def start(pods: Pods, container: Object) -> None:
         wait_until(lambda kind=kind: pods.probe(container, kind) == 200, pods, container["name"])
 
 
+def test_a_container_writes_to_its_volumes_alone(pods, objects):
+    command = "id -u; touch /tmp/x /work/x && ! touch /etc/x /home/x && grep CapBnd /proc/self/status"
+    client = {**of_component(objects, "prefect-worker"), "name": "writes"}
+    assert pods.start(client, ["sh", "-c", command]).wait(60) == 0, pods.log("writes")
+    said = pods.log("writes").splitlines()
+    assert said[0] == "10001"
+    assert said[-1].split() == ["CapBnd:", "0000000000000000"]
+    assert pods.log("writes").count("Read-only file system") == 2
+
+
 def authorization(name_and_password: str) -> str:
     return "Basic " + b64encode(name_and_password.encode()).decode()
 
