@@ -14,7 +14,7 @@ BOTH_CORES := --numprocesses 2 --dist loadfile
 ACCEPTED := # ids of findings that do not concern rskd, each with its reason in infra/README.md
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm-env demo demo-seeds demo-chat up status logs down serve ui test test-slow test-stack test-kill test-vllm test-e2e test-browser pictures test-architectures architectures lint audit bench bench-gpu clean
+.PHONY: help install vllm-env demo demo-seeds demo-chat up status logs down serve ui test test-slow test-stack test-kill test-vllm test-e2e test-browser pictures test-architectures architectures lint lint-manifests audit bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -101,11 +101,14 @@ test-architectures: $(INSTALLED) ## each architecture of Transformers beside the
 architectures: $(INSTALLED) ## measure them again and write that table
 	$(BIN)/python -m tests.architecture_support
 
-lint: $(INSTALLED) ## ruff, pyright, import-linter
+lint: lint-manifests ## ruff, pyright, import-linter, manifests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+lint-manifests: $(INSTALLED) ## manifests by the schemas of Kubernetes, Dockerfile by hadolint (CRD=FILE: KubeRay's own schema)
+	$(BIN)/python -m infra.kubernetes.lint $(CRD:%=--crd %)
 
 audit: $(AUDIT_INSTALLED) ## known vulnerabilities of the pinned versions; asks PyPI
 	@for file in $(AUDITED); do \

@@ -2,6 +2,7 @@
 
     make up        # the stack's server and worker (infra/README.md), which registers them
     make serve     # the light way, in the foreground: or python -m flows.deployments
+    python -m flows.deployments --register-only --set ray.address=…    # a cluster, whose workers run elsewhere
 
 With PREFECT_API_URL set, `make serve` registers with that server; otherwise it starts one on http://127.0.0.1:4200.
 
@@ -23,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from prefect import Flow
@@ -62,9 +63,9 @@ from flows.settings import run_app
 from flows.stage import SHARED_LIMIT
 from flows.train_student import train_student
 from flows.watch_source import watch_source
-from rskd.cli import Outcome
+from rskd.cli import Outcome, SetOption
 from rskd.config import load_config
-from rskd.errors import ConfigError
+from rskd.errors import ConfigError, first_line
 
 _CONFIGS = Path(__file__).parent / "configs"
 EXAMPLE = _CONFIGS / "demo.yaml"
@@ -110,20 +111,29 @@ DEPLOYMENTS: Sequence[Declared] = (
 )
 
 
-def register(*, pool: str = POOL, directory: Path | None = None, tracking_uri: str | None = None) -> list[str]:
+def register(
+    *,
+    pool: str = POOL,
+    directory: Path | None = None,
+    tracking_uri: str | None = None,
+    overrides: Sequence[str] = (),
+) -> list[str]:
     """Create or update the deployments, their pool, the automations, and the limit that stages share.
 
     Returns the names of the deployments.
 
     Runs work in `directory` (the current one), to which relative paths of a configuration refer, and track to
-    `tracking_uri` unless their form says otherwise. The server is the one that PREFECT_API_URL names.
+    `tracking_uri` unless their form says otherwise. Forms are filled in with `overrides`, each section.key=value. The
+    server is the one that PREFECT_API_URL names.
     """
+    if tracking_uri is not None:
+        overrides = [*overrides, f"tracking.uri={tracking_uri}"]
     with get_client(sync_client=True) as client:
         _create_once(client, pool)
         for declared in DEPLOYMENTS:
             given = {
-                "config": _filled_in(declared.example, tracking_uri),
-                "before": _filled_in(EXAMPLE, tracking_uri),
+                "config": _filled_in(declared.example, overrides),
+                "before": _filled_in(EXAMPLE, overrides),
                 "tracking_uri": tracking_uri or "",
             }
             taken = {name: value for name, value in given.items() if name in signature(declared.flow.fn).parameters}
@@ -140,12 +150,9 @@ def register(*, pool: str = POOL, directory: Path | None = None, tracking_uri: s
     return [declared.flow.name for declared in DEPLOYMENTS]
 
 
-def _filled_in(example: Path, tracking_uri: str | None) -> dict[str, Any]:
+def _filled_in(example: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """A configuration as the form shows it."""
-    config = load_config(example).model_dump(mode="json", exclude_unset=True)
-    if tracking_uri is not None:
-        config["tracking"] = config.get("tracking", {}) | {"uri": tracking_uri}
-    return config
+    return load_config(example, overrides).model_dump(mode="json", exclude_unset=True)
 
 
 def _fields(declared: Declared, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -230,9 +237,19 @@ def _wait_until_healthy(server: subprocess.Popen) -> None:
             time.sleep(1)
 
 
-def _work() -> None:
+def _require_server() -> None:
+    url = get_current_settings().api.url
+    if not url:
+        raise ConfigError("PREFECT_API_URL is not set: name the server to register with, as http://HOST:4200/api")
+    with get_client(sync_client=True) as client:
+        if (error := client.api_healthcheck()) is not None:
+            reason = first_line(error)
+            raise ConfigError(f"PREFECT_API_URL={url} does not answer ({reason}): start the server, or correct the URL")
+
+
+def _work(tracking_uri: str | None, overrides: Sequence[str]) -> None:
     """Register, and be a worker until interrupted."""
-    register()
+    register(tracking_uri=tracking_uri, overrides=overrides)
     settings = get_current_settings().to_environment_variables(exclude_unset=True)
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     command += ["--name", f"serve-{os.uname().nodename}"]  # by which `crash_dead_runs` knows the machine
@@ -243,13 +260,21 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
-def main() -> Outcome:
+def main(
+    register_only: Annotated[bool, typer.Option("--register-only", help="Start neither worker nor server.")] = False,
+    tracking_uri: Annotated[str | None, typer.Option(metavar="URI", help="MLflow, as the forms name it.")] = None,
+    overrides: SetOption = None,
+) -> Outcome:
     """Register every flow as a deployment and run a worker for them, with a server where none is set."""
+    overrides = overrides or []
+    if register_only:
+        _require_server()
+        return Outcome({"deployments": register(tracking_uri=tracking_uri, overrides=overrides)}, "registered")
     if get_current_settings().api.url:
-        _work()
+        _work(tracking_uri, overrides)
     else:
         with local_server():
-            _work()
+            _work(tracking_uri, overrides)
     return Outcome({"deployments": [declared.flow.name for declared in DEPLOYMENTS]}, "worker stopped")
 
 

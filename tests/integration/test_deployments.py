@@ -9,10 +9,12 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.deployments import DEPLOYMENTS, register
+from flows.deployments import DEPLOYMENTS, main, register
 from flows.stage import SHARED_LIMIT
+from rskd.errors import ConfigError
 
 pytestmark = pytest.mark.e2e
 
@@ -49,6 +51,34 @@ def test_what_is_declared_arrives(client, tmp_path):
     assert "Hub id" in form["model"]["description"]
     assert client.read_work_pool("machines").type == "process"
     assert client.read_global_concurrency_limit_by_name(SHARED_LIMIT).limit == 1
+
+
+def test_forms_are_filled_in_with_what_a_cluster_needs(client, tmp_path):
+    overrides = ["storage.root=s3://rskd", "ray.address=http://rskd-head-svc:8265"]
+    register(pool="machines", directory=tmp_path, tracking_uri="http://mlflow:5000", overrides=overrides)
+    parameters = client.read_deployment_by_name("post-train/post-train").parameters
+    for form in (parameters["config"], parameters["before"]):
+        assert form["storage"]["root"] == "s3://rskd"
+        assert form["ray"]["address"] == "http://rskd-head-svc:8265"
+        assert form["tracking"]["uri"] == "http://mlflow:5000"
+    assert parameters["before"]["name"] == "demo"
+    with pytest.raises(ConfigError, match=r"storage\.rot"):
+        register(pool="machines", directory=tmp_path, overrides=["storage.rot=s3://rskd"])
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (None, r"PREFECT_API_URL is not set: name the server to register with, as http://HOST:4200/api"),
+        (
+            "http://127.0.0.1:9/api",
+            r"PREFECT_API_URL=http://127\.0\.0\.1:9/api does not answer \(.*\): start the server",
+        ),
+    ],
+)
+def test_registering_alone_starts_no_server(url, message):
+    with temporary_settings({PREFECT_API_URL: url}), pytest.raises(ConfigError, match=message):
+        main(register_only=True)
 
 
 def test_the_form_of_a_judge(client, tmp_path):
