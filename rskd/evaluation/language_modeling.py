@@ -109,10 +109,11 @@ def measure(name: str, batch: Batch, states: States, teacher: States, *, num_bin
     *measured, confidence, correct = values.unflatten(1, shape)
     means = torch.stack(measured).double().cpu()
     means = means.mean(2) if has_loss is None else means.sum(2) / has_loss.sum(1).clamp(min=1).cpu()
+    _check_finite(name, means)
     bins = bin_sums(confidence, correct, num_bins, has_loss).numpy()  # [B, 3, M]
     return WindowValues(
         window=batch.windows,
-        means=dict(zip(MEANS, _finite(name, means).numpy(), strict=True)),
+        means=dict(zip(MEANS, means.numpy(), strict=True)),
         count=bins[:, 0].astype(np.int64),
         confidence=bins[:, 1],
         correct=bins[:, 2].astype(np.int64),
@@ -153,10 +154,10 @@ def _position_values(logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> 
     }
 
 
-def _finite(name: str, window_means: Tensor) -> Tensor:
-    """The means [MEANS, B] of a model; raises where one is not finite."""
+def _check_finite(name: str, window_means: Tensor) -> None:
+    """Raise where one of the means [MEANS, B] of a model is not finite."""
     if torch.isfinite(window_means).all():
-        return window_means
+        return
     if name == TEACHER:
         raise NonFiniteLogitsError
     metric = MEANS[int((~torch.isfinite(window_means)).any(1).int().argmax())]
