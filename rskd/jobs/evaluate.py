@@ -105,7 +105,7 @@ def make_parts(
         return False
     config = inputs.config
     ensure_ray(config.ray)
-    require_gpus(config.ray, "evaluate.gpus", config.evaluate.gpus)
+    require_gpus(config.ray, "evaluate.workers × evaluate.gpus", reserved(config).gpus)
     makes = {part.file: records.digest(part.recipe) for part in parts}
     failures: list[ConfigError] = []
     with at_work(working, stage, reserves=reserved(config), makes=makes) as work:

@@ -167,10 +167,10 @@ def _teacher_pass(
 ) -> Generator[int, None, tuple[OutputHead, int]]:
     """Fill `kept` with what the teacher makes of `jobs`; returns its head, and how many of them there was room for."""
     teacher = run.load_teacher()
-    model = _language_model(teacher.model, corpus)
+    model = language_model(teacher.model, corpus)
     num_done = 0
     for job in jobs:
-        batch = _read(run, corpus, job)
+        batch = read_batch(run, corpus, job)
         states = model.read(batch)
         found[job.kind].append(job.values(TEACHER, batch, states, states))
         kept.append(states.hidden)
@@ -191,10 +191,10 @@ def _student_pass(
     found: dict[str, list[Any]],
 ) -> Iterator[int]:
     """A student on `jobs`, beside what the teacher made of them."""
-    model = _language_model(run.load_student(name), corpus)
+    model = language_model(run.load_student(name), corpus)
     first = 0
     for job in jobs:
-        batch = _read(run, corpus, job)
+        batch = read_batch(run, corpus, job)
         states = model.read(batch)
         teacher = States(kept.read(first, len(states.hidden)).to(run.device), teacher_head)
         found[job.kind].append(job.values(name, batch, states, teacher))
@@ -202,7 +202,7 @@ def _student_pass(
         yield job.units
 
 
-def _language_model(model: PreTrainedModel, corpus: PackedCorpus) -> LanguageModel:
+def language_model(model: PreTrainedModel, corpus: PackedCorpus) -> LanguageModel:
     """A model that reads windows of `corpus`."""
     manifest = corpus.manifest
     end_of_text_id = manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None
@@ -210,7 +210,7 @@ def _language_model(model: PreTrainedModel, corpus: PackedCorpus) -> LanguageMod
     return LanguageModel(partial(hidden_states, model, end_of_text_id=end_of_text_id), head)
 
 
-def _read(run: EvaluationRun, corpus: PackedCorpus, job: Job) -> Batch:
+def read_batch(run: EvaluationRun, corpus: PackedCorpus, job: Job) -> Batch:
     """Its windows on the worker's device; of passages all tokens count."""
     windows = corpus.read_rows(job.rows)
     input_ids = torch.from_numpy(windows.input_ids).long()[:, : job.num_tokens].to(run.device)

@@ -152,7 +152,7 @@ def _measure(
             run = replace(run, students=run.students | {_CHAMPION: (registry.download(champion), "auto")})
     if run.students:
         ensure_ray(config.ray)
-        require_gpus(config.ray, "evaluate.gpus", config.evaluate.gpus)
+        require_gpus(config.ray, "evaluate.workers × evaluate.gpus", reserved(config).gpus)
         title = " and ".join(name.replace(_CHAMPION, "the champion") for name in run.students)
         found = measure_windows(config.ray, run, title=title)
         values |= {name: found[name][WINDOW_VALUES] for name in run.students}
