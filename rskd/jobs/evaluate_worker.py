@@ -147,12 +147,7 @@ def compare_models(run: EvaluationRun, jobs: Sequence[Job]) -> Iterator[int | Fi
     found: dict[str, dict[str, list[Any]]] = {name: defaultdict(list) for name in (TEACHER, *run.students)}
     with kept_states() as kept:
         while jobs:
-            kept.clear()
-            head, num_done = yield from _teacher_pass(run, corpus, jobs, kept, found[TEACHER])
-            release_memory()
-            for name in run.students:
-                yield from _student_pass(run, corpus, name, jobs[:num_done], kept, head, found[name])
-                release_memory()
+            num_done = yield from _turn(run, corpus, jobs, kept, found)
             jobs = jobs[num_done:]
     yield {
         name: {
@@ -160,6 +155,23 @@ def compare_models(run: EvaluationRun, jobs: Sequence[Job]) -> Iterator[int | Fi
         }
         for name, kinds in found.items()
     }
+
+
+def _turn(
+    run: EvaluationRun,
+    corpus: PackedCorpus,
+    jobs: Sequence[Job],
+    kept: KeptStates,
+    found: dict[str, dict[str, list[Any]]],
+) -> Generator[int, None, int]:
+    """Do those of `jobs` that there is room for, with all models; returns how many."""
+    kept.clear()
+    head, num_done = yield from _teacher_pass(run, corpus, jobs, kept, found[TEACHER])
+    release_memory()
+    for name in run.students:
+        yield from _student_pass(run, corpus, name, jobs[:num_done], kept, head, found[name])
+        release_memory()
+    return num_done
 
 
 def _teacher_pass(
