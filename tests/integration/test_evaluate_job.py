@@ -147,7 +147,7 @@ def test_any_number_of_workers_writes_the_same_bytes(
     root = shutil.copytree(distilled[0].storage.root, tmp_path / "copy")
     expected = evaluated(make_config(root, tiny_teacher_dir, **WITHOUT_RAY, evaluate={"batch_windows": 2}))
     assert len(expected) == 3
-    for workers in (1, 2, 3):
+    for workers in (2, 3):  # one: above
         settings = {"evaluate": {"batch_windows": 2, "workers": workers}, "tracking": {"enabled": False}}
         assert evaluated(make_config(root, tiny_teacher_dir, **settings)) == expected
 
@@ -157,7 +157,7 @@ def test_windows_are_shared_out_in_whole_batches(
 ):
     config = distilled[0]
     corpus = PackedCorpus.open(config.corpus_uri("eval"))
-    run = evaluation_run(config, corpus, str(tiny_teacher_dir), config.student_specs)
+    run = evaluation_run(config, corpus, str(tiny_teacher_dir), ["far"])
     run = replace(run, settings=run.settings.model_copy(update={"batch_windows": 2}))
     ends = {
         workers: [(part.windows.start, part.windows.stop) for part in run.shared_out(workers)] for workers in (1, 3)
@@ -167,7 +167,7 @@ def test_windows_are_shared_out_in_whole_batches(
 
     def found(workers: int) -> Findings:
         parts = [list(evaluate_windows(part)) for part in run.shared_out(workers)]
-        assert sum(sum(updates[:-1]) for updates in parts) == 7 * 3  # windows of three models
+        assert sum(sum(updates[:-1]) for updates in parts) == 7 * 2  # windows of two models
         return joined([updates[-1] for updates in parts])
 
     expected = found(1)
