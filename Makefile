@@ -124,7 +124,7 @@ $(AUDIT_INSTALLED): infra/constraints-audit.txt
 	@touch $@
 
 bench: $(INSTALLED) ## benchmarks beside their peers, an hour; results in tests/bench/results
-	for area in loss sampler student growth cache storage pipeline; do $(BIN)/python tests/bench/bench_$$area.py || exit 1; done
+	for area in loss sampler student growth cache storage pipeline evaluation; do $(BIN)/python tests/bench/bench_$$area.py || exit 1; done
 
 bench-gpu: ## loss and sampler on a GPU, where torch and triton are enough
 	for area in loss sampler; do PYTHONPATH=. $(PYTHON) tests/bench/bench_$$area.py || exit 1; done

@@ -134,6 +134,7 @@ class DistillConfig(Section):
             "teacher.engine=vllm": self.teacher.engine == "vllm",
             "generate.engine=vllm": self.generate is not None and self.generate.engine == "vllm",
             f"teacher.workers={self.teacher.workers}": self.teacher.workers > 1,
+            f"evaluate.workers={self.evaluate.workers}": self.evaluate.workers > 1,
             **{
                 f"train.workers={spec.train.workers} of student {name}": spec.train.workers > 0
                 for name, spec in self.student_specs.items()

@@ -350,8 +350,19 @@ class SpeculativeConfig(Section):
 class EvaluateConfig(Section):
     max_windows: int | None = Field(default=None, ge=1, description="Held-out windows to evaluate on; all by default.")
     batch_windows: int = Field(default=4, ge=1, description="Windows in one forward pass.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Precision that students run in; sums are float64. The teacher runs in teacher.dtype, as for the "
+        "cache. Another precision is another figure: what was measured in the one is measured again in the other.",
+    )
     num_bins: int = Field(default=15, ge=1, description="Bins of the calibration error (Guo et al. 2017).")
-    gpus: float = Field(default=0, ge=0, description="GPUs that the evaluation reserves; 0 runs on the CPU.")
+    workers: int = Field(
+        default=1,
+        ge=1,
+        description="Ray tasks that share the held-out windows, each with one model at a time; figures are the same "
+        "for any number. For several GPUs or machines: on one machine without GPUs they share its cores.",
+    )
+    gpus: float = Field(default=0, ge=0, description="GPUs that a worker reserves; 0 runs on the CPU.")
     speculative: SpeculativeConfig | None = Field(
         default=None,
         description="Speculative decoding for real, each student as the teacher's draft; off by default, {} takes the "

@@ -38,6 +38,7 @@ SAMPLINGS = {
     **{f"random {n}": Sampling("random", n) for n in (12, 25, 50, 100)},
     **{f"systematic {n}": Sampling("systematic", n) for n in (12, 22, 50, 100)},
 }
+MICRO_BATCH = 4  # windows that are run at once
 _COLUMNS = 2**20  # parameters whose products are summed in float64 at once
 
 
@@ -66,13 +67,14 @@ def gradient_similarity(
     *,
     vocab_size: int,
     end_of_text_id: int | None = None,
-    micro_batch: int = 4,
+    micro_batch: int = MICRO_BATCH,
 ) -> list[Similarity]:
     """Compare each of `samplings` with full KD over one global batch, at α = 0 and the student's weights as they are.
 
     `batches` are G >= 2 groups of as many windows int64 [B, T+1], on the student's device; together they are the global
-    batch. `teacher_logits` maps ids [b, T] to logits [b, T, V]; ids from `vocab_size` on are padding. `end_of_text_id`
-    isolates documents. `micro_batch` windows are run at once. 2·G gradients are held, [P] in float32.
+    batch. `teacher_logits` maps ids [b, T] to logits [b, T, V], and is called once for each window, in their order; ids
+    from `vocab_size` on are padding. `end_of_text_id` isolates documents. `micro_batch` windows are run at once. 2·G
+    gradients are held, [P] in float32.
     """
     sizes = {batch.shape for batch in batches}
     if len(batches) < 2 or len(sizes) != 1:

@@ -1,16 +1,19 @@
-"""Teacher and students on the same held-out windows, batch by batch.
+"""One model on held-out windows beside its teacher, a batch at a time.
 
-    input_ids [B, T+1] ─► hidden states of each model ─► logits of a few rows ─► values of each position ─► window
+    input_ids [B, T+1] ─► final hidden states ─────────┐
+    those of the teacher, kept since it read the batch ┴─► logits of both, a few rows ─► values of positions ─► windows
 
-No [B·T, V] tensor exists: each model's head runs on a few rows at a time, and only where there is a loss.
+So the two need not be loaded at the same time: of the teacher its hidden states are kept, and its output head. No
+[B·T, V] tensor exists: heads run on a few rows at a time, and only where there is a loss.
 
-Shapes: B windows, T positions, D hidden, V vocabulary, N rows: B·T, or those that have a loss.
+Shapes: B windows, T positions, D hidden, V vocabulary, N rows: B·T, or those that have a loss. M bins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,97 +32,112 @@ LOGITS_PER_CHUNK = 2**24  # 64 MiB in float32, for each model
 
 
 @dataclass(frozen=True)
+class Batch:
+    """B held-out windows, int64 [B, T+1]: positions 0..T-1 predict tokens 1..T.
+
+    Only those that have a loss, bool [B, T], are measured; all without it.
+    """
+
+    windows: np.ndarray  # [B], row ids in the held-out corpus
+    input_ids: Tensor
+    has_loss: Tensor | None = None
+
+    @cached_property
+    def places(self) -> Tensor | None:
+        """The positions that are measured, int64 [N], ascending and counted in B·T; None where all are."""
+        return None if self.has_loss is None else self.has_loss.flatten().nonzero()[:, 0]
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """The token that each of them predicts, int64 [N]."""
+        labels = self.input_ids[:, 1:].flatten()
+        return labels if self.places is None else labels[self.places]
+
+
+@dataclass(frozen=True)
 class LanguageModel:
     """A model as evaluation sees it: `hidden` maps input ids [B, T] to [B, T, D], `head` that to logits.
 
-    With places=int64 [n], ascending and counted in B·T, it maps them to [n, D] there.
+    With places=int64 [n], ascending and counted in B·T, it maps them to [n, D] there. The head has the ids of the
+    tokenizer alone: those of a padded vocabulary have no part in any distribution.
     """
 
     hidden: Callable[..., Tensor]
     head: OutputHead
 
-
-class Comparison:
-    """Metrics of a teacher and of students against it, over batches of windows; TEACHER is among `models`.
-
-    Token ids from `vocab_size` on (padded vocabulary) have no part in any distribution.
-    """
-
-    def __init__(self, models: Mapping[str, LanguageModel], *, vocab_size: int, num_bins: int = 15):
-        self._models = models
-        self._heads = {name: model.head.narrow(vocab_size) for name, model in self._models.items()}
-        self._rows_per_chunk = max(1, LOGITS_PER_CHUNK // vocab_size)
-        self._window_means: dict[str, list[Tensor]] = {name: [] for name in self._models}
-        self._window_bins: dict[str, list[Tensor]] = {name: [] for name in self._models}
-        self._num_bins = num_bins
-
     @torch.inference_mode()
-    def add(self, input_ids: Tensor, has_loss: Tensor | None = None) -> None:
-        """Add B windows, int64 [B, T+1]: positions 0..T-1 predict tokens 1..T.
+    def read(self, batch: Batch) -> States:
+        """Its final hidden states where `batch` is measured."""
+        chosen = {} if batch.places is None else {"places": batch.places}
+        return States(self.hidden(batch.input_ids[:, :-1], **chosen).flatten(0, -2), self.head)
 
-        Only those that have a loss, bool [B, T], are measured; all without it.
-        """
-        inputs_BT, labels_N = input_ids[:, :-1], input_ids[:, 1:].flatten()
-        chosen: dict[str, Tensor] = {}
-        if has_loss is not None:
-            chosen = {"places": has_loss.flatten().nonzero()[:, 0]}
-            labels_N = labels_N[chosen["places"]]
-        hidden = {name: model.hidden(inputs_BT, **chosen).flatten(0, -2) for name, model in self._models.items()}
-        chunks = {name: [] for name in self._models}
-        for start in range(0, max(1, len(labels_N)), self._rows_per_chunk):
-            rows = slice(start, start + self._rows_per_chunk)
-            labels = labels_N[rows].to(hidden[TEACHER].device)
-            teacher_logits = self._heads[TEACHER].logits(hidden[TEACHER][rows])
-            for name, head in self._heads.items():
-                logits = teacher_logits if name == TEACHER else head.logits(hidden[name][rows])
-                chunks[name].append(torch.stack(list(_position_values(logits, teacher_logits, labels).values())))
-        for name, values in chunks.items():
-            values = torch.cat(values, dim=1)
-            if chosen:
-                everywhere = values.new_zeros(len(values), inputs_BT.numel())
-                values = everywhere.index_copy_(1, chosen["places"].to(values.device), values)
-            *measured, confidence, correct = values.unflatten(1, inputs_BT.shape)
-            means = torch.stack(measured).double().cpu()
-            means = means.mean(2) if has_loss is None else means.sum(2) / has_loss.sum(1).clamp(min=1).cpu()
-            self._window_means[name].append(_finite(name, means))
-            self._window_bins[name].append(bin_sums(confidence, correct, self._num_bins, has_loss))
 
-    def results(self) -> dict[str, dict[str, Any]]:
-        """For the teacher and each student: METRICS, `standard_error` (clustered by window), `reliability` (bins).
+@dataclass(frozen=True)
+class States:
+    """What a model made of N positions: its final hidden states there, and the head that gives their logits."""
 
-        Raises ConfigError where no window has a token with a loss.
-        """
-        return {name: self._result(name) for name in self._models}
+    hidden: Tensor  # [N, D]
+    head: OutputHead
 
-    def window_means(self, name: str) -> dict[str, list[float]]:
-        """Means over the tokens of each window (0 where it has none), by metric, in the order of the windows."""
-        return dict(zip(MEANS, torch.cat(self._window_means[name], dim=1).tolist(), strict=True))
+    def logits(self, rows: slice) -> Tensor:
+        """Logits [n, V] of some of them."""
+        return self.head.logits(self.hidden[rows])
 
-    def window_values(self, name: str) -> WindowValues:
-        """All that was measured of a model, window by window; the windows are numbered as they came."""
-        bins = torch.cat(self._window_bins[name]).numpy()  # [windows, 3, bins]
-        return WindowValues(
-            window=np.arange(len(bins)),
-            means={metric: np.array(values) for metric, values in self.window_means(name).items()},
-            count=bins[:, 0].astype(np.int64),
-            confidence=bins[:, 1],
-            correct=bins[:, 2].astype(np.int64),
-        )
+    def chunks(self) -> list[slice]:
+        """All rows, so many at a time that their logits are few; one chunk, which is empty, of no rows."""
+        rows = max(1, LOGITS_PER_CHUNK // self.head.num_ids)
+        return [slice(start, start + rows) for start in range(0, max(1, len(self.hidden)), rows)]
 
-    def _result(self, name: str) -> dict[str, Any]:
-        means, window_bins = torch.cat(self._window_means[name], dim=1), torch.cat(self._window_bins[name])
-        tokens = window_bins[:, 0].sum(1).numpy()
-        if not tokens.any():
-            raise ConfigError(f"none of {len(tokens)} held-out windows has a token with a loss: evaluate on more")
-        bins = ReliabilityBins(self._num_bins)
-        bins.add_sums(window_bins.sum(0))
-        mean, error = mean_over_tokens(means.numpy(), tokens)
-        metrics = dict(zip(MEANS, mean.tolist(), strict=True)) | {"ece": bins.ece}
-        errors = [None] * len(MEANS) if error is None else error.tolist()
-        return {metric: metrics[metric] for metric in METRICS} | {
-            "standard_error": dict(zip(MEANS, errors, strict=True)),
-            "reliability": bins.to_dict(),
-        }
+
+@torch.inference_mode()
+def measure(name: str, batch: Batch, states: States, teacher: States, *, num_bins: int = 15) -> WindowValues:
+    """A model on the windows of `batch`, beside its teacher; the teacher itself is beside the same `states`.
+
+    Raises OutputError, naming the student, or NonFiniteLogitsError where a mean is not finite: no file could hold it.
+    """
+    chunks = []
+    for rows in states.chunks():
+        labels = batch.labels[rows].to(states.hidden.device)
+        teacher_logits = teacher.logits(rows)
+        logits = teacher_logits if states is teacher else states.logits(rows)
+        chunks.append(torch.stack(list(_position_values(logits, teacher_logits, labels).values())))
+    values = torch.cat(chunks, dim=1)
+    shape, has_loss = batch.input_ids[:, 1:].shape, batch.has_loss
+    if batch.places is not None:
+        everywhere = values.new_zeros(len(values), shape.numel())
+        values = everywhere.index_copy_(1, batch.places.to(values.device), values)
+    *measured, confidence, correct = values.unflatten(1, shape)
+    means = torch.stack(measured).double().cpu()
+    means = means.mean(2) if has_loss is None else means.sum(2) / has_loss.sum(1).clamp(min=1).cpu()
+    _check_finite(name, means)
+    bins = bin_sums(confidence, correct, num_bins, has_loss).numpy()  # [B, 3, M]
+    return WindowValues(
+        window=batch.windows,
+        means=dict(zip(MEANS, means.numpy(), strict=True)),
+        count=bins[:, 0].astype(np.int64),
+        confidence=bins[:, 1],
+        correct=bins[:, 2].astype(np.int64),
+    )
+
+
+def over_windows(values: WindowValues) -> dict[str, Any]:
+    """Of a model over all windows: METRICS, `standard_error` (clustered by window), `reliability` (bins).
+
+    Raises ConfigError where no window has a token with a loss.
+    """
+    tokens = values.tokens.astype(np.float64)
+    if not tokens.any():
+        raise ConfigError(f"none of {len(tokens)} held-out windows has a token with a loss: evaluate on more")
+    bins = ReliabilityBins(values.count.shape[1])
+    of_windows = np.stack([values.count, values.confidence, values.correct], axis=1, dtype=np.float64)
+    bins.add_sums(torch.from_numpy(of_windows).sum(0))
+    mean, error = mean_over_tokens(np.stack([values.means[metric] for metric in MEANS]), tokens)
+    metrics = dict(zip(MEANS, mean.tolist(), strict=True)) | {"ece": bins.ece}
+    errors = [None] * len(MEANS) if error is None else error.tolist()
+    return {metric: metrics[metric] for metric in METRICS} | {
+        "standard_error": dict(zip(MEANS, errors, strict=True)),
+        "reliability": bins.to_dict(),
+    }
 
 
 def _position_values(logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -136,10 +154,10 @@ def _position_values(logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> 
     }
 
 
-def _finite(name: str, window_means: Tensor) -> Tensor:
-    """The means [MEANS, B] of a model; raises where one is not finite, which no file could hold."""
+def _check_finite(name: str, window_means: Tensor) -> None:
+    """Raise where one of the means [MEANS, B] of a model is not finite."""
     if torch.isfinite(window_means).all():
-        return window_means
+        return
     if name == TEACHER:
         raise NonFiniteLogitsError
     metric = MEANS[int((~torch.isfinite(window_means)).any(1).int().argmax())]

@@ -1,6 +1,6 @@
 """Where a student differs from its teacher: held-out text token by token, with the likeliest tokens of every model.
 
-first tokens of a few windows ─► every model ─► TokenValues of each ─► Parquet, one row per model and position
+first tokens of a few windows ─► each model beside the teacher ─► TokenValues ─► Parquet, one row per model and position
 
     model string, window int64, position int32, token string (the one to predict, at position + 1),
     kl_to_teacher, probability float32 (of that token), likeliest list<string>, probabilities list<float32>
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rskd.evaluation.language_modeling import LOGITS_PER_CHUNK, TEACHER, LanguageModel
+from rskd.evaluation.language_modeling import Batch, States
 
 NUM_PASSAGES = 4
 NUM_TOKENS = 256  # of each passage, the first of a window
@@ -49,36 +49,19 @@ def passage_rows(num_windows: int) -> np.ndarray:
 
 
 @torch.inference_mode()
-def token_values(
-    models: Mapping[str, LanguageModel],
-    rows: np.ndarray,
-    input_ids: Tensor,
-    *,
-    vocab_size: int,
-    text_of: Callable[[int], str],
-) -> dict[str, TokenValues]:
-    """Every model, TEACHER among them, on windows `rows` that begin with `input_ids`, int64 [W, T+1].
-
-    Token ids from `vocab_size` on (padded vocabulary) have no part in any distribution. `text_of` is the text of an id.
-    """
-    labels = input_ids[:, 1:].flatten()
-    heads = {name: model.head.narrow(vocab_size) for name, model in models.items()}
-    hidden = {name: model.hidden(input_ids[:, :-1]).flatten(0, 1) for name, model in models.items()}
-    found: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in models}
-    rows_per_chunk = max(1, LOGITS_PER_CHUNK // vocab_size)
-    for start in range(0, len(labels), rows_per_chunk):
-        part = slice(start, start + rows_per_chunk)
-        teacher = heads[TEACHER].logits(hidden[TEACHER][part]).log_softmax(-1)
-        for name, head in heads.items():
-            log_probs = teacher if name == TEACHER else head.logits(hidden[name][part]).log_softmax(-1)
-            found[name].append(_at_positions(log_probs, teacher, labels[part].to(log_probs.device)))
-    num_positions = input_ids.shape[1] - 1
+def token_values(batch: Batch, states: States, teacher: States, text_of: Callable[[int], str]) -> TokenValues:
+    """A model at all positions of `batch`, beside its teacher. `text_of` is the text of a token id."""
+    chunks = []
+    for rows in states.chunks():
+        log_probs, teacher_log_probs = (of.logits(rows).log_softmax(-1) for of in (states, teacher))
+        chunks.append(_at_positions(log_probs, teacher_log_probs, batch.labels[rows].to(log_probs.device)))
+    num_positions = batch.input_ids.shape[1] - 1
     where = {
-        "window": np.repeat(rows, num_positions),
-        "position": np.tile(np.arange(num_positions, dtype=np.int32), len(rows)),
-        "token": [text_of(label) for label in labels.tolist()],
+        "window": np.repeat(batch.windows, num_positions),
+        "position": np.tile(np.arange(num_positions, dtype=np.int32), len(batch.windows)),
+        "token": [text_of(label) for label in batch.labels.tolist()],
     }
-    return {name: _as_values(where, chunks, text_of) for name, chunks in found.items()}
+    return _as_values(where, chunks, text_of)
 
 
 def _at_positions(log_probs: Tensor, teacher_log_probs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:

@@ -27,7 +27,7 @@ WINDOW_VALUES, PASSAGES = "window_values", "passages"  # of evaluation.json: its
 PROMOTIONS = "promotions"  # folder of the newest decision on each student, <student>.json (`rskd.jobs.promote`)
 _FOLDER = "evaluation"
 _TABLES = {WINDOW_VALUES: "windows", PASSAGES: "passages"}  # what the names of their files begin with
-_MODELS = ("teacher", "students")  # of a recipe: which weights were evaluated
+_MODELS = ("teacher", "students", "dtype")  # of a recipe: which weights were evaluated, and in which precision
 
 
 def windows_file(config: DistillConfig) -> str:
@@ -62,7 +62,7 @@ def read_results(config: DistillConfig, store: Store | None = None) -> dict[str,
 def same_models(store: Store, name: str, evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """What another part found of the models of `evaluation`; nothing if it is not there, or of other weights."""
     part = records.read(store, name)
-    if part is None or any(part["recipe"][key] != evaluation["recipe"][key] for key in _MODELS):
+    if part is None or any(part["recipe"].get(key) != evaluation["recipe"].get(key) for key in _MODELS):
         return {}
     return part["models"]
 

@@ -1,6 +1,6 @@
 """What was measured of a model on each held-out window, and the Parquet file that keeps it.
 
-Comparison ─► WindowValues of each model ─► Parquet, one row per model and window ─► WindowValues ─► paired differences
+measure ─► WindowValues of each model, joined over batches ─► Parquet, a row per model and window ─► paired differences
 
     model string, window int64, lm_loss … kl_to_teacher double (means over the window's tokens; 0 where it has none),
     bin_count, bin_correct list<int64>, bin_confidence list<double> (sums over its tokens in each bin of the confidence)
@@ -14,7 +14,7 @@ Shapes: W windows, M bins.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,6 +39,15 @@ class WindowValues:
     def tokens(self) -> np.ndarray:
         """Of each window, those that have a loss, [W]."""
         return self.count.sum(1)
+
+    @classmethod
+    def joined(cls, parts: Sequence[WindowValues]) -> WindowValues:
+        """One model on the windows of all parts, in their order."""
+        fields = ("window", "count", "confidence", "correct")
+        return cls(
+            means={metric: np.concatenate([part.means[metric] for part in parts]) for metric in MEANS},
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in fields},
+        )
 
     def metric(self, name: str) -> float:
         """One of METRICS over all windows, as `evaluation.json` has it."""

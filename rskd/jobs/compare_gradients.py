@@ -1,14 +1,14 @@
 """How near is the gradient of each sampling to full KD's, for a teacher and a trained student (paper, Table 3)?
 
-    training windows, teacher, student ─► gradient_similarity ─► <home>/gradient_similarity/<student>.json and .html
+    training windows ─► teacher: hidden states, kept on disk ─► logits again, beside the student ─► gradient_similarity
+                                                             <home>/gradient_similarity/<student>.json and .html ◄─┘
 
-Ray has no part in it: a GPU is used where there is one.
+One model is loaded at a time. Ray has no part in it: a GPU is used where there is one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,20 @@ from rskd import records
 from rskd.config import DistillConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.errors import ConfigError
-from rskd.evaluation.gradient_similarity import Similarity, at_equal_unique_tokens, gradient_similarity
+from rskd.evaluation.gradient_similarity import (
+    MICRO_BATCH,
+    Similarity,
+    at_equal_unique_tokens,
+    gradient_similarity,
+)
+from rskd.evaluation.kept_states import KeptStates, kept_states
 from rskd.lineage.corpus import open_corpus
 from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.lineage.student import check_student
 from rskd.models.digests import whole_copy
 from rskd.models.load import load_model
+from rskd.models.memory import release_memory
+from rskd.models.output_head import OutputHead
 from rskd.pages.figures import gradient_angles
 from rskd.pages.parts import definitions, figure_html, html_page, section, table
 from rskd.provenance import provenance
@@ -61,17 +69,21 @@ def compare_gradients(config: DistillConfig, student: str, *, windows: int) -> d
         check_student(inputs, student)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     manifest = corpus.manifest
-    shared: dict[str, Any] = {
-        "vocab_size": manifest.tokenizer["vocab_size"],
-        "end_of_text_id": manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None,
-    }
-    with whole_copy(Store(uri)) as (directory, _):
-        model = load_model(str(directory), spec.student.attention)
-    torch.nn.Module.to(model, device)
-    teacher = TransformersTeacher.load(config.teacher, model_dir=inputs.teacher_dir, device=device)
-    similarities = gradient_similarity(
-        model, partial(teacher.logits, **shared), [batch.to(device) for batch in batches], **shared
-    )
+    vocab_size = manifest.tokenizer["vocab_size"]
+    end_of_text_id = manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None
+    batches = [batch.to(device) for batch in batches]
+    with kept_states() as kept:
+        head = _read_by_teacher(config, inputs.teacher_dir, batches, kept, end_of_text_id)
+        release_memory()
+        with whole_copy(Store(uri)) as (directory, _):
+            model = load_model(str(directory), spec.student.attention, device=device)
+        similarities = gradient_similarity(
+            model,
+            _logits_in_order(kept, head, vocab_size),
+            batches,
+            vocab_size=vocab_size,
+            end_of_text_id=end_of_text_id,
+        )
     found = {
         "student": student,
         "teacher": config.teacher.model,
@@ -84,6 +96,31 @@ def compare_gradients(config: DistillConfig, student: str, *, windows: int) -> d
     records.write(folder, f"{student}.json", found)
     folder.write(f"{student}.html", _page(config.name, found, similarities).encode())
     return found | {"page": f"{folder.uri}/{student}.html"}
+
+
+def _read_by_teacher(
+    config: DistillConfig, teacher_dir: str, batches: Sequence[Tensor], kept: KeptStates, end_of_text_id: int | None
+) -> OutputHead:
+    """Keep what the teacher makes of all windows, in batches as the student will read them; its output head."""
+    teacher = TransformersTeacher.load(config.teacher, model_dir=teacher_dir, device=batches[0].device)
+    for batch in batches:
+        for windows in batch.split(MICRO_BATCH):
+            kept.append(teacher.hidden(windows[:, :-1], end_of_text_id).flatten(0, 1))
+    return teacher.head
+
+
+def _logits_in_order(kept: KeptStates, head: OutputHead, vocab_size: int) -> Callable[[Tensor], Tensor]:
+    """The teacher's logits [b, T, V] of windows that are asked for in the order in which they were kept."""
+    num_read = 0
+
+    @torch.no_grad()
+    def logits(input_ids: Tensor) -> Tensor:
+        nonlocal num_read
+        hidden = kept.read(num_read, input_ids.numel()).to(head.weight.device)
+        num_read += len(hidden)
+        return head.logits(hidden.unflatten(0, input_ids.shape), vocab_size)
+
+    return logits
 
 
 def _batches(corpus: PackedCorpus, windows: int) -> Sequence[Tensor]:

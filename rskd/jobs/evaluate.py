@@ -1,6 +1,7 @@
 """Evaluate the students and their teacher: parts of an evaluation ─► a file and metrics of each, in MLflow.
 
     held-out windows, speculative decoding, every downstream task ─► those that changed ─► a Ray task each
+                                                                      windows: evaluate.workers tasks ─► joined in order
 
 A task (`rskd.jobs.evaluate_worker`) says how far it is. A part is skipped if its file is there and everything that it
 depends on is unchanged: data, teacher, students, settings. A downstream task that fails stops none of the others.
@@ -32,6 +33,7 @@ from rskd.jobs.evaluate_worker import (
     evaluate_speculation,
     evaluate_task,
     evaluate_windows,
+    joined,
 )
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.ray_session import ensure_ray, require_gpus
@@ -46,6 +48,7 @@ from rskd.lineage.evaluation import (
 )
 from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.models.digests import RESULT_FILE
+from rskd.models.memory import released_after
 from rskd.pages.figures import reliability_diagrams
 from rskd.progress import progress_bar
 from rskd.storage import Store
@@ -102,7 +105,7 @@ def make_parts(
         return False
     config = inputs.config
     ensure_ray(config.ray)
-    require_gpus(config.ray, "evaluate.gpus", config.evaluate.gpus)
+    require_gpus(config.ray, "evaluate.workers × evaluate.gpus", reserved(config).gpus)
     makes = {part.file: records.digest(part.recipe) for part in parts}
     failures: list[ConfigError] = []
     with at_work(working, stage, reserves=reserved(config), makes=makes) as work:
@@ -111,8 +114,7 @@ def make_parts(
         run = evaluation_run(config, corpus, inputs.teacher_dir, config.student_specs)
         for part in pending:
             try:
-                title = part.recipe.get("task", part.kind)
-                models = follow(config.ray, _work(part), run, title=title, units=part.units)
+                models = _find(config.ray, part, run)
             except Exception as error:
                 failures.append(_as_task_failure(part, error))
                 continue
@@ -128,8 +130,9 @@ def make_parts(
 
 
 def reserved(config: DistillConfig) -> Reserved:
-    """What an evaluation holds: all cores of its machine, and its GPUs."""
-    return Reserved(usable_cores(), config.evaluate.gpus)
+    """What an evaluation holds: all cores of its machine, which on a cluster each worker has, and its GPUs."""
+    workers = config.evaluate.workers
+    return Reserved(usable_cores() * (workers if config.ray.address else 1), workers * config.evaluate.gpus)
 
 
 def _track(run: tracking.Run, part: Part, models: Findings, students: Records, corpus: PackedCorpus) -> None:
@@ -179,11 +182,22 @@ def _is_made(store: Store, part: Part) -> bool:
         return False
 
 
-def _work(part: Part) -> Work:
-    """What makes a part."""
-    if part.kind == "task":
-        return partial(evaluate_task, part.recipe["task"])
-    return {"windows": evaluate_windows, "speculation": evaluate_speculation}[part.kind]
+def _find(ray: RayConfig, part: Part, run: EvaluationRun) -> Findings:
+    """What a part finds of each model."""
+    if part.kind == "windows":
+        return measure_windows(ray, run, title=part.kind)
+    work = partial(evaluate_task, part.recipe["task"]) if part.kind == "task" else evaluate_speculation
+    [found] = _follow(ray, work, [run], title=part.recipe.get("task", part.kind), units=part.units)
+    return found
+
+
+def measure_windows(ray: RayConfig, run: EvaluationRun, *, title: str) -> Findings:
+    """The teacher and the students of `run` on its windows, by the workers that `run.settings` says.
+
+    The bar counts the windows of each model. The findings of a model have METRICS, and its values of single windows.
+    """
+    units = len(run.windows) * (1 + len(run.students))
+    return joined(_follow(ray, evaluate_windows, run.shared_out(run.settings.workers), title=title, units=units))
 
 
 def evaluation_run(
@@ -191,9 +205,11 @@ def evaluation_run(
 ) -> EvaluationRun:
     """What a worker has to know to evaluate these students of `config` on the held-out windows of `corpus`."""
     task_path = config.evaluate.task_path
+    num_windows = num_held_out(config, corpus)
     return EvaluationRun(
         corpus_uri=Store(corpus.uri).absolute_uri,
-        num_windows=num_held_out(config, corpus),
+        num_windows=num_windows,
+        windows=range(num_windows),
         tokenizer=config.corpus.tokenizer or teacher_dir,
         teacher=config.teacher,
         teacher_dir=teacher_dir,
@@ -205,24 +221,25 @@ def evaluation_run(
     )
 
 
-def follow(ray: RayConfig, work: Work, run: EvaluationRun, *, title: str, units: int) -> Findings:
-    """Run work of an evaluation to its end, with a bar of so many units; the findings for each model."""
-    findings: Findings = {}
+def _follow(ray: RayConfig, work: Work, runs: Sequence[EvaluationRun], *, title: str, units: int) -> list[Findings]:
+    """Run work of an evaluation to its end, a worker a run, with a bar of so many units; the findings of each."""
+    findings: dict[int, Findings] = {}
     with progress_bar(f"evaluate {title}", units) as advance:
-        for update in _updates(ray, work, run):
+        for worker, update in _updates(ray, work, runs):
             if isinstance(update, int):
                 advance(update)
             else:
-                findings = update
-    return findings
+                findings[worker] = update
+    return [findings[worker] for worker in range(len(runs))]
 
 
-def _updates(ray: RayConfig, work: Work, run: EvaluationRun) -> Iterator[int | Findings]:
+def _updates(ray: RayConfig, work: Work, runs: Sequence[EvaluationRun]) -> Iterator[tuple[int, int | Findings]]:
+    """What each run yields, with its index."""
     if not ray.enabled:
-        return work(run)
+        return ((worker, update) for worker, run in enumerate(runs) for update in released_after(work(run)))
     from rskd.jobs import on_ray
 
-    return on_ray.follow(work, run, gpus=run.settings.gpus)
+    return on_ray.follow_each(work, [(run,) for run in runs], gpus=runs[0].settings.gpus)
 
 
 def _write(store: Store, part: Part, models: Findings) -> int:

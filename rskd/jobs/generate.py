@@ -21,6 +21,7 @@ from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.ray_session import ensure_ray, require_gpus
 from rskd.lineage.answers import Model, Parts, PromptSets, find_model, generate_section, parts_of, prompt_sets
 from rskd.lineage.inputs import Inputs, inputs_first
+from rskd.models.memory import released_after
 from rskd.progress import progress_bar
 from rskd.storage import Store
 
@@ -94,7 +95,7 @@ def _runtime_env(settings: GenerateConfig) -> dict[str, Any] | None:
 
 def _made(config: DistillConfig, run: GenerationRun, runtime_env: dict[str, Any] | None) -> Iterator[Made]:
     if not config.ray.enabled:
-        return generate_parts(run)
+        return released_after(generate_parts(run))
     from rskd.jobs import on_ray
 
     return on_ray.follow(generate_parts, run, gpus=run.settings.gpus, runtime_env=runtime_env)

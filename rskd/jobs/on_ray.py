@@ -1,11 +1,11 @@
-"""Work on Ray, which is running: rows through tasks or a pool of actors, and one task that says how far it is.
+"""Work on Ray, which is running: rows through tasks or a pool of actors, and tasks that say how far they are.
 
 An error of rskd that a worker raised is raised here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -54,9 +54,34 @@ def follow(
     work: Callable[..., Iterator[Update]], *args: Any, gpus: float, runtime_env: dict[str, Any] | None = None
 ) -> Iterator[Update]:
     """What `work(*args)` yields in a task with so many GPUs, in an environment of its own where one is given."""
-    task: Any = _yielded.options(num_cpus=1, num_gpus=gpus, runtime_env=runtime_env)
-    for reference in task.remote(work, *args):
-        yield ray.get(reference)
+    return (update for _, update in follow_each(work, [args], gpus=gpus, runtime_env=runtime_env))
+
+
+def follow_each(
+    work: Callable[..., Iterator[Update]],
+    calls: Sequence[tuple[Any, ...]],
+    *,
+    gpus: float,
+    runtime_env: dict[str, Any] | None = None,
+) -> Iterator[tuple[int, Update]]:
+    """What `work(*args)` yields for each of `calls`, with its index, as it comes; each is a task, as in `follow`.
+
+    Tasks that find no room wait for others to end. Where one fails, or nobody listens any more, all are cancelled.
+    """
+    task: Any = _yielded.options(num_cpus=1, num_gpus=gpus, runtime_env=runtime_env, scheduling_strategy="SPREAD")
+    running: dict[Any, int] = {task.remote(work, *args): index for index, args in enumerate(calls)}
+    try:
+        while running:
+            ready: Any = ray.wait([*running], num_returns=1)[0]
+            [updates] = ready
+            reference: Any = next(updates, None)
+            if reference is None:
+                del running[updates]
+            else:
+                yield running[updates], ray.get(reference)
+    finally:
+        for updates in running:
+            ray.cancel(updates)
 
 
 @ray.remote(num_returns="streaming")

@@ -21,12 +21,11 @@ from rskd.evaluation.promotion import Measured, decide, named_teacher
 from rskd.evaluation.results import PROMOTIONS, WINDOW_VALUES, missing_table, read_table
 from rskd.evaluation.window_values import METRICS, WindowValues, from_parquet
 from rskd.jobs.at_work import AtWork, at_work
-from rskd.jobs.evaluate import evaluation_run, follow, reserved, student_figures
-from rskd.jobs.evaluate_worker import evaluate_windows
+from rskd.jobs.evaluate import evaluation_run, measure_windows, reserved, student_figures
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.ray_session import ensure_ray, require_gpus
 from rskd.lineage.corpus import corpus_recipe
-from rskd.lineage.evaluation import evaluation_parts, num_held_out, open_held_out
+from rskd.lineage.evaluation import evaluation_parts, num_held_out, open_held_out, precision
 from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.lineage.student import check_student
 from rskd.storage import Store
@@ -117,6 +116,7 @@ def _recipe(inputs: Inputs, corpus: PackedCorpus, digest: str, champion: Version
         "num_windows": num_held_out(config, corpus),
         "teacher": _identity(inputs, corpus)[_TEACHER],
         "gate": config.promotion.model_dump(mode="json"),
+        **precision(config.evaluate),
     }
 
 
@@ -152,9 +152,9 @@ def _measure(
             run = replace(run, students=run.students | {_CHAMPION: (registry.download(champion), "auto")})
     if run.students:
         ensure_ray(config.ray)
-        require_gpus(config.ray, "evaluate.gpus", config.evaluate.gpus)
+        require_gpus(config.ray, "evaluate.workers × evaluate.gpus", reserved(config).gpus)
         title = " and ".join(name.replace(_CHAMPION, "the champion") for name in run.students)
-        found = follow(config.ray, evaluate_windows, run, title=title, units=run.num_windows)
+        found = measure_windows(config.ray, run, title=title)
         values |= {name: found[name][WINDOW_VALUES] for name in run.students}
         work.add(tokens=run.num_windows * corpus.seq_len)
     if champion is not None and _CHAMPION not in values:  # no number of it would mean anything here

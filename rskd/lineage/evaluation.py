@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rskd import records
-from rskd.config import DistillConfig
+from rskd.config import DistillConfig, EvaluateConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.difference import Difference, first_difference
 from rskd.errors import ConfigError, MissingOutputError
@@ -22,6 +22,7 @@ from rskd.storage import Store
 
 Records = Mapping[str, dict[str, Any]]  # by student
 _OPTIONAL = ("generate", "judge")  # sections that reports of before had not
+_PRECISION = {"dtype": EvaluateConfig().dtype}  # of a recipe that says nothing
 _TASKS = ("*.yaml", "*.yml", "*.py")
 
 
@@ -68,6 +69,7 @@ def evaluation_parts(inputs: Inputs, corpus: PackedCorpus, students: Records) ->
         "teacher": {"fingerprint": inputs.teacher_fingerprints[0], "dtype": config.teacher.dtype},
         "students": {student: records.digest(record) for student, record in students.items()},
     }
+    models |= precision(settings)
     read = models | {"corpus": corpus.manifest.fingerprint}
     num_windows = num_held_out(config, corpus)
     recipe = read | {"num_windows": num_windows, "num_bins": settings.num_bins}
@@ -86,6 +88,11 @@ def evaluation_parts(inputs: Inputs, corpus: PackedCorpus, students: Records) ->
         recipe = models | {"task": task, "limit": settings.task_limit, **_task_files(settings.task_path)}
         parts.append(Part("task", results.task_file(task), recipe, 1 + len(config.student_specs)))
     return parts
+
+
+def precision(settings: EvaluateConfig) -> dict[str, str]:
+    """What a recipe says of the students' precision; nothing of the default, as before it could be chosen."""
+    return {} if settings.dtype == _PRECISION["dtype"] else {"dtype": settings.dtype}
 
 
 def _configured(inputs: Inputs) -> dict[str, str]:
@@ -117,7 +124,7 @@ def check_part(store: Store, part: Part) -> Difference | None:
     missing = results.missing_table(store, made)
     if missing is not None:
         raise MissingOutputError(f"{store.uri}/{missing}, which {part.file} names, is missing: run rskd evaluate")
-    return first_difference(made["recipe"], part.recipe)
+    return first_difference(_PRECISION | made["recipe"], _PRECISION | part.recipe)
 
 
 def report_digest(config: DistillConfig) -> str:

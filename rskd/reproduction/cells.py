@@ -25,10 +25,12 @@ from rskd import records
 from rskd.cache.reader import LogitCache
 from rskd.config import DistillConfig
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.evaluation.language_modeling import TEACHER
+from rskd.evaluation.language_modeling import TEACHER, over_windows
+from rskd.evaluation.results import WINDOW_VALUES
 from rskd.jobs.evaluate import evaluation_run
-from rskd.jobs.evaluate_worker import comparison_of, held_out_batches, load_models, score
+from rskd.jobs.evaluate_worker import compare_models, score, window_batches
 from rskd.jobs.train import train_student
+from rskd.lineage.evaluation import precision
 from rskd.models.files import model_fingerprint, resolve_teacher
 from rskd.progress import progress_bar
 from rskd.provenance import provenance
@@ -91,7 +93,7 @@ def _recipe(config: DistillConfig, cell: Cell) -> dict[str, Any]:
     cache = LogitCache.open(config.cache_uri(spec.sampling)) if spec.objective.kind == "sparse_kd" else None
     return {
         "spec": settings,
-        "evaluate": config.evaluate.model_dump(mode="json"),
+        "evaluate": config.evaluate.model_dump(mode="json", exclude={"workers", "dtype"}) | precision(config.evaluate),
         "cache": cache and records.digest({"parts": [part.sha256 for part in cache.manifest.parts]}),
         "corpus": [PackedCorpus.open(config.corpus_uri(split)).manifest.fingerprint for split in ("train", "eval")],
         "teacher": _fingerprint(resolve_teacher(config)),
@@ -124,14 +126,13 @@ def _evaluate(config: DistillConfig, student: str) -> dict[str, Any]:
     """Metrics of the student: on the held-out windows, and of each window so that students can be paired; of tasks."""
     corpus = PackedCorpus.open(config.corpus_uri("eval"))
     run = evaluation_run(config, corpus, resolve_teacher(config), [student])
-    comparison = comparison_of(run, load_models(run))
-    for batch in held_out_batches(run):
-        comparison.add(*batch)
-    results = comparison.results()
+    *_, findings = compare_models(run, window_batches(run))
+    assert isinstance(findings, dict)
+    values = {name: findings[name][WINDOW_VALUES] for name in (TEACHER, student)}
     return {
-        "metrics": results[student],
-        "teacher": results[TEACHER],
-        "windows": comparison.window_means(student),
+        "metrics": over_windows(values[student]),
+        "teacher": over_windows(values[TEACHER]),
+        "windows": {metric: means.tolist() for metric, means in values[student].means.items()},
         "parameters": run.load_student(student).num_parameters(),
         "tasks": {task: score(task, run, student) for task in config.evaluate.tasks},
     }

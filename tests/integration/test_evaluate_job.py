@@ -1,6 +1,8 @@
 """Students and teacher evaluated in one Ray task on held-out windows, from what is on disk to evaluation.json."""
 
+import gc
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +10,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mlflow import MlflowClient
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from rskd import records
 from rskd.config import DistillConfig, validate_config
-from rskd.corpus.packed_corpus import CorpusManifest, write_manifest, write_part
+from rskd.corpus.packed_corpus import CorpusManifest, PackedCorpus, write_manifest, write_part
 from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError
+from rskd.evaluation import kept_states, passages, window_values
 from rskd.evaluation.results import read_measured
 from rskd.evaluation.window_values import METRICS
-from rskd.jobs.evaluate import evaluate_students
+from rskd.jobs.evaluate import evaluate_students, evaluation_run
+from rskd.jobs.evaluate_worker import EvaluationRun, Findings, evaluate_windows, joined
 from rskd.jobs.report import write_report
 from rskd.lineage.inputs import Inputs
 from rskd.lineage.student import open_source, student_recipe
@@ -24,6 +28,7 @@ from rskd.models.tokenizer import load_tokenizer, tokenizer_fingerprint
 from rskd.storage import Store
 
 SEQ_LEN, VOCAB_SIZE, END = 16, 384, 0
+WITHOUT_RAY = {"ray": {"enabled": False}, "train": {"workers": 0}, "tracking": {"enabled": False}}
 
 
 def make_config(root: Path, teacher: Path, **sections) -> DistillConfig:
@@ -123,18 +128,107 @@ def test_without_ray_the_metrics_are_the_same(
     root = shutil.copytree(distilled[0].storage.root, tmp_path / "copy")
     by_ray = evaluate_students(make_config(root, tiny_teacher_dir))
     Path(root, "tiny", "evaluation.json").unlink()
-    alone = {"ray": {"enabled": False}, "train": {"workers": 0}, "tracking": {"enabled": False}}
-    here = evaluate_students(make_config(root, tiny_teacher_dir, **alone))
+    here = evaluate_students(make_config(root, tiny_teacher_dir, **WITHOUT_RAY))
     for model in ("teacher", "near", "far"):
-        assert here[model] == pytest.approx(by_ray[model], abs=1e-6)
+        assert here[model] == by_ray[model]
+
+
+def evaluated(config: DistillConfig) -> tuple[bytes, ...]:
+    """Evaluate anew; all that is written: the figures, and what is known of single windows and tokens."""
+    home = Path(config.home)
+    (home / "evaluation.json").unlink(missing_ok=True)
+    evaluate_students(config)
+    return tuple(file.read_bytes() for file in (home / "evaluation.json", *sorted((home / "evaluation").iterdir())))
+
+
+def test_any_number_of_workers_writes_the_same_bytes(
+    distilled: tuple[DistillConfig, np.ndarray], tmp_path: Path, tiny_teacher_dir: Path
+):
+    root = shutil.copytree(distilled[0].storage.root, tmp_path / "copy")
+    expected = evaluated(make_config(root, tiny_teacher_dir, **WITHOUT_RAY, evaluate={"batch_windows": 2}))
+    assert len(expected) == 3
+    for workers in (2, 3):  # one: above
+        settings = {"evaluate": {"batch_windows": 2, "workers": workers}, "tracking": {"enabled": False}}
+        assert evaluated(make_config(root, tiny_teacher_dir, **settings)) == expected
+
+
+def test_windows_are_shared_out_in_whole_batches(
+    distilled: tuple[DistillConfig, np.ndarray], tiny_teacher_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = distilled[0]
+    corpus = PackedCorpus.open(config.corpus_uri("eval"))
+    run = evaluation_run(config, corpus, str(tiny_teacher_dir), ["far"])
+    run = replace(run, settings=run.settings.model_copy(update={"batch_windows": 2}))
+    ends = {
+        workers: [(part.windows.start, part.windows.stop) for part in run.shared_out(workers)] for workers in (1, 3)
+    }
+    assert ends == {1: [(0, 7)], 3: [(0, 2), (2, 4), (4, 7)]}
+    assert [len(part.windows) for part in run.shared_out(9)] == [2, 2, 2, 1]
+
+    def found(workers: int) -> Findings:
+        parts = [list(evaluate_windows(part)) for part in run.shared_out(workers)]
+        assert sum(sum(updates[:-1]) for updates in parts) == 7 * 2  # windows of two models
+        return joined([updates[-1] for updates in parts])
+
+    expected = found(1)
+    monkeypatch.setattr(kept_states, "MOST_BYTES", 4000)  # all models take turns, two batches of 2 KB at a time
+    for name, model in found(2).items():
+        assert {metric: model[metric] for metric in METRICS} == {m: expected[name][m] for m in METRICS}
+        for kind, to_parquet in (("window_values", window_values.to_parquet), ("passages", passages.to_parquet)):
+            assert to_parquet({name: model[kind]}) == to_parquet({name: expected[name][kind]})
+
+
+def test_one_model_is_loaded_at_a_time(
+    distilled: tuple[DistillConfig, np.ndarray], tmp_path: Path, tiny_teacher_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def loaded() -> int:
+        return sum(type(thing) is LlamaForCausalLM for thing in gc.get_objects())
+
+    beside: dict[str, list[int]] = {"load_teacher": [], "load_student": []}
+    before = loaded()
+    for method, counts in beside.items():
+        load = getattr(EvaluationRun, method)
+        monkeypatch.setattr(
+            EvaluationRun, method, lambda run, *name, f=load, c=counts: c.append(loaded() - before) or f(run, *name)
+        )
+    root = shutil.copytree(distilled[0].storage.root, tmp_path / "copy")
+    evaluated(make_config(root, tiny_teacher_dir, **WITHOUT_RAY))
+    assert beside == {"load_teacher": [0], "load_student": [0, 0]}
+    assert loaded() == before
+    for counts in beside.values():
+        counts.clear()
+    speculative = {"draft_tokens": 2, "new_tokens": 6, "windows": 1}
+    evaluate_students(make_config(root, tiny_teacher_dir, **WITHOUT_RAY, evaluate={"speculative": speculative}))
+    assert beside == {"load_teacher": [0], "load_student": [1, 1]}
+
+
+def test_another_precision_is_another_figure(
+    distilled: tuple[DistillConfig, np.ndarray], tmp_path: Path, tiny_teacher_dir: Path
+):
+    root = shutil.copytree(distilled[0].storage.root, tmp_path / "copy")
+    config = make_config(root, tiny_teacher_dir, **WITHOUT_RAY)
+    evaluated(config)
+    exact = evaluate_students(config)
+    recipe = records.read(Store(config.home), "evaluation.json")["recipe"]  # as before there was a choice
+    assert set(recipe) == {"teacher", "students", "corpus", "num_windows", "num_bins"}
+
+    half = make_config(root, tiny_teacher_dir, **WITHOUT_RAY, evaluate={"dtype": "bfloat16"})
+    with pytest.raises(CacheMismatchError, match="was made with dtype=float32, not bfloat16: run rskd evaluate"):
+        write_report(half)
+    found = evaluate_students(half)
+    assert found["skipped"] is False
+    assert found["teacher"] == exact["teacher"]
+    assert found["far"]["lm_loss"] != exact["far"]["lm_loss"]
+    assert found["far"]["lm_loss"] == pytest.approx(exact["far"]["lm_loss"], rel=0.02)
+    assert records.read(Store(config.home), "evaluation.json")["recipe"] == recipe | {"dtype": "bfloat16"}
+    assert evaluate_students(half)["skipped"] is True
 
 
 def test_single_windows_are_kept_and_what_is_lost_is_made_again(
     distilled: tuple[DistillConfig, np.ndarray], tmp_path: Path, tiny_teacher_dir: Path
 ):
     root = shutil.copytree(distilled[0].storage.root, tmp_path / "copy")
-    alone = {"ray": {"enabled": False}, "train": {"workers": 0}, "tracking": {"enabled": False}}
-    config = make_config(root, tiny_teacher_dir, **alone)
+    config = make_config(root, tiny_teacher_dir, **WITHOUT_RAY)
     Path(root, "tiny", "evaluation.json").unlink(missing_ok=True)
     found = evaluate_students(config)
     measured = read_measured(config)

@@ -13,6 +13,7 @@ import yaml
 
 from rskd.config import DistillConfig, load_config
 from rskd.errors import OutputError
+from rskd.jobs.evaluate import evaluate_students
 from rskd.jobs.pack import pack_corpus
 from rskd.jobs.train import train_student
 
@@ -67,6 +68,16 @@ def test_a_full_temporary_folder(path: Path, small_disk: Path, monkeypatch: pyte
     assert str(raised.value) == f"{small_disk} {REASON}"
     assert list(small_disk.iterdir()) == []
     assert train_student(config)["steps"] == 2
+
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(48 * 1024))
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    with pytest.raises(OutputError) as raised:
+        evaluate_students(config)
+    assert str(raised.value) == f"{small_disk} {REASON}"
+    filler.unlink()
+    assert evaluate_students(config)["skipped"] is False
+    assert list(small_disk.iterdir()) == []
 
 
 @pytest.mark.slow

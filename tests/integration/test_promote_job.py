@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from rskd.config import DistillConfig, validate_config
 from rskd.errors import CacheMismatchError, ConfigError, MissingOutputError, RskdError
 from rskd.jobs import promote
-from rskd.jobs.evaluate import follow
+from rskd.jobs.evaluate import measure_windows
 from rskd.jobs.promote import promote_student
 from rskd.jobs.train import train_student
 from rskd.tracking import distillation
@@ -117,7 +117,9 @@ def test_what_was_evaluated_is_not_measured_again(
     evaluated = json.loads(Path(config.evaluation_uri).read_text())["models"]["default"]
     measured = []
     monkeypatch.setattr(
-        promote, "follow", lambda *args, **options: measured.append(options["title"]) or follow(*args, **options)
+        promote,
+        "measure_windows",
+        lambda *args, **options: measured.append(options["title"]) or measure_windows(*args, **options),
     )
     found = promote_student(config)
     for row in found["ledger"]:

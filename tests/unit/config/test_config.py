@@ -132,6 +132,10 @@ def test_survives_the_round_trip_of_a_prefect_form(extra: dict) -> None:
             {"ray": {"enabled": False}, "train": {"workers": 0}, "teacher": {"model": "x", "workers": 2}},
             "teacher.workers=2 needs Ray",
         ),
+        (
+            {"ray": {"enabled": False}, "train": {"workers": 0}, "evaluate": {"workers": 2}},
+            "evaluate.workers=2 needs Ray",
+        ),
     ],
 )
 def test_refusals_are_one_line_that_names_the_rule_and_the_value(extra: dict, message: str) -> None:

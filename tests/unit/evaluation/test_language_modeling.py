@@ -1,4 +1,5 @@
 import copy
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +11,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rskd.errors import ConfigError, NonFiniteLogitsError, OutputError
 from rskd.evaluation import expected_calibration_error, language_modeling
-from rskd.evaluation.language_modeling import TEACHER, Comparison, LanguageModel, pct_ce_to_fullkd
-from rskd.evaluation.window_values import METRICS, mean_over_tokens
+from rskd.evaluation.language_modeling import (
+    TEACHER,
+    Batch,
+    LanguageModel,
+    measure,
+    over_windows,
+    pct_ce_to_fullkd,
+)
+from rskd.evaluation.window_values import METRICS, WindowValues, mean_over_tokens
 from rskd.models.causal_lm import hidden_states, output_head
 
 VOCAB_SIZE = 384  # of the tokenizer; the models have 400 rows
@@ -40,15 +48,28 @@ def windows() -> torch.Tensor:
 
 
 def as_language_model(model: PreTrainedModel) -> LanguageModel:
-    return LanguageModel(partial(hidden_states, model), output_head(model))
+    return LanguageModel(partial(hidden_states, model), output_head(model).narrow(VOCAB_SIZE))
 
 
-def compare(teacher: PreTrainedModel, student: PreTrainedModel, batches, **options) -> dict:
-    models = {TEACHER: as_language_model(teacher), "small": as_language_model(student)}
-    comparison = Comparison(models, vocab_size=VOCAB_SIZE, **options)
+def batches_of(windows: Sequence[torch.Tensor], has_loss: Sequence[torch.Tensor | None] | None = None) -> list[Batch]:
+    starts = np.cumsum([0, *map(len, windows)])
+    masks = has_loss or [None] * len(windows)
+    return [Batch(np.arange(start, start + len(ids)), ids, mask) for start, ids, mask in zip(starts, windows, masks)]
+
+
+def values_of(models: dict[str, LanguageModel], batches: Sequence[Batch]) -> dict[str, WindowValues]:
+    parts: dict[str, list[WindowValues]] = {name: [] for name in models}
     for batch in batches:
-        comparison.add(batch)
-    return comparison.results()
+        states = {name: model.read(batch) for name, model in models.items()}
+        for name, found in parts.items():
+            found.append(measure(name, batch, states[name], states[TEACHER]))
+    return {name: WindowValues.joined(found) for name, found in parts.items()}
+
+
+def compare(teacher: PreTrainedModel, student: PreTrainedModel, windows, has_loss=None) -> dict:
+    models = {TEACHER: as_language_model(teacher), "small": as_language_model(student)}
+    found = values_of(models, batches_of(windows, has_loss))
+    return {name: over_windows(values) for name, values in found.items()}
 
 
 @torch.no_grad()
@@ -78,10 +99,8 @@ def test_single_windows_add_up_to_the_results(
     teacher: PreTrainedModel, student: PreTrainedModel, windows: torch.Tensor
 ):
     models = {TEACHER: as_language_model(teacher), "small": as_language_model(student)}
-    comparison = Comparison(models, vocab_size=VOCAB_SIZE)
-    for batch in windows.split(4):
-        comparison.add(batch)
-    values, found = comparison.window_values("small"), comparison.results()["small"]
+    values = values_of(models, batches_of(windows.split(4)))["small"]
+    found = over_windows(values)
     assert values.window.tolist() == list(range(6))
     assert values.count.sum(1).tolist() == [12] * 6
     assert values.count.sum(0).tolist() == found["reliability"]["count"]
@@ -122,12 +141,11 @@ def test_isolated_documents_are_not_seen_by_others(teacher: PreTrainedModel, win
     def isolated(input_ids: torch.Tensor) -> torch.Tensor:
         return hidden_states(teacher, input_ids, end)
 
-    head = output_head(teacher)
+    head = output_head(teacher).narrow(VOCAB_SIZE)
     apart, alone = isolated(joined)[:, 5:], hidden_states(teacher, second)
     assert torch.allclose(head.logits(apart), head.logits(alone), atol=1e-4)
-    comparison = Comparison({TEACHER: LanguageModel(isolated, head)}, vocab_size=VOCAB_SIZE)
-    comparison.add(joined)
-    assert comparison.results()["teacher"]["lm_loss"] != pytest.approx(
+    found = values_of({TEACHER: LanguageModel(isolated, head)}, batches_of([joined]))[TEACHER]
+    assert over_windows(found)["lm_loss"] != pytest.approx(
         compare(teacher, teacher, [joined])["teacher"]["lm_loss"], abs=1e-4
     )
 
@@ -150,10 +168,10 @@ def test_where_some_tokens_have_no_loss_the_others_count(
     has_loss[1], has_loss[4] = False, True
     monkeypatch.setattr(language_modeling, "LOGITS_PER_CHUNK", 7 * VOCAB_SIZE)
     models = {TEACHER: as_language_model(teacher), "small": as_language_model(student)}
-    comparison = Comparison(models, vocab_size=VOCAB_SIZE)
-    for rows in (slice(0, 1), slice(1, 2), slice(2, 6)):
-        comparison.add(windows[rows], has_loss[rows])
-    found, values = comparison.results()["small"], comparison.window_values("small")
+    parts = [slice(0, 1), slice(1, 2), slice(2, 6)]
+    batches = batches_of([windows[rows] for rows in parts], [has_loss[rows] for rows in parts])
+    values = values_of(models, batches)["small"]
+    found = over_windows(values)
 
     p, t = (model(windows[:, :-1]).logits[..., :VOCAB_SIZE].double().log_softmax(-1) for model in (student, teacher))
     losses = F.nll_loss(p.transpose(1, 2), windows[:, 1:], reduction="none")
@@ -170,20 +188,16 @@ def test_where_some_tokens_have_no_loss_the_others_count(
     error = (5 / 4 * (residuals**2).sum()).sqrt() / tokens.sum()  # five windows have tokens
     assert found["standard_error"]["lm_loss"] == pytest.approx(error.item(), abs=1e-5)
 
-    nothing = Comparison(models, vocab_size=VOCAB_SIZE)
-    nothing.add(windows, torch.zeros_like(has_loss))
     with pytest.raises(ConfigError, match="none of 6 held-out windows has a token with a loss"):
-        nothing.results()
+        compare(teacher, student, [windows], [torch.zeros_like(has_loss)])
 
 
 def test_a_mask_of_all_tokens_changes_nothing(
     teacher: PreTrainedModel, student: PreTrainedModel, windows: torch.Tensor
 ):
     whole = compare(teacher, student, [windows])
-    models = {TEACHER: as_language_model(teacher), "small": as_language_model(student)}
-    masked = Comparison(models, vocab_size=VOCAB_SIZE)
-    masked.add(windows, torch.ones(6, 12, dtype=torch.bool))
-    for name, found in masked.results().items():
+    masked = compare(teacher, student, [windows], [torch.ones(6, 12, dtype=torch.bool)])
+    for name, found in masked.items():
         assert {metric: found[metric] for metric in METRICS} == pytest.approx(
             {metric: whole[name][metric] for metric in METRICS}, abs=1e-12
         )

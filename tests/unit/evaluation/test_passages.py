@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rskd.evaluation import passages
-from rskd.evaluation.language_modeling import TEACHER, LanguageModel
+from rskd.evaluation import language_modeling
+from rskd.evaluation.language_modeling import TEACHER, Batch, LanguageModel
 from rskd.evaluation.passages import TokenValues, from_parquet, passage_rows, to_parquet, token_values
 from rskd.models.causal_lm import hidden_states, output_head
 
@@ -34,17 +34,19 @@ def windows() -> torch.Tensor:
 
 
 def read(models: dict[str, PreTrainedModel], windows: torch.Tensor) -> dict[str, TokenValues]:
-    as_read = {name: LanguageModel(partial(hidden_states, model), output_head(model)) for name, model in models.items()}
-    return token_values(
-        as_read, np.array([3, 7]), windows, vocab_size=VOCAB_SIZE, text_of=lambda token_id: f"<{token_id}>"
-    )
+    batch = Batch(np.array([3, 7]), windows)
+    states = {
+        name: LanguageModel(partial(hidden_states, model), output_head(model).narrow(VOCAB_SIZE)).read(batch)
+        for name, model in models.items()
+    }
+    return {name: token_values(batch, own, states[TEACHER], lambda token: f"<{token}>") for name, own in states.items()}
 
 
 @torch.no_grad()
 def test_matches_a_dense_float64_computation(
     models: dict[str, PreTrainedModel], windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(passages, "LOGITS_PER_CHUNK", 3 * VOCAB_SIZE)  # several chunks
+    monkeypatch.setattr(language_modeling, "LOGITS_PER_CHUNK", 3 * VOCAB_SIZE)  # several chunks
     found = read(models, windows)
     logits = {name: model(windows[:, :-1]).logits[..., :VOCAB_SIZE].double() for name, model in models.items()}
     p, t = (logits[name].log_softmax(-1).flatten(0, 1) for name in ("small", TEACHER))
