@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +47,7 @@ class Cluster:
     _ports: Iterator[int] = field(default_factory=lambda: iter(free_ports(24)))
     nodes: dict[str, Node] = field(default_factory=dict)
     _started: int = 0
+    _begin: dict[str, int] = field(default_factory=dict)  # of each node's output since it started last
 
     def __post_init__(self) -> None:
         self.port, self.dashboard_port, self._client_port = (next(self._ports) for _ in range(3))
@@ -63,12 +64,16 @@ class Cluster:
             *("--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}"),
             f"--ray-client-server-port={self._client_port}",
         )
-        self._wait_for("/api/gcs_healthz")
+        self._wait("head", self._takes_jobs)
 
     def add_node(self, name: str, *, cpus: int) -> None:
-        """Join a node, which has one of the resource `name`."""
+        """Join a node, which has one of the resource `name`; waits until it is there.
+
+        Two that start at once would take the same names for their sockets, in the folder that they share.
+        """
         resources = json.dumps({name: 1})
         self._start(name, f"--address={_HEAD}:{self.port}", f"--num-cpus={cpus}", f"--resources={resources}")
+        self._wait(name, lambda: "Ray runtime started" in self._output(name))
 
     def kill(self, name: str) -> None:
         self.nodes.pop(name).kill()
@@ -92,19 +97,26 @@ class Cluster:
             *("--object-store-memory=100000000", *options),
         ]
         with (self.folder / f"{name}.out").open("ab") as out:
+            self._begin[name] = out.tell()
             process = subprocess.Popen(
                 command, cwd=ROOT, env=self.environment, stdout=out, stderr=out, start_new_session=True
             )
         self.nodes[name] = Node(process)
 
-    def _wait_for(self, path: str) -> None:
+    def _output(self, name: str) -> str:
+        return (self.folder / f"{name}.out").read_text()[self._begin[name] :]
+
+    def _wait(self, name: str, is_so: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _SECONDS
-        while True:
-            with suppress(OSError), urllib.request.urlopen(self.address + path, timeout=5):
-                return
-            is_starting = self.nodes["head"].process.poll() is None and time.monotonic() < deadline
-            assert is_starting, (self.folder / "head.out").read_text()[-3000:]
-            time.sleep(0.5)
+        while not is_so():
+            is_starting = self.nodes[name].process.poll() is None and time.monotonic() < deadline
+            assert is_starting, self._output(name)[-3000:]
+            time.sleep(0.2)
+
+    def _takes_jobs(self) -> bool:
+        with suppress(OSError), urllib.request.urlopen(f"{self.address}/api/gcs_healthz", timeout=5):
+            return True
+        return False
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def run_as_job(address: str, stage: Callable[..., Any], args: list[Any], caller:
                 if _submit(api, call, job, ray):
                     caller.say(f"job {job} on {api.address}")
                     return _follow(api, call, job, caller.say)
-        elif busy.metadata[_SETTINGS] == call.digest:
+        elif (busy.metadata or {}).get(_SETTINGS) == call.digest:
             job = str(busy.submission_id)
             caller.say(f"job {job} on {api.address} is at work on {call.doing}: following it")
             with _stopped_if_interrupted(api, job, caller.say):
