@@ -68,6 +68,16 @@ def run_as_job(address: str, stage: Callable[..., Any], args: list[Any], caller:
             _wait(api, str(busy.submission_id))
 
 
+def stop_jobs_of(address: str, run: str, say: Callable[[str], None]) -> list[str]:
+    """Ask for the end of the jobs of a flow run that are at work, and do not wait for it; their names."""
+    api = JobsApi(address, say)
+    jobs = [str(job.submission_id) for job in api.list_jobs() if _WORK in (job.metadata or {})]
+    found = [job for job in jobs if f"-{run}-" in job and api.stop_job(job)]
+    for job in found:
+        say(f"job {job} is stopped, its run was cancelled")
+    return found
+
+
 def _at_work(api: JobsApi, call: Call) -> JobDetails | None:
     """The first job that has not ended, of those at the same work of the same distillation."""
     work = _digest(call.doing)
