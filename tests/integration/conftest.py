@@ -144,7 +144,7 @@ def make_clustered(
             "storage": {"root": bucket},
             "corpus": {"seq_len": 64, "windows_per_part": 16, "eval_windows": 8},
             "teacher": {"workers": 2, "threads_per_worker": 2},
-            "train": {"workers": 2, "threads_per_worker": 2, "global_batch": 8, "steps": 30, "checkpoint_every": 5},
+            "train": {"workers": 2, "threads_per_worker": 2, "global_batch": 8, "steps": 20, "checkpoint_every": 4},
             "ray": {"enabled": True, "address": cluster.address},
         }
         settings = tiny_settings(folder, tiny_teacher_dir, name=name, **merge(common, sections))
