@@ -16,6 +16,7 @@ import fsspec
 import pytest
 from clusters import Cluster, cluster_up
 from free_ports import free_ports
+from ray._private.authentication_test_utils import reset_auth_token_state
 from tiny_runs import tiny_settings, write_texts
 
 from rskd.config import DistillConfig, validate_config
@@ -124,6 +125,7 @@ def cluster(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_AUTH_MODE", "token")
         environment.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex * 2)
+        reset_auth_token_state()  # a process reads it once
         folder = tmp_path_factory.mktemp("ray", numbered=False)
         with cluster_up(folder) as cluster:
             cluster.add_node("a", cpus=2)
@@ -148,8 +150,8 @@ def make_clustered(
             "ray": {"enabled": True, "address": cluster.address},
         }
         settings = tiny_settings(folder, tiny_teacher_dir, name=name, **merge(common, sections))
-        here = {"ray": {"enabled": False, "address": None}, "train": {"workers": 0}, "teacher": {"workers": 1}}
-        pack_corpus(validate_config(merge(settings, here)))
+        here = {"train": {"workers": 0}, "teacher": {"workers": 1}}
+        pack_corpus(validate_config(merge(settings, here) | {"ray": {"enabled": False}}))
         return validate_config(settings)
 
     return make

@@ -14,7 +14,7 @@ from clusters import Cluster
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.cache_logits import cache_logits as cache_flow
-from rskd.config import DistillConfig
+from rskd.config import DistillConfig, RayConfig
 from rskd.jobs.cache import cache_logits
 from rskd.jobs.train import train_student
 from rskd.storage import Store
@@ -87,7 +87,7 @@ def test_the_head_dies_while_caching_and_the_flow_goes_on(
 def _in_process(config: DistillConfig) -> DistillConfig:
     return config.model_copy(
         update={
-            "ray": config.ray.model_copy(update={"enabled": False, "address": None}),
+            "ray": RayConfig(enabled=False),
             "teacher": config.teacher.model_copy(update={"workers": 1}),
         }
     )
