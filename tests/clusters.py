@@ -15,7 +15,6 @@ from pathlib import Path
 
 import psutil
 from free_ports import free_ports
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from stacks import ROOT
 
 _SECONDS = 90.0
@@ -156,6 +155,8 @@ def cluster_up(folder: Path, *, autoscaled: int | None = None) -> Iterator[Clust
         "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
     }
     if autoscaled:
+        from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
         ours |= {
             "RAY_FAKE_CLUSTER": "1",
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",

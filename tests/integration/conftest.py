@@ -10,18 +10,19 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pytest
-from clusters import Cluster, cluster_up
 from free_ports import free_ports
-from ray._private.authentication_test_utils import reset_auth_token_state
 from tiny_runs import tiny_settings, write_texts
 
 from rskd.config import DistillConfig, validate_config
 from rskd.config.distillation import merge
 from rskd.jobs.pack import pack_corpus
+
+if TYPE_CHECKING:
+    from clusters import Cluster
 
 
 class ObjectStore:
@@ -120,8 +121,11 @@ def ray_local(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def cluster(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Cluster"]:
     """A head without CPUs, nodes a and b with two each, and a token, which the environment has."""
+    from clusters import cluster_up
+    from ray._private.authentication_test_utils import reset_auth_token_state
+
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_AUTH_MODE", "token")
         environment.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex * 2)
@@ -135,7 +139,7 @@ def cluster(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def make_clustered(
-    cluster: Cluster, object_store: ObjectStore, tiny_teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    cluster: "Cluster", object_store: ObjectStore, tiny_teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., DistillConfig]:
     """Configurations on the cluster and the object store, packed; a stage of two workers needs both nodes."""
     folder, bucket = tmp_path_factory.mktemp("texts"), object_store.make_bucket()

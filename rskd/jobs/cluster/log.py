@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from rskd.jobs.cluster.client import JobsApi
 from rskd.progress import Standing, progress_bar
 
 _MARK = "rskd-progress "
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")  # Ray's own lines have some
 _SECONDS_BETWEEN_PROGRESS = 2.0
 _SECONDS_OF_SILENCE = 60.0
 _SECONDS_BEFORE_REOPENING = 2.0
@@ -55,7 +57,7 @@ class JobLog:
         with self._lock:
             lines, newline, self._text = self._text.rpartition("\n")
         for line in (lines + newline).splitlines():
-            self._show(line)
+            self._show(_COLOUR.sub("", line))
 
     def finish(self) -> None:
         """The rest of an ended job's log, where it can be had."""
