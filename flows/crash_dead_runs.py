@@ -140,8 +140,8 @@ def _sighting(client: SyncPrefectClient, run: FlowRun, *, has_process: bool) -> 
 def _stop_jobs(run: FlowRun) -> None:
     """Those of its stages, on the cluster that a configuration among its parameters names."""
     logger = get_run_logger()
-    for parameter in run.parameters.values():
-        with suppress(ConfigError, TypeError):  # no configuration
+    for parameter in filter(lambda value: isinstance(value, dict), run.parameters.values()):
+        with suppress(ConfigError):  # no configuration
             address = jobs_address(validate_config(parameter).ray)
             if address is None:
                 continue
