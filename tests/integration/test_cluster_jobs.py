@@ -117,7 +117,8 @@ def test_errors_are_those_of_the_stage(make_clustered, cluster: Cluster, tmp_pat
     config = make_clustered("errors")
     with pytest.raises(MissingOutputError, match="run rskd cache"):
         train_student(config)
-    code, failure = Command("cache", make_clustered("wrong", teacher={"model": "nowhere/at-all"}), tmp_path).result()
+    wrong = config.model_copy(update={"teacher": config.teacher.model_copy(update={"model": "nowhere/at-all"})})
+    code, failure = Command("cache", wrong, tmp_path).result()
     assert (code, failure["exit_code"]) == (2, 2)
     assert "nowhere/at-all" in failure["error"]
     local = config.model_copy(update={"storage": config.storage.model_copy(update={"root": str(tmp_path)})})

@@ -105,7 +105,8 @@ def _submit(api: JobsApi, call: Call, job: str, ray: RayConfig) -> bool:
         runtime_env |= {"py_modules": [str(Path(rskd.__file__).parent)], "excludes": ["**/__pycache__"]}
     try:
         api.submit_job(
-            entrypoint=f"exec python -m rskd.jobs.cluster.job {shlex.quote(uri)}",
+            # -P: not the rskd of the folder in which the node was started
+            entrypoint=f"exec python -P -m rskd.jobs.cluster.job {shlex.quote(uri)}",
             submission_id=job,
             runtime_env=runtime_env,
             metadata={"job_name": call.doing, _WORK: _digest(call.doing), _SETTINGS: call.digest},
