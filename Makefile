@@ -14,7 +14,7 @@ BOTH_CORES := --numprocesses 2 --dist loadfile
 ACCEPTED := # ids of findings that do not concern rskd, each with its reason in infra/README.md
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm-env demo demo-seeds demo-chat up status logs down serve ui test test-slow test-stack test-kill test-vllm test-e2e test-browser pictures test-architectures architectures lint lint-manifests audit bench bench-gpu clean
+.PHONY: help install vllm-env demo demo-seeds demo-chat up status logs down serve ui test test-slow test-stack test-kill test-cluster test-vllm test-e2e test-browser pictures test-architectures architectures lint lint-manifests audit bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -81,6 +81,9 @@ test-stack: $(INSTALLED) ## the stack of one machine: started, killed piece by p
 
 test-kill: $(INSTALLED) ## runs during which a piece of the stack is killed, and the stack on PostgreSQL; half an hour
 	$(BIN)/python -m pytest -m kill
+
+test-cluster: $(INSTALLED) ## a Ray cluster of several nodes on this machine: jobs, nodes and the head killed, a node added
+	$(BIN)/python -m pytest -m cluster
 
 test-vllm: $(INSTALLED) $(VLLM_INSTALLED) ## tests of vLLM as teacher, as what answers and as judge, in both environments
 	$(VLLM_BIN)/python -m pytest -m vllm tests/vllm_engine

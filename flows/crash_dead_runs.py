@@ -10,7 +10,8 @@ places of their deployments. Every few minutes each unfinished run of a deployme
             ├─ ten minutes, and still silent at a second look           ─► dead
             └─ less, or it never sent a heartbeat from elsewhere         ─► let it be
 
-A dead run becomes Crashed, or Cancelled if that was asked for, with the subflow and task runs within it.
+A dead run becomes Crashed, or Cancelled if that was asked for, with the subflow and task runs within it. A job that it
+submitted to a cluster goes on, and a run of the same configuration finds it; one whose run was cancelled is stopped.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ from prefect.client.schemas.responses import OrchestrationResult
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.states import Cancelled, Crashed, State
+
+from rskd.config import validate_config
+from rskd.errors import ConfigError, first_line
+from rskd.jobs.cluster.stage import jobs_address
 
 TAG = "rskd"  # of every deployment of ours
 HEARTBEAT = "prefect.flow-run.heartbeat"
@@ -98,6 +103,9 @@ def crash_dead_runs() -> dict[str, str]:
             still = {run.id for run, _ in _dead_runs(client)}
             dead = [(run, state) for run, state in dead if run.id in still]
         changed = {run.name: _set(client.set_flow_run_state, run, state) for run, state in dead}
+        for run, state in dead:
+            if state.is_cancelled():
+                _stop_jobs(run)
         _end_what_is_within(client)
         _forget_old_looks(client)
     if not changed:
@@ -127,6 +135,22 @@ def _sighting(client: SyncPrefectClient, run: FlowRun, *, has_process: bool) -> 
         taken_here=_taken_here(run),
         has_heartbeat=heartbeat is not None,
     )
+
+
+def _stop_jobs(run: FlowRun) -> None:
+    """Those of its stages, on the cluster that a configuration among its parameters names."""
+    logger = get_run_logger()
+    for parameter in filter(lambda value: isinstance(value, dict), run.parameters.values()):
+        with suppress(ConfigError):  # no configuration
+            address = jobs_address(validate_config(parameter).ray)
+            if address is None:
+                continue
+            from rskd.jobs.cluster.submit import stop_jobs_of
+
+            try:
+                stop_jobs_of(address, str(run.id), logger.warning)
+            except Exception as error:
+                logger.warning("%s: its jobs may still be at work, %s", run.name, first_line(error))
 
 
 def _taken_here(run: FlowRun) -> bool:

@@ -18,6 +18,7 @@ from flows.outlive import outlive_worker_and_server
 from flows.progress import LiveProgress
 from rskd.config import DistillConfig
 from rskd.errors import ConfigError, OutputError, explained_by
+from rskd.jobs.cluster.stage import Caller, submitted_by
 from rskd.progress import watched_by
 from rskd.tracking.started_by import started_by
 
@@ -59,7 +60,9 @@ def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
     cache_policy=NO_CACHE,
 )
 def _stage(name: str, stage: Callable[..., Any], *args: Any) -> Any:
-    with _its_turn(name), _linked_from_mlflow(), watched_by(LiveProgress(get_run_logger())):
+    logger = get_run_logger()
+    caller = Caller(run=lambda: flow_run.root_flow_run_id, say=logger.info)
+    with _its_turn(name), _linked_from_mlflow(), watched_by(LiveProgress(logger)), submitted_by(caller):
         return stage(*args)
 
 

@@ -144,6 +144,8 @@ CASES: dict[str, Case] = {
     "tracking.experiment": Case("other", "----"),
     "ray.enabled": Case(True, "----"),
     "ray.address": Case("auto", None),
+    "ray.code": Case("sent", None, named="code"),
+    "ray.driver_cpus": Case(1, None, named="driver_cpus"),
 }
 
 

@@ -95,6 +95,8 @@ def server_environment_of(settings: StackSettings) -> dict[str, str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # evaluations of language models by MLflow: four more processes
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # A job's entrypoint is `python`.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONUNBUFFERED": "1",
         "SPT_NOENV": "1",  # titles of processes leave the environment readable, by which they are found
     }

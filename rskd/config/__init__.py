@@ -5,6 +5,7 @@
 Unknown keys are refused.
 """
 
+from rskd.config.cluster import RayConfig
 from rskd.config.distillation import DistillConfig, StudentSpec
 from rskd.config.files import load_config, to_yaml, validate_config
 from rskd.config.judging import GenerateConfig, JudgeConfig, PromptSetConfig
@@ -13,7 +14,6 @@ from rskd.config.sections import (
     CostsConfig,
     EvaluateConfig,
     ObjectiveConfig,
-    RayConfig,
     SamplingConfig,
     SourceConfig,
     StorageConfig,

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from rskd.config.cluster import RayConfig
 from rskd.config.judging import GenerateConfig, JudgeConfig
 from rskd.config.promotion import PromotionConfig
 from rskd.config.section import Name, Section, check_names
@@ -15,7 +16,6 @@ from rskd.config.sections import (
     CostsConfig,
     EvaluateConfig,
     ObjectiveConfig,
-    RayConfig,
     SamplingConfig,
     StorageConfig,
     StudentConfig,

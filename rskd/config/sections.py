@@ -406,13 +406,3 @@ class TrackingConfig(Section):
         default=None, description="MLflow tracking URI; sqlite under a local storage root by default."
     )
     experiment: str = Field(default="rskd", description="MLflow experiment.")
-
-
-class RayConfig(Section):
-    enabled: bool = Field(
-        default=True,
-        description="False runs every stage in the driver's process, where there is no Ray; train.workers is then 0.",
-    )
-    address: str | None = Field(
-        default=None, description="Address of a Ray cluster; a local Ray is started by default."
-    )

@@ -27,6 +27,7 @@ from rskd.costs import Reserved
 from rskd.errors import ConfigError
 from rskd.jobs.at_work import AtWork, at_work, costs_of
 from rskd.jobs.cache_worker import CacheRun, TeacherWorker
+from rskd.jobs.cluster.stage import on_cluster
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.ray_session import ensure_ray
 from rskd.jobs.vllm_environment import VllmEnvironment
@@ -42,6 +43,7 @@ _logger = logging.getLogger(__name__)
 _THREADS = 2  # of a worker: one infers while the other reads and writes
 
 
+@on_cluster
 @one_at_a_time
 def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
     """Write every cache of `config` that is not finished; the teacher runs over what any of them lacks, once.

@@ -26,6 +26,7 @@ from rskd.evaluation.downstream import find_tasks, mean_score
 from rskd.evaluation.language_modeling import pct_ce_to_fullkd
 from rskd.evaluation.window_values import METRICS
 from rskd.jobs.at_work import at_work
+from rskd.jobs.cluster.stage import on_cluster
 from rskd.jobs.evaluate_worker import (
     EvaluationRun,
     Findings,
@@ -58,6 +59,7 @@ GAP_COVERED = "pct_ce_to_fullkd"
 _TABLES = {results.WINDOW_VALUES: window_values.to_parquet, results.PASSAGES: passages.to_parquet}
 
 
+@on_cluster
 @one_at_a_time
 def evaluate_students(config: DistillConfig) -> dict[str, Any]:
     """Evaluate every student of `config`, and the teacher, on the held-out windows; and what `config.evaluate` adds.

@@ -16,6 +16,7 @@ from rskd.costs import Reserved
 from rskd.evaluation.answers import AnswerPart, missing_parts, read_answers, remove_other_parts
 from rskd.evaluation.prompts import PAPERS_PROMPTS
 from rskd.jobs.at_work import at_work
+from rskd.jobs.cluster.stage import on_cluster
 from rskd.jobs.generate_worker import GenerationRun, Made, generate_parts
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.ray_session import ensure_ray, require_gpus
@@ -28,6 +29,7 @@ from rskd.storage import Store
 _logger = logging.getLogger(__name__)
 
 
+@on_cluster
 @one_at_a_time
 def generate_answers(config: DistillConfig, model: str) -> dict[str, Any]:
     """The answers of one model (`models_that_answer`) to all sets of prompts, in `config.answers_uri(model)`.

@@ -13,7 +13,7 @@ import hashlib
 import inspect
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -36,9 +36,7 @@ def one_at_a_time(stage: Callable[Concatenate[DistillConfig, P], T]) -> Callable
     def alone(config: DistillConfig, *args: P.args, **kwargs: P.kwargs) -> T:
         given = inspect.signature(stage).bind(config, *args, **kwargs)
         given.apply_defaults()
-        values = list(given.arguments.values())[1:]
-        others = [value.home if isinstance(value, DistillConfig) else str(value) for value in values]
-        what = " ".join([stage.__name__, *others])
+        what = described(stage.__name__, list(given.arguments.values())[1:])
 
         def on_wait() -> None:
             _logger.warning("another process is running %s of %s: waiting for it to end", what, config.home)
@@ -50,6 +48,11 @@ def one_at_a_time(stage: Callable[Concatenate[DistillConfig, P], T]) -> Callable
             return stage(config, *args, **kwargs)
 
     return alone
+
+
+def described(stage: str, others: Sequence[object]) -> str:
+    """A stage and its arguments after the config, whatever the settings in them: two of one name take turns."""
+    return " ".join([stage, *(other.home if isinstance(other, DistillConfig) else str(other) for other in others)])
 
 
 def _lock_path(config: DistillConfig, what: str) -> Path:

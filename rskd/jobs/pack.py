@@ -39,6 +39,7 @@ from rskd.corpus.vocabulary import cut_ids
 from rskd.costs import Reserved
 from rskd.errors import ConfigError
 from rskd.jobs.at_work import AtWork, at_work, costs_of
+from rskd.jobs.cluster.stage import on_cluster
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.pack_worker import Recipe, count_group, task_of, write_group
 from rskd.jobs.ray_session import ensure_ray, parallel_tasks
@@ -50,6 +51,7 @@ from rskd.storage import Store
 _logger = logging.getLogger(__name__)
 
 
+@on_cluster
 @one_at_a_time
 def pack_corpus(config: DistillConfig) -> dict[str, Any]:
     """Pack what `config.corpus` names and was not packed yet; added files never move what was packed.

@@ -21,6 +21,7 @@ from rskd.evaluation.promotion import Measured, decide, named_teacher
 from rskd.evaluation.results import PROMOTIONS, WINDOW_VALUES, missing_table, read_table
 from rskd.evaluation.window_values import METRICS, WindowValues, from_parquet
 from rskd.jobs.at_work import AtWork, at_work
+from rskd.jobs.cluster.stage import on_cluster
 from rskd.jobs.evaluate import evaluation_run, measure_windows, reserved, student_figures
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.ray_session import ensure_ray, require_gpus
@@ -36,6 +37,7 @@ _CHAMPION = ":champion"  # its name among the models of an evaluation: no studen
 _TOKENIZER, _TEACHER, _HELD_OUT = "rskd.tokenizer", "rskd.teacher", "rskd.held_out"
 
 
+@on_cluster
 @one_at_a_time
 def promote_student(config: DistillConfig, student: str = "default") -> dict[str, Any]:
     """Let a finished student take the champion's place in the registry, if the gate says so (`config.promotion`).

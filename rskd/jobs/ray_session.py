@@ -11,6 +11,7 @@ from typing import Any
 
 from rskd import interrupts
 from rskd.config import RayConfig
+from rskd.config.cluster import is_jobs_api
 from rskd.cores import usable_cores
 from rskd.environment import ray_temporary_folder
 from rskd.errors import ConfigError, first_line
@@ -25,6 +26,11 @@ def ensure_ray(config: RayConfig) -> None:
     """
     if not config.enabled:
         return
+    if config.address is not None and is_jobs_api(config.address):
+        raise ConfigError(
+            f"ray.address={config.address} takes stages as jobs, and this is none: set ray.address=auto on a node of "
+            "that cluster, or remove the key"
+        )
     import ray
     from ray.data import DataContext
 
@@ -66,7 +72,7 @@ def parallel_tasks(config: RayConfig) -> int:
         return usable_cores()
     import ray
 
-    return int(ray.cluster_resources()["CPU"])
+    return max(1, int(ray.cluster_resources().get("CPU", 0)))  # nodes may still have to come
 
 
 def require_gpus(config: RayConfig, setting: str, gpus: float) -> None:

@@ -18,6 +18,7 @@ from rskd.evaluation import rubric
 from rskd.evaluation.downstream import find_tasks
 from rskd.evaluation.judge_client import api_key
 from rskd.evaluation.results import read_results
+from rskd.jobs.cluster.stage import on_cluster
 from rskd.jobs.evaluate import make_parts, summary
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.lineage.answers import prompt_sets
@@ -75,6 +76,7 @@ def _check_same_ids(before: Inputs, after: Inputs) -> None:
             )
 
 
+@on_cluster
 @one_at_a_time
 def measure_start(tuned: DistillConfig, start: DistillConfig) -> dict[str, Any]:
     """Evaluate the students of `start`, and its teacher, on its held-out windows and tasks, for `tuned`.

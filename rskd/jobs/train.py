@@ -26,6 +26,7 @@ from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.costs import Reserved
 from rskd.errors import CacheMismatchError, ConfigError, CorruptPartError, MissingOutputError
 from rskd.jobs.at_work import AtWork, at_work, costs_of
+from rskd.jobs.cluster.stage import on_cluster
 from rskd.jobs.one_at_a_time import one_at_a_time
 from rskd.jobs.training.in_process import train_in_process
 from rskd.jobs.training.run import TrainingRun
@@ -43,6 +44,7 @@ from rskd.student.trainer import Log
 _logger = logging.getLogger(__name__)
 
 
+@on_cluster
 @one_at_a_time
 def train_student(config: DistillConfig, student: str = "default") -> dict[str, Any]:
     """Train one student of `config` and write it to `config.student_uri(student)`; skipped if it is there and matches.

@@ -1,4 +1,4 @@
-"""One real object store (SeaweedFS) and one Ray for the whole run, on loopback; the store checks credentials."""
+"""One real object store (SeaweedFS), one Ray and one Ray cluster for the whole run, on loopback, with credentials."""
 
 import json
 import os
@@ -7,14 +7,22 @@ import subprocess
 import sysconfig
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pytest
 from free_ports import free_ports
+from tiny_runs import tiny_settings, write_texts
+
+from rskd.config import DistillConfig, validate_config
+from rskd.config.distillation import merge
+from rskd.jobs.pack import pack_corpus
+
+if TYPE_CHECKING:
+    from clusters import Cluster
 
 
 class ObjectStore:
@@ -110,6 +118,47 @@ def ray_local(request: pytest.FixtureRequest) -> Iterator[None]:
     ensure_ray(RayConfig())
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def cluster(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Cluster"]:
+    """A head without CPUs, nodes a and b with two each, and a token, which the environment has."""
+    from clusters import cluster_up
+    from ray._private.authentication_test_utils import reset_auth_token_state
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_AUTH_MODE", "token")
+        environment.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex * 2)
+        reset_auth_token_state()  # a process reads it once
+        folder = tmp_path_factory.mktemp("ray", numbered=False)
+        with cluster_up(folder) as cluster:
+            cluster.add_node("a", cpus=2)
+            cluster.add_node("b", cpus=2)
+            yield cluster
+
+
+@pytest.fixture(scope="session")
+def make_clustered(
+    cluster: "Cluster", object_store: ObjectStore, tiny_teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., DistillConfig]:
+    """Configurations on the cluster and the object store, packed; a stage of two workers needs both nodes."""
+    folder, bucket = tmp_path_factory.mktemp("texts"), object_store.make_bucket()
+    write_texts(folder / "text", range(60))
+
+    def make(name: str, **sections: Any) -> DistillConfig:
+        common = {
+            "storage": {"root": bucket},
+            "corpus": {"seq_len": 64, "windows_per_part": 16, "eval_windows": 8},
+            "teacher": {"workers": 2, "threads_per_worker": 2},
+            "train": {"workers": 2, "threads_per_worker": 2, "global_batch": 8, "steps": 20, "checkpoint_every": 4},
+            "ray": {"enabled": True, "address": cluster.address},
+        }
+        settings = tiny_settings(folder, tiny_teacher_dir, name=name, **merge(common, sections))
+        here = {"train": {"workers": 0}, "teacher": {"workers": 1}}
+        pack_corpus(validate_config(merge(settings, here) | {"ray": {"enabled": False}}))
+        return validate_config(settings)
+
+    return make
 
 
 def _find_binary() -> str | None:

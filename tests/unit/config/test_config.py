@@ -128,6 +128,12 @@ def test_survives_the_round_trip_of_a_prefect_form(extra: dict) -> None:
         ({"corpus": {"source": {"kind": "text"}}}, "text needs a uri"),
         ({"ray": {"enabled": False}}, "train.workers=1 of student default needs Ray"),
         ({"ray": {"enabled": False, "address": "auto"}, "train": {"workers": 0}}, "ray.address needs Ray"),
+        ({"ray": {"address": "http://"}}, "ray: address=http:// names no head: write http://HEAD:8265"),
+        ({"ray": {"address": "https://head:x"}}, "ray: address=https://head:x names no head"),
+        ({"ray": {"address": "http://me:secret@head:8265"}}, "ray.address: is a URI with a password"),
+        ({"ray": {"address": "auto", "code": "sent"}}, "code='sent' is not used by address=auto"),
+        ({"ray": {"enabled": False, "driver_cpus": 1}}, "driver_cpus=1.0 is not used by ray.enabled=false"),
+        ({"ray": {"address": "http://head:8265", "driver_cpus": -1}}, "ray.driver_cpus: input should be greater than"),
         (
             {"ray": {"enabled": False}, "train": {"workers": 0}, "teacher": {"model": "x", "workers": 2}},
             "teacher.workers=2 needs Ray",
