@@ -9,16 +9,17 @@ exists, and readers take the newest.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from hashlib import sha256
 from itertools import count, pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from rskd import records
 from rskd.cache.histogram import Histogram, add_up
+from rskd.cache.parts import PAGED_VERSION, Page, PagedParts, PartRecord, in_pages
 from rskd.difference import Difference, first_difference
 from rskd.errors import CacheMismatchError, CorruptPartError, MissingOutputError
 from rskd.storage import Store
@@ -34,6 +35,7 @@ _FREE_FIELDS = {
 }
 # Fields that heads of older caches lack, with what those caches were made with: they leave a head's identity as it is.
 _ADDED_FIELDS: dict[str, dict[str, Any]] = {"corpus": {"bos": "none", "bos_ids": []}}
+_AHEAD = 1024  # commit records held at once, 4 kB each
 _READERS = 16  # small files read at once: an object store answers each in milliseconds
 
 _ANOTHER_NAME = "choose another name for the run, or remove the cache, and run rskd cache"
@@ -52,30 +54,6 @@ class CorpusPart(Protocol):
     def rows(self) -> int: ...
     @property
     def sha256(self) -> str: ...
-
-
-class PartRecord(NamedTuple):
-    """A committed part: rows [first_row, first_row + rows), `samples` entries in all.
-
-    A tuple, since a large cache has 100,000 of them and a tuple is made in a fifth of the time of a dataclass.
-    """
-
-    index: int
-    file: str  # name under the cache's URI
-    first_row: int
-    rows: int
-    tokens: int
-    samples: int
-    bytes: int
-    sha256: str
-    corpus_sha256: str  # of the part of the corpus that it was made from
-    record_sha256: str  # of the commit record
-    teacher_loss: float | None = None  # sum of -log p(label) over the positions, nats; older parts have none
-    loss_tokens: int | None = None  # positions that have a loss, so entries; None: all have
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it is sealed: what is unknown is left out, so that older records stay as they are."""
-        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +87,31 @@ class CacheManifest:
     teacher: dict[str, Any]
     tokenizer: dict[str, Any]
     corpus: dict[str, Any]
-    parts: tuple[PartRecord, ...]
+    parts: Sequence[PartRecord]  # in their order; many are in pages
     histograms: dict[str, Histogram]
     totals: dict[str, Any]  # rows, tokens, samples, bytes (of the part files), teacher_lm_loss; loss_tokens if masked
 
     def to_dict(self) -> dict[str, Any]:
         """As it is sealed."""
-        return _to_dict(self) | {"parts": [part.to_dict() for part in self.parts]}
+        content = _to_dict(self)
+        if isinstance(self.parts, PagedParts):
+            del content["parts"]
+            return content | {"pages": self.parts.to_dicts(), "format_version": PAGED_VERSION}
+        return content | {"parts": [part.to_dict() for part in self.parts]}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> CacheManifest:
-        """Inverse of `to_dict`; the parts may be parsed already."""
-        return cls(**{**content, "parts": tuple(map(_parse_part, content["parts"]))})
+    def from_dict(cls, content: Mapping[str, Any], store: Store | None = None) -> CacheManifest:
+        """Inverse of `to_dict`; the parts may be parsed already, or in pages in the store."""
+        if "pages" not in content:
+            return cls(**{**content, "parts": tuple(map(_parse_part, content["parts"]))})
+        assert store is not None
+        rest = {name: value for name, value in content.items() if name != "pages"}
+        parts = PagedParts(store, [Page(**page) for page in content["pages"]])
+        return cls(**{**rest, "parts": parts, "format_version": FORMAT_VERSION})
+
+    def in_pages(self, store: Store) -> CacheManifest:
+        """The same, whose parts, if they are many, were written in pages."""
+        return replace(self, parts=in_pages(store, self.parts))
 
     @property
     def teacher_lm_loss(self) -> float | None:
@@ -171,6 +162,18 @@ def fold(
     )
 
 
+def folded(commits: Iterable[Commit]) -> tuple[list[PartRecord], dict[str, Histogram]]:
+    """The parts of commit records, and the sum of their histograms, of which a few are held at a time."""
+    parts: list[PartRecord] = []
+    histograms: list[dict[str, Histogram]] = []
+    for commit in commits:
+        parts.append(commit.part)
+        histograms.append(commit.histograms)
+        if len(histograms) == _AHEAD:
+            histograms = [add_up(histograms)]
+    return parts, add_up(histograms)
+
+
 def part_name(index: int) -> str:
     """How messages and files call a part: part-00003."""
     return f"part-{index:05d}"
@@ -202,10 +205,11 @@ def newest_manifest(store: Store) -> CacheManifest | None:
 def read_manifest(store: Store, generation: int) -> CacheManifest:
     """The manifest of one generation; CorruptPartError if it was changed or is another's."""
     origin = f"{store.uri}/{manifest_name(generation)}"
-    content = _checked_version(records.unseal(store.read(manifest_name(generation)), origin, _parse_part), origin)
+    content = records.unseal(store.read(manifest_name(generation)), origin, _parse_part)
+    content = _checked_version(content, origin, PAGED_VERSION if "pages" in content else FORMAT_VERSION)
     if content["generation"] != generation:
         raise CorruptPartError(f"{origin} is of generation {content['generation']}: run rskd verify --repair on it")
-    return CacheManifest.from_dict(content)
+    return CacheManifest.from_dict(content, store)
 
 
 def read_head(store: Store) -> dict[str, Any]:
@@ -259,10 +263,12 @@ def read_commit(store: Store, index: int) -> Commit:
     return Commit(part, segments, content["head"], content["histograms"])
 
 
-def read_commits(store: Store, indices: Iterable[int]) -> list[Commit]:
-    """Commit records of many parts, in their order."""
+def read_commits(store: Store, indices: Iterable[int]) -> Iterator[Commit]:
+    """Commit records of many parts, in their order; a few are held at a time."""
+    in_order = sorted(indices)
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(lambda index: read_commit(store, index), sorted(indices)))
+        for start in range(0, len(in_order), _AHEAD):
+            yield from pool.map(lambda index: read_commit(store, index), in_order[start : start + _AHEAD])
 
 
 def head_identity(head: Head) -> str:
@@ -332,10 +338,10 @@ def _to_dict(instance: Any) -> dict[str, Any]:
     return {field.name: getattr(instance, field.name) for field in fields(instance)}
 
 
-def _checked_version(content: dict[str, Any], origin: str) -> dict[str, Any]:
-    if content["format_version"] != FORMAT_VERSION:
+def _checked_version(content: dict[str, Any], origin: str, version: int = FORMAT_VERSION) -> dict[str, Any]:
+    if content["format_version"] != version:
         raise CacheMismatchError(
-            f"{origin} has format_version {content['format_version']}, this rskd reads {FORMAT_VERSION}: "
+            f"{origin} has format_version {content['format_version']}, this rskd reads {version}: "
             "use the rskd that made it"
         )
     return content

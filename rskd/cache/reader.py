@@ -32,6 +32,7 @@ from rskd.cache.manifest import (
     corrupt_part,
     expected_parts,
     fold,
+    folded,
     manifest_name,
     newest_manifest,
     read_commit,
@@ -39,6 +40,7 @@ from rskd.cache.manifest import (
     read_head,
     read_manifest,
 )
+from rskd.cache.parts import part_rows
 from rskd.cache.rows import CacheRows, RowGroup
 from rskd.errors import ConfigError, MissingOutputError, first_line
 from rskd.storage import Store
@@ -183,7 +185,7 @@ class LogitCache:
     @cached_property
     def _part_rows(self) -> np.ndarray:
         """First row and rows of each part, int64 [P, 2]."""
-        return np.array([(part.first_row, part.rows) for part in self.manifest.parts], np.int64).reshape(-1, 2)
+        return part_rows(self.manifest.parts)
 
     @property
     def _rows_per_group(self) -> int:
@@ -237,8 +239,8 @@ def _read_segment(store: Store, part: PartRecord, segments: Sequence[Segment], i
 def committed_so_far(store: Store) -> CacheManifest:
     """What a manifest of the parts that are committed would say, for an unfinished cache."""
     head = read_head(store)
-    commits = read_commits(store, committed_indices(store.sizes(PARTS_FOLDER)))
-    return fold(head, (c.part for c in commits), (c.histograms for c in commits), generation=0)
+    parts, histograms = folded(read_commits(store, committed_indices(store.sizes(PARTS_FOLDER))))
+    return fold(head, parts, [histograms], generation=0)
 
 
 def read_part_file(store: Store, part: PartRecord) -> bytes:

@@ -9,8 +9,9 @@ has recomputed what is missing, and readers refuse it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,6 @@ from rskd.cache.manifest import (
     CacheManifest,
     Commit,
     Head,
-    PartRecord,
     committed_indices,
     corrupt_part,
     head_identity,
@@ -37,8 +37,9 @@ from rskd.cache.manifest import (
     record_name,
     segments_of,
 )
-from rskd.cache.reader import read_part_file
-from rskd.errors import CorruptPartError, MissingOutputError, OutputError
+from rskd.cache.parts import PagedParts, PartRecord, is_page
+from rskd.cache.reader import LogitCache, read_part_file
+from rskd.errors import ConfigError, CorruptPartError, MissingOutputError, OutputError
 from rskd.progress import progress_bar
 from rskd.storage import Store
 
@@ -79,28 +80,71 @@ def verify(uri: str, *, repair: bool = False) -> VerifyReport:
         raise MissingOutputError(f"cache {uri} does not exist: run rskd cache")
     report = VerifyReport()
     head = _check_head(store, report)
-    manifest = _check_manifests(store, files, head, report)
+    manifest, pages = _check_manifests(store, files, head, report)
     head = head or (manifest and manifest.head)
     listed = {part.index: part for part in (manifest.parts if manifest else ())}
     recorded = committed_indices(name.removeprefix(f"{PARTS_FOLDER}/") for name in files)
-    known = {HEAD_FILE, *_manifests(files), *map(record_name, recorded)}
+    known = {HEAD_FILE, *_manifests(files), *pages, *map(record_name, recorded)}
     bad: set[int] = set()
     with progress_bar("verify", len(recorded | listed.keys())) as advance:
         for index in sorted(recorded | listed.keys()):
-            try:
-                commit = _check_record(store, index, listed.get(index), head)
-                known.add(commit.part.file)
-                _check_part(store, commit, head)
-                report.rows_checked += commit.part.rows
-            except CorruptPartError as error:
-                report.add(part_name(index), error)
-                bad.add(index)
-            report.parts_checked += 1
+            commit, is_good = _check(store, index, listed.get(index), head, report)
+            known |= {commit.part.file} if commit else set()
+            bad |= set() if is_good else {index}
             advance()
     report.orphans = sorted(files.keys() - known)
     if repair:
         _repair(store, files, bad, report)
     return report
+
+
+def parse_parts(ranges: str) -> list[range]:
+    """The parts that `--parts` names: 7, 0-9, or several with commas between; ConfigError for anything else."""
+    found = []
+    for one in ranges.split(","):
+        matched = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", one, re.ASCII)
+        first, last = (int(matched[1]), int(matched[2] or matched[1])) if matched else (1, 0)
+        if last < first:
+            raise ConfigError(f"--parts={ranges}: {one!r} is no part or range of parts: write 7, 0-9 or 0-9,500")
+        found.append(range(first, last + 1))
+    return found
+
+
+def verify_parts(uri: str, ranges: Sequence[range]) -> VerifyReport:
+    """`verify` of the head, the newest manifest and these parts alone, without a listing of the cache.
+
+    Nothing else is read, so files that no record names, and older generations, go unseen. Raises MissingOutputError for
+    a cache that is missing or unfinished, CorruptPartError for a changed manifest, ConfigError for a part that it does
+    not have.
+    """
+    parts = LogitCache.open(uri).manifest.parts
+    last = max(one[-1] for one in ranges)
+    if last >= len(parts):
+        raise ConfigError(f"--parts names part {last}, cache {uri} has parts 0-{len(parts) - 1}: name some of those")
+    store, report = Store(uri), VerifyReport()
+    head = _check_head(store, report)
+    wanted = sorted({*chain.from_iterable(ranges)})
+    with progress_bar("verify", len(wanted)) as advance:
+        for place in wanted:
+            _check(store, parts[place].index, parts[place], head, report)
+            advance()
+    return report
+
+
+def _check(
+    store: Store, index: int, listed: PartRecord | None, head: Head | None, report: VerifyReport
+) -> tuple[Commit | None, bool]:
+    """Check one part: its commit record, if that is whole, and whether all of it is; the report has what is not."""
+    report.parts_checked += 1
+    commit = None
+    try:
+        commit = _check_record(store, index, listed, head)
+        _check_part(store, commit, head)
+    except CorruptPartError as error:
+        report.add(part_name(index), error)
+        return commit, False
+    report.rows_checked += commit.part.rows
+    return commit, True
 
 
 def _check_head(store: Store, report: VerifyReport) -> Head | None:
@@ -117,12 +161,15 @@ def _manifests(files: Iterable[str]) -> list[str]:
 
 def _check_manifests(
     store: Store, files: Iterable[str], head: Head | None, report: VerifyReport
-) -> CacheManifest | None:
-    """Check all generations; the newest, or None if there is no whole one."""
-    newest = None
+) -> tuple[CacheManifest | None, set[str]]:
+    """Check all generations; the newest, or None if there is no whole one, and the pages that any of them has."""
+    newest, pages = None, set[str]()
     for generation in range(len(_manifests(files))):
         try:
             newest = read_manifest(store, generation)
+            if isinstance(newest.parts, PagedParts):
+                pages |= {page.file for page in newest.parts.pages}
+                newest.parts.check()
             if head is not None and head_identity(newest.head) != head_identity(head):
                 raise CorruptPartError(f"{manifest_name(generation)} of cache {store.uri} is that of another cache")
         except OutputError as error:
@@ -130,7 +177,7 @@ def _check_manifests(
             newest = None
     if not _manifests(files):
         report.add("manifest", MissingOutputError(f"cache {store.uri} is unfinished: run rskd cache"))
-    return newest
+    return newest, pages
 
 
 def _check_record(store: Store, index: int, listed: PartRecord | None, head: Head | None) -> Commit:
@@ -217,12 +264,12 @@ def _sums(table: pa.Table, layout: Layout) -> np.ndarray:
 
 def _repair(store: Store, files: Iterable[str], bad: set[int], report: VerifyReport) -> None:
     """Remove in an order that never leaves a manifest without its parts, or a record without its file."""
-    doomed = _manifests(files) if report.problems else []
+    doomed = [*_manifests(files), *filter(is_page, sorted(files))] if report.problems else []
     doomed += [HEAD_FILE] if any(problem["part"] == "head" for problem in report.problems) else []
     doomed += [record_name(index) for index in sorted(bad)]
     stems = tuple(f"{PARTS_FOLDER}/{part_name(index)}-" for index in bad)
     doomed += [name for name in sorted(files) if name in report.orphans or name.startswith(stems)]
-    report.removed = [name for name in doomed if name in files]
+    report.removed = [name for name in dict.fromkeys(doomed) if name in files]
     for name in report.removed:
         store.remove(name)
     report.removed += store.abort_uploads()

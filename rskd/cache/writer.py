@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from operator import eq
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from rskd.cache.manifest import (
     committed_indices,
     corrupt_part,
     fold,
+    folded,
     head_identity,
     manifest_name,
     newest_manifest,
@@ -142,10 +144,11 @@ class CacheWriter:
         for part in corpus_parts:
             check_same_windows(committed[part.index], part, self.uri)
         newest = newest_manifest(self._store)
-        if newest is not None and newest.parts == tuple(committed[index] for index in sorted(committed)):
+        in_order = (committed[index] for index in sorted(committed))
+        if newest is not None and len(newest.parts) == len(committed) and all(map(eq, newest.parts, in_order)):
             return newest
         generation = 0 if newest is None else newest.generation + 1
-        manifest = fold(self._head, committed.values(), histograms, generation=generation)
+        manifest = fold(self._head, committed.values(), histograms, generation=generation).in_pages(self._store)
         if not self._store.create(manifest_name(generation), records.seal(manifest.to_dict())):
             return self.finish(corpus_parts)  # another writer was first: its manifest is the newest now
         return manifest
@@ -156,14 +159,13 @@ class CacheWriter:
         newest = newest_manifest(self._store)
         listed = self._store.sizes(PARTS_FOLDER)
         parts = {part.index: part for part in (newest.parts if newest else ())}
-        commits = [
-            self._checked(commit) for commit in read_commits(self._store, committed_indices(listed) - parts.keys())
-        ]
-        parts |= {commit.part.index: commit.part for commit in commits}
+        unread = committed_indices(listed) - parts.keys()
+        found, histograms = folded(map(self._checked, read_commits(self._store, unread)))
+        parts |= {part.index: part for part in found}
         for part in parts.values():
             if listed.get(part.file.removeprefix(f"{PARTS_FOLDER}/")) != part.bytes:
                 raise corrupt_part(self.uri, part.index, f"is committed, but {part.file} is missing or truncated")
-        return parts, [*([newest.histograms] if newest else []), *(commit.histograms for commit in commits)]
+        return parts, [*([newest.histograms] if newest else []), histograms]
 
     def _checked(self, commit: Commit) -> Commit:
         if commit.head != self._identity:

@@ -1,12 +1,12 @@
 """Pack the corpus: source files ─► groups ─► windows in Parquet parts, for training and held out.
 
-    driver: list, group ─► pass 1, a task per group: count tokens, hash documents
+    driver: list, group ─► pass 1, a task per group: tokenize, count, hash documents; tokens ─► scratch
             ◄─ choose the hold-out threshold; give each group its part numbers and row ids
-                        ─► pass 2, a task per group: shuffle, join, cut, write parts ─► driver: manifests
+            scratch ─► pass 2, a task per group: shuffle, join, cut, write parts ─► driver: manifests
 
-Both passes read and tokenize the documents: nothing of them is kept in the driver but a hash and a count. Windows and
-row ids are a pure function of (source and how it grew, tokenizer, bos, seq_len, seed). Nothing is visible until the
-manifests are written.
+Pass 2 tokenizes again what the scratch has no room for (`rskd.corpus.scratch`). The driver keeps nothing of the
+documents but a hash and a count. Windows and row ids are a pure function of (source and how it grew, tokenizer, bos,
+seq_len, seed). Nothing is visible until the manifests are written.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from rskd.corpus.packed_corpus import (
     write_manifest,
 )
 from rskd.corpus.packing import DocumentCounts, Share, limited, num_windows, repeated, shuffled
+from rskd.corpus.scratch import Scratch
 from rskd.corpus.sources import Group, list_files, located, new_groups
 from rskd.corpus.vocabulary import cut_ids
 from rskd.costs import Reserved
@@ -89,29 +90,22 @@ def _pack(
     inputs: Inputs, packed: dict[str, CorpusManifest] | None, groups: dict[int, Group], work: AtWork
 ) -> dict[str, CorpusManifest]:
     """Pack groups after what is packed; the manifests of both splits, as they are written."""
-    config, head = inputs.config, inputs.corpus_head
-    layout = packed["train"].head if packed else head
-    recipe = Recipe(
-        source=located(config.corpus.source),
-        tokenizer=inputs.tokenizer,
-        bos=head["bos"],
-        **{key: head["tokenizer"][key] for key in ("vocab_size", "end_of_text_id", "bos_ids")},
-        uris={split: Store(config.corpus_uri(split)).absolute_uri for split in SPLITS},
-        chat=inputs.chat,
-        **{key: layout[key] for key in ("seq_len", "seed", "windows_per_part", "rows_per_group")},
-    )
-    counts = _count(config.ray, recipe, groups)
-    if cut := cut_ids(inputs.tokenizer, recipe.vocab_size):
-        _logger.warning("ids that the teacher has no output row for are left out; no text uses them: %s", cut)
-    is_first = packed is None
-    if packed is None:
-        packed = _nothing_packed(config, head, list(counts.values()))
-    hold_out = HoldOut(packed["train"].eval_threshold, packed["train"].eval_multiplier)
-    shares = _shares(counts, hold_out, packed)
-    if is_first:
-        _warn_of_large_hold_out(shares, config.corpus.eval_windows)
-    _limit_train_windows(shares, config, packed["train"])
-    parts, tails, counted = _write(config.ray, recipe, groups, _places(shares, packed), hold_out, work)
+    config, is_first = inputs.config, packed is None
+    recipe = _recipe(inputs, packed["train"].head if packed else inputs.corpus_head)
+    with recipe.scratch.cleared():
+        counts, kept = _count(config.ray, recipe, groups)
+        if cut := cut_ids(inputs.tokenizer, recipe.vocab_size):
+            _logger.warning("ids that the teacher has no output row for are left out; no text uses them: %s", cut)
+        if packed is None:
+            packed = _nothing_packed(config, inputs.corpus_head, list(counts.values()))
+        hold_out = HoldOut(packed["train"].eval_threshold, packed["train"].eval_multiplier)
+        shares = _shares(counts, hold_out, packed)
+        if is_first:
+            _warn_of_large_hold_out(shares, config.corpus.eval_windows)
+        _limit_train_windows(shares, config, packed["train"])
+        places = _places(shares, packed)
+        tasks = [task_of(index, group) | places[index] | {"kept": kept[index]} for index, group in groups.items()]
+        parts, tails, counted = _write(config.ray, recipe, tasks, hold_out, work)
     manifests = {}
     for split, manifest in packed.items():
         new = [groups[index].to_dict() | asdict(shares[index][split]) | counted[index, split] for index in groups]
@@ -123,6 +117,25 @@ def _pack(
     for split in reversed(SPLITS):  # train comes last: a corpus without a train manifest is packed again
         write_manifest(Store(config.corpus_uri(split)), manifests[split])
     return manifests
+
+
+def _recipe(inputs: Inputs, layout: dict[str, Any]) -> Recipe:
+    """What the tasks have to know; `layout` is the head of what is packed, if anything is."""
+    config, head = inputs.config, inputs.corpus_head
+    return Recipe(
+        source=located(config.corpus.source),
+        tokenizer=inputs.tokenizer,
+        bos=head["bos"],
+        **{key: head["tokenizer"][key] for key in ("vocab_size", "end_of_text_id", "bos_ids")},
+        uris={split: Store(config.corpus_uri(split)).absolute_uri for split in SPLITS},
+        scratch=Scratch.of(
+            f"{config.home}/corpus",
+            vocab_size=head["tokenizer"]["vocab_size"],
+            has_masks=inputs.chat is not None,
+        ),
+        chat=inputs.chat,
+        **{key: layout[key] for key in ("seq_len", "seed", "windows_per_part", "rows_per_group")},
+    )
 
 
 def _nothing_packed(
@@ -160,17 +173,25 @@ def _remove_other_parts(config: DistillConfig, manifests: dict[str, CorpusManife
                 store.remove(f"{PARTS_FOLDER}/{name}")
 
 
-def _count(ray: RayConfig, recipe: Recipe, groups: dict[int, Group]) -> dict[int, DocumentCounts]:
-    """Pass 1: the hash and number of tokens of every document, by group."""
+def _count(
+    ray: RayConfig, recipe: Recipe, groups: dict[int, Group]
+) -> tuple[dict[int, DocumentCounts], dict[int, str]]:
+    """Pass 1: by group, the hash and number of tokens of every document, and what the scratch has its tokens as."""
     rows = [task_of(index, group) for index, group in groups.items()]
-    counts = {}
-    with progress_bar("count groups", len(rows)) as advance:
+    counts, kept = {}, {}
+    with progress_bar("tokenize groups", len(rows)) as advance:
         for row in _run(ray, partial(count_group, recipe), rows):
             counts[row["group"]] = DocumentCounts(
                 np.frombuffer(row["hashes"], np.uint64), np.frombuffer(row["num_tokens"], np.int64)
             )
+            kept[row["group"]] = row["kept"]
             advance()
-    return {index: counts[index] for index in groups}
+    if again := sum(not name for name in kept.values()):
+        _logger.warning(
+            f"{again:,} of {len(groups):,} groups of documents are tokenized twice, since {recipe.scratch.uri} has no "
+            "room for their tokens: free some to pack faster next time"
+        )
+    return {index: counts[index] for index in groups}, kept
 
 
 def _shares(
@@ -247,13 +268,11 @@ def _places(
 def _write(
     ray: RayConfig,
     recipe: Recipe,
-    groups: dict[int, Group],
-    places: dict[int, dict[str, dict[str, Any]]],
+    tasks: list[dict[str, Any]],
     hold_out: HoldOut,
     work: AtWork,
 ) -> tuple[dict[str, list[PartInfo]], dict[str, list[int]], dict[tuple[int, str], dict[str, int]]]:
     """Pass 2: the parts of each split, the tail of the last group, and what was counted in the windows of each."""
-    tasks = [task_of(index, group) | places[index] for index, group in groups.items()]
     parts: dict[str, list[PartInfo]] = {split: [] for split in SPLITS}
     tails: dict[str, list[int]] = {}
     counted: dict[tuple[int, str], dict[str, int]] = {}
@@ -263,7 +282,7 @@ def _write(
             written = [PartInfo(**part) for part in json.loads(row["parts"])]
             parts[row["split"]] += written
             counted[row["group"], row["split"]] = json.loads(row["counts"])
-            if row["group"] == max(groups):
+            if row["group"] == tasks[-1]["group"]:
                 tails[row["split"]] = np.frombuffer(row["tail"], np.int32).tolist()
             rows = sum(part.rows for part in written)
             work.add(tokens=rows * recipe.seq_len, bytes_written=sum(part.bytes for part in written))

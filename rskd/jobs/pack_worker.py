@@ -1,8 +1,10 @@
 """What the tasks of a pack do with one group of documents: count them (pass 1), write their windows (pass 2).
 
-group ─► read ─► tokenize ─┬─► hashes and lengths
-                           └─► shuffle ─► split ─► join ─► cut ─► parts, and the tail that fills no window
+pass 1: group ─► read ─► tokenize ─┬─► hashes and lengths
+                                   └─► scratch
+pass 2: scratch ─► shuffle ─► split ─► join ─► cut ─► parts, and the tail that fills no window
 
+A group that is not in the scratch is read and tokenized again.
 Conversations are rendered and masked in place of tokenized, and fitted into windows whole in place of joined and cut.
 """
 
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from rskd.corpus.conversations import ConversationError
 from rskd.corpus.hold_out import HoldOut, content_hash, split_masks
 from rskd.corpus.packed_corpus import PartInfo, write_part
 from rskd.corpus.packing import cut_windows, shuffled, tail_of, tokenize
+from rskd.corpus.scratch import Scratch, TokenizedGroup
 from rskd.corpus.sources import Group, read_conversations, read_documents
 from rskd.corpus.vocabulary import check_ids
 from rskd.errors import ConfigError, printable
@@ -47,6 +50,7 @@ class Recipe:
     windows_per_part: int
     rows_per_group: int
     uris: dict[str, str]
+    scratch: Scratch
     chat: ChatRecipe | None = None
 
 
@@ -60,24 +64,22 @@ def _group(row: dict[str, Any]) -> Group:
 
 
 def count_group(recipe: Recipe, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row: the content hash and the number of tokens of each document of a group."""
-    if recipe.chat is None:
-        hashes, documents = _tokenized(recipe, _group(row))
-    else:
-        hashes, conversations = _masked(recipe, recipe.chat, _group(row))
-        documents = [conversation.ids for conversation in conversations]
-    num_tokens = np.array([len(document) for document in documents], np.int64)
-    yield {"group": row["group"], "hashes": hashes.tobytes(), "num_tokens": num_tokens.tobytes()}
+    """One row: content hash and number of tokens of each document of a group, and the name of its tokens in scratch."""
+    tokens = _tokenized(recipe, _group(row))
+    num_tokens = np.array([len(ids) for ids in tokens.ids], np.int64)
+    kept = recipe.scratch.keep(row["group"], tokens)
+    yield {"group": row["group"], "hashes": tokens.hashes.tobytes(), "num_tokens": num_tokens.tobytes(), "kept": kept}
 
 
 def write_group(recipe: Recipe, hold_out: HoldOut, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A row for each split: its parts, as JSON, its tail, and, of conversations, what its windows hold."""
     group = _group(row)
-    hashes, windows_of = _texts(recipe, group) if recipe.chat is None else _conversations(recipe, recipe.chat, group)
-    order = shuffled(len(hashes), seed=recipe.seed, group=row["group"])
-    for split, mask in split_masks(hashes, hold_out).items():
+    tokens = recipe.scratch.take(row["kept"]) or _tokenized(recipe, group)
+    windows_of = _windows_of_texts if recipe.chat is None else _windows_of_conversations
+    order = shuffled(len(tokens.hashes), seed=recipe.seed, group=row["group"])
+    for split, mask in split_masks(tokens.hashes, hold_out).items():
         place = row[split]
-        windows = windows_of([index for index in order if mask[index]], place)
+        windows = windows_of(recipe, tokens, [index for index in order if mask[index]], place)
         if len(windows.input_ids) != place["windows"]:
             names = ", ".join(printable(file.name) for file in group.files[:3])
             raise ConfigError(f"the corpus source changed while it was packed ({names}): run rskd pack again")
@@ -89,6 +91,7 @@ def write_group(recipe: Recipe, hold_out: HoldOut, row: dict[str, Any]) -> Itera
             "tail": windows.tail.tobytes(),
             "counts": json.dumps(windows.counts),
         }
+    recipe.scratch.remove(row["kept"])
 
 
 @dataclass(frozen=True)
@@ -101,34 +104,24 @@ class _Windows:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-_WindowsOf = Callable[[list[int], dict[str, Any]], _Windows]  # documents in their order, and the place of the windows
-
-
-def _texts(recipe: Recipe, group: Group) -> tuple[np.ndarray, _WindowsOf]:
-    """The content hashes of a group, and what makes windows of its documents."""
-    hashes, documents = _tokenized(recipe, group)
+def _windows_of_texts(recipe: Recipe, tokens: TokenizedGroup, chosen: list[int], place: dict[str, Any]) -> _Windows:
+    """The windows of the documents `chosen`, in their order, that belong at a place."""
     first_id = recipe.bos_ids[0] if recipe.bos == "window" else None
-
-    def windows_of(chosen: list[int], place: dict[str, Any]) -> _Windows:
-        kept = [np.frombuffer(place["carried"], np.int32), *(documents[index] for index in chosen)]
-        windows = cut_windows(kept, recipe.seq_len, first_id=first_id)[: place["windows"]]
-        return _Windows(windows, tail=tail_of(kept, len(windows), recipe.seq_len))
-
-    return hashes, windows_of
+    kept = [np.frombuffer(place["carried"], np.int32), *(tokens.ids[index] for index in chosen)]
+    windows = cut_windows(kept, recipe.seq_len, first_id=first_id)[: place["windows"]]
+    return _Windows(windows, tail=tail_of(kept, len(windows), recipe.seq_len))
 
 
-def _conversations(recipe: Recipe, chat: ChatRecipe, group: Group) -> tuple[np.ndarray, _WindowsOf]:
+def _windows_of_conversations(
+    recipe: Recipe, tokens: TokenizedGroup, chosen: list[int], place: dict[str, Any]
+) -> _Windows:
     """The same of conversations."""
-    hashes, conversations = _masked(recipe, chat, group)
-
-    def windows_of(chosen: list[int], place: dict[str, Any]) -> _Windows:
-        kept = [conversations[index] for index in chosen]
-        lengths = [len(conversation.ids) for conversation in kept]
-        windows = assign(lengths, recipe.seq_len)[: place["windows"]]
-        input_ids, loss_mask = fill(windows, kept, recipe.seq_len, chat.separator_id)
-        return _Windows(input_ids, loss_mask, counts=count(windows, loss_mask, lengths)._asdict())
-
-    return hashes, windows_of
+    assert tokens.loss_masks is not None
+    kept = [MaskedTokens(tokens.ids[index], tokens.loss_masks[index]) for index in chosen]
+    lengths = [len(conversation.ids) for conversation in kept]
+    windows = assign(lengths, recipe.seq_len)[: place["windows"]]
+    input_ids, loss_mask = fill(windows, kept, recipe.seq_len, recipe.end_of_text_id)
+    return _Windows(input_ids, loss_mask, counts=count(windows, loss_mask, lengths)._asdict())
 
 
 def _write_parts(recipe: Recipe, split: str, place: dict[str, Any], windows: _Windows) -> Iterator[PartInfo]:
@@ -145,8 +138,27 @@ def _write_parts(recipe: Recipe, split: str, place: dict[str, Any], windows: _Wi
         )
 
 
-def _masked(recipe: Recipe, chat: ChatRecipe, group: Group) -> tuple[np.ndarray, list[MaskedTokens]]:
-    """Content hashes, uint64, and tokens of the conversations of a group; those without a loss have no tokens."""
+def _tokenized(recipe: Recipe, group: Group) -> TokenizedGroup:
+    """The tokens of a group, from its source."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU
+    tokens = _of_texts(recipe, group) if recipe.chat is None else _of_conversations(recipe, recipe.chat, group)
+    check_ids(tokens.ids, recipe.tokenizer, recipe.vocab_size)
+    return tokens
+
+
+def _of_texts(recipe: Recipe, group: Group) -> TokenizedGroup:
+    hashes: list[int] = []
+
+    def hashed_texts() -> Iterator[str]:
+        for text in read_documents(recipe.source, group):
+            hashes.append(content_hash(text))
+            yield text
+
+    ids = list(tokenize(recipe.tokenizer, hashed_texts(), recipe.end_of_text_id, recipe.bos_ids))
+    return TokenizedGroup(np.array(hashes, np.uint64), ids)
+
+
+def _of_conversations(recipe: Recipe, chat: ChatRecipe, group: Group) -> TokenizedGroup:
     hashes: list[int] = []
     conversations: list[MaskedTokens] = []
     for conversation, refuse in read_conversations(recipe.source, group):
@@ -156,20 +168,5 @@ def _masked(recipe: Recipe, chat: ChatRecipe, group: Group) -> tuple[np.ndarray,
             raise refuse(problem) from None
         hashes.append(conversation.content_hash)
         conversations.append(masked if masked.loss_mask.any() else MaskedTokens(masked.ids[:0], masked.loss_mask[:0]))
-    check_ids([conversation.ids for conversation in conversations], recipe.tokenizer, recipe.vocab_size)
-    return np.array(hashes, np.uint64), conversations
-
-
-def _tokenized(recipe: Recipe, group: Group) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Content hashes, uint64, and token ids of the documents of a group."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU
-    hashes: list[int] = []
-
-    def hashed_texts() -> Iterator[str]:
-        for text in read_documents(recipe.source, group):
-            hashes.append(content_hash(text))
-            yield text
-
-    documents = list(tokenize(recipe.tokenizer, hashed_texts(), recipe.end_of_text_id, recipe.bos_ids))
-    check_ids(documents, recipe.tokenizer, recipe.vocab_size)
-    return np.array(hashes, np.uint64), documents
+    ids, loss_masks = ([masked[field] for masked in conversations] for field in range(2))
+    return TokenizedGroup(np.array(hashes, np.uint64), ids, loss_masks)

@@ -19,8 +19,10 @@ from rskd.config import DistillConfig, validate_config
 from rskd.corpus import sources
 from rskd.corpus.hold_out import content_hash
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.corpus.packing import shuffled
+from rskd.corpus.packing import shuffled, tokenize
+from rskd.corpus.scratch import Scratch
 from rskd.errors import CacheMismatchError, ConfigError, CorruptPartError
+from rskd.jobs import pack_worker
 from rskd.jobs.pack import pack_corpus
 from rskd.storage import Store
 
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.usefixtures("ray_local")
 
 SEQ_LEN = 16
 NAMES = sorted(topics)[:9]
+FINGERPRINTS = ["b660e04ae871", "7084a11e98db"]  # of train and eval with zzz.txt added, as rskd has always packed them
 
 
 @pytest.fixture
@@ -123,6 +126,57 @@ def test_the_number_of_workers_changes_nothing(make_config, tmp_path: Path):
         stores[workers] = files_under(tmp_path / f"store{workers}")
     assert stores[1] == stores[4]
     assert sum(name.endswith(".parquet") for name in stores[1]) > 4
+
+
+@pytest.mark.parametrize("room", ["enough", "none", "lost"])
+def test_a_text_is_tokenized_once_where_there_is_room(
+    make_config,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    room: str,
+    caplog: pytest.LogCaptureFixture,
+):
+    """With the same bytes in any case, also of a pack of added files."""
+    if room == "none":
+        monkeypatch.setattr(Scratch, "keep", lambda self, index, group: "")
+    if room == "lost":  # another pack on an object store cleared it
+        monkeypatch.setattr(Scratch, "take", lambda self, name: None)
+    tokenized: list[int] = []
+    monkeypatch.setattr(pack_worker, "tokenize", lambda *args: tokenized.append(1) or tokenize(*args))
+    pack_corpus(make_config(with_ray=room == "enough"))
+    shutil.copytree(tmp_path / "store", tmp_path / "first")
+    (text / "zzz.txt").write_text(topics[sorted(topics)[21]])
+    pack_corpus(make_config(with_ray=False))
+
+    config = make_config(root=tmp_path / "first", with_ray=False)
+    before = len(tokenized)
+    pack_corpus(config)
+    assert len(tokenized) - before == (1 if room == "enough" else 2)
+    assert files_under(tmp_path / "first") == files_under(tmp_path / "store")
+    corpora = open_splits(config)
+    assert [corpus.manifest.fingerprint[:12] for corpus in corpora] == FINGERPRINTS
+    assert not Path(config.corpus_uri("train")).with_name("scratch").exists()
+    assert ("are tokenized twice" in caplog.text) == (room == "none")
+
+
+def test_an_interrupted_pack_leaves_no_scratch(make_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = make_config(with_ray=False)
+    corpus = Path(config.home) / "corpus"
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        assert len(list((corpus / "scratch").iterdir())) > 2
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_worker, "write_part", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pack_corpus(config)
+    assert list(corpus.iterdir()) == []
+    (corpus / "scratch").mkdir()
+    (corpus / "scratch" / "of-a-pack-that-was-killed").touch()
+    pack_corpus(config)
+    assert sorted(path.name for path in corpus.iterdir()) == ["eval", "train"]
 
 
 def test_added_files_move_nothing(make_config, text: Path, tmp_path: Path, tiny_teacher_dir: Path):

@@ -1,6 +1,7 @@
 """Packing conversations: whole, masked, isolated, and growing as texts do."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rskd.cache.misaligned import reordered_corpus
 from rskd.config import DistillConfig, validate_config
 from rskd.corpus import sources
+from rskd.corpus.chat_tokens import ChatRecipe
 from rskd.corpus.inspection import inspect_corpus, is_corpus
 from rskd.corpus.packed_corpus import PackedCorpus
+from rskd.corpus.scratch import Scratch
 from rskd.errors import CacheMismatchError, ConfigError
 from rskd.jobs.pack import pack_corpus
 from rskd.models.causal_lm import hidden_states
@@ -98,6 +101,23 @@ def test_conversations_are_whole_masked_and_apart(make_config: MakeConfig, tmp_p
         key: summary["train"][key] for key in ("loss_share", "padding_tokens", "windows", "skipped_conversations")
     }
     assert (inspected["kind"], inspected["loss_on"], inspected["separator"]) == ("chat", "assistant", "<|endoftext|>")
+
+
+def test_conversations_are_rendered_once_where_there_is_room(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    lines = [*made(20), [{"role": "user", "content": "No answer."}]]
+    config = make_config(write_jsonl(tmp_path / "text" / "a.jsonl", lines))
+    rendered, encode = [], ChatRecipe.encode
+    monkeypatch.setattr(ChatRecipe, "encode", lambda self, one: rendered.append(1) or encode(self, one))
+    pack_corpus(config)
+    assert len(rendered) == len(lines)
+    with_room = {str(path): path.read_bytes() for path in Path(config.home).rglob("*.parquet")}
+    shutil.rmtree(config.home)
+    monkeypatch.setattr(Scratch, "keep", lambda self, index, group: "")
+    pack_corpus(config)
+    assert len(rendered) == 3 * len(lines)
+    assert with_room == {str(path): path.read_bytes() for path in Path(config.home).rglob("*.parquet")}
 
 
 def test_each_conversation_is_computed_as_if_alone(make_config: MakeConfig, tmp_path: Path, chat_teacher_dir: Path):
