@@ -35,8 +35,11 @@ _VERSIONS = ("torch", "triton", "transformers", "flash-attn", "liger-kernel", "c
 def check_steps() -> list[Step]:
     """The steps of `make check-gpu`, the most worthwhile first."""
     numerics = ("tests/numerics/test_gradients.py", "tests/unit/student/test_triton_loss.py")
+    without_interpreter = ("-k", "not interpreter")
     return [
-        _pytest("losses: Triton, chunked, eager beside float64", 90, *numerics, needs=("triton",)),
+        _pytest(
+            "losses: Triton, chunked, eager beside float64", 90, *numerics, *without_interpreter, needs=("triton",)
+        ),
         _pytest("sampler: draws beside the CPU's", 40, "tests/gpu/test_sampler.py"),
         _pytest("sampler: statistics", 60, "tests/numerics/test_sampling_statistics.py"),
         _pytest("teacher", 60, "tests/gpu/test_teacher.py", needs=MODELS),
@@ -65,16 +68,15 @@ def bench_steps(results: Path, *, tiny: bool) -> list[Step]:
     ]
 
 
-def _pytest(name: str, expected_s: int, *files: str, needs: tuple[str, ...] = ()) -> Step:
+def _pytest(name: str, expected_s: int, *arguments: str, needs: tuple[str, ...] = ()) -> Step:
     """Tests by the plugins that a bare machine has: pytest alone."""
     options = ("-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib --strict-markers", "-q", "-rs")
-    command = (sys.executable, "-m", "pytest", *options, *files)
+    command = (sys.executable, "-m", "pytest", *options, *arguments)
     return Step(name, command, expected_s, ("pytest", *needs), proof=r"[1-9]\d* passed")
 
 
-def identity() -> str:
+def identity(device: str) -> str:
     """The device and the code that results are of: only on both of them a step is not run again."""
-    device = environment()["device"] if torch.cuda.is_available() else "cpu"
     content = hashlib.sha256(" ".join(f"{name}={installed(name)}" for name in _VERSIONS).encode())
     for folder in ("rskd", "tests"):
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -115,7 +117,7 @@ def main() -> int:
         print(f"make {args.what}-gpu needs a GPU, and torch {torch.__version__} sees none (--tiny runs on the CPU)")
         return 2
     small = {"CUDA_VISIBLE_DEVICES": "", "RSKD_TINY": "1"} if args.tiny else {}
-    folder = args.state / ("tiny" if args.tiny else identity())
+    folder = args.state / identity("tiny" if args.tiny else environment()["device"])
     results = (args.results or (folder if args.tiny else RESULTS)).absolute()
     steps = check_steps() if args.what == "check" else bench_steps(results, tiny=args.tiny)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends with the summary, as Ctrl-C does

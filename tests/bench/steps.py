@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from rskd.markdown import markdown_table
 
@@ -82,7 +82,7 @@ def run_all(steps: Sequence[Step], folder: Path, *, again: bool = False, environ
         print(f"      {done.status}, {done.seconds:.0f} s: {done.note}", flush=True)
         record_file(folder, step).write_text(json.dumps(asdict(done)))
     print(f"\n{summary(steps, records)}\n")
-    counts = {status: sum(record.status == status for record in records.values()) for status in Status.__args__}
+    counts = {status: sum(record.status == status for record in records.values()) for status in get_args(Status)}
     print(", ".join(f"{count} {status}" for status, count in counts.items() if count), flush=True)
     if interrupted:
         return 130

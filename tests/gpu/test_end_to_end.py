@@ -31,7 +31,13 @@ from rskd.teacher.transformers_teacher import TransformersTeacher
 pytestmark = pytest.mark.gpu
 WINDOWS, BATCH_WINDOWS, STEPS = 16, 4, 12
 SEQ_LEN = 64 if TINY else 512
-SMALL = {"vocab_size": 400, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL = {
+    "vocab_size": 400,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 SMOLLM2 = {  # the size of SmolLM2-135M
     "vocab_size": 49_152,
     "hidden_size": 576,

@@ -1,4 +1,4 @@
-"""FlashAttention on the device, where it is installed, beside sdpa: a teacher's hidden states, with and without isolation."""
+"""FlashAttention on the device, where it is installed, beside sdpa: hidden states, documents isolated or not."""
 
 from pathlib import Path
 

@@ -179,7 +179,9 @@ def test_ghost_token_has_the_gradient_of_the_paper():
     """Eq. of A.5: p - t on the entries, Σ(t - p) / (1 - Σp) · p on the others."""
     z = torch.tensor([[1.0, 0.5, -0.3, 0.2]], dtype=torch.float64, device=DEVICE, requires_grad=True)
     targets = SparseTargets(torch.tensor([[2, 0]]), torch.tensor([[0.2, 0.5]])).to(DEVICE)
-    loss = sparse_kd_loss(z, torch.eye(4, dtype=torch.float64, device=DEVICE), targets, residual="ghost", impl="chunked")
+    loss = sparse_kd_loss(
+        z, torch.eye(4, dtype=torch.float64, device=DEVICE), targets, residual="ghost", impl="chunked"
+    )
     (gradient,) = torch.autograd.grad(loss, z)
     p = z.detach().softmax(-1)[0]
     inside = p[2] + p[0]
