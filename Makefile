@@ -14,7 +14,7 @@ BOTH_CORES := --numprocesses 2 --dist loadfile
 ACCEPTED := # ids of findings that do not concern rskd, each with its reason in infra/README.md
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm-env demo demo-seeds demo-chat up status logs down serve ui test test-slow test-stack test-kill test-cluster test-vllm test-e2e test-browser pictures test-architectures architectures lint lint-manifests audit bench bench-gpu clean
+.PHONY: help install vllm-env demo demo-seeds demo-chat up status logs down serve ui test test-slow test-stack test-kill test-cluster test-vllm test-e2e test-browser pictures test-architectures architectures lint lint-manifests audit bench check-gpu bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -129,8 +129,11 @@ $(AUDIT_INSTALLED): infra/constraints-audit.txt
 bench: $(INSTALLED) ## benchmarks beside their peers, an hour; results in tests/bench/results
 	for area in loss sampler student growth cache storage pipeline evaluation; do $(BIN)/python tests/bench/bench_$$area.py || exit 1; done
 
-bench-gpu: ## loss and sampler on a GPU, where torch and triton are enough
-	for area in loss sampler; do PYTHONPATH=. $(PYTHON) tests/bench/bench_$$area.py || exit 1; done
+check-gpu: ## all numerics on a GPU, each step once; what to carry where nothing can be installed: infra/requirements-gpu.txt
+	PYTHONPATH=. $(PYTHON) tests/bench/gpu.py check
+
+bench-gpu: ## time, memory and speed on a GPU beside peers, each step once; results in tests/bench/results
+	PYTHONPATH=. $(PYTHON) tests/bench/gpu.py bench
 
 clean: ## remove the environment, caches and outputs
 	rm -rf $(VENV) $(VLLM_VENV) $(AUDIT_VENV) .rskd .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info

@@ -22,7 +22,17 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from measure import Row, argument_parser, markdown_table, paired_seconds, peak_elsewhere, peak_mib, ratio, write_results
+from measure import (
+    Row,
+    argument_parser,
+    markdown_table,
+    paired_seconds,
+    peak_elsewhere,
+    peak_mib,
+    ratio,
+    tiny_option,
+    write_results,
+)
 from torch import Tensor
 
 from rskd import SparseTargets, sparse_kd_loss
@@ -67,6 +77,8 @@ GPU_SETTINGS = [
         ("top_k and ghost token", 2048),
     )
 ]
+TINY_SETTINGS = [Setting("sparse_kd", 32, 16, 512, "float32", 2), Setting("top_k", 32, 16, 512, "float32", 2)]
+OPTIONAL_PEERS = {"Liger": "liger_kernel", "cut-cross-entropy": "cut_cross_entropy"}  # GPU alone; packages
 NUM_UNIQUE = (16, 50)
 SLOW = 2.0  # times the fastest: a contender beyond is timed once
 
@@ -149,12 +161,12 @@ def _linear_cross_entropies(labels: Tensor) -> dict[str, Loss]:
 
 def _gpu_peers(labels: Tensor) -> dict[str, Loss]:
     losses: dict[str, Loss] = {}
-    if DEVICE == "cuda" and find_spec("liger_kernel"):
+    if DEVICE == "cuda" and find_spec(OPTIONAL_PEERS["Liger"]):
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
         liger = LigerFusedLinearCrossEntropyLoss()
         losses["Liger"] = lambda h, w: liger(w, h, labels)
-    if DEVICE == "cuda" and find_spec("cut_cross_entropy"):
+    if DEVICE == "cuda" and find_spec(OPTIONAL_PEERS["cut-cross-entropy"]):
         from cut_cross_entropy import linear_cross_entropy
 
         losses["cut-cross-entropy"] = lambda h, w: linear_cross_entropy(h, w, labels)
@@ -189,7 +201,7 @@ def compare(setting: Setting) -> list[Row]:
     peers = [name for name in losses if not name.startswith(OURS)]
     fastest = min(peers, key=lambda name: statistics.median(times[name]))
     smallest = min(peaks[name] for name in peers)
-    return [
+    rows: list[Row] = [
         {
             "loss": name,
             "rounds": len(times[name]),
@@ -201,10 +213,13 @@ def compare(setting: Setting) -> list[Row]:
         }
         for name in sorted(losses, key=lambda name: statistics.median(times[name]))
     ]
+    absent = [name for name in OPTIONAL_PEERS if name not in losses and setting.family == "sparse_kd"]
+    return rows + [{"loss": name, "rounds": "not installed"} for name in absent if DEVICE == "cuda"]
 
 
 def main() -> None:
     parser = argument_parser(__doc__)
+    tiny_option(parser)
     parser.add_argument("--quick", action="store_true", help="the first setting alone, two rounds")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -212,7 +227,7 @@ def main() -> None:
         *fields, name = json.loads(args.peak)
         print(peak_here(Setting(*fields), name))
         return
-    settings = GPU_SETTINGS if DEVICE == "cuda" else CPU_SETTINGS
+    settings = TINY_SETTINGS if args.tiny else GPU_SETTINGS if DEVICE == "cuda" else CPU_SETTINGS
     if args.quick:
         settings = [settings[0]._replace(rounds=2)]
     tables: dict[str, list[Row]] = {}

@@ -27,6 +27,7 @@ from measure import (
     peak_elsewhere,
     peak_mib,
     ratio,
+    tiny_option,
     where_time_goes,
     write_results,
 )
@@ -65,6 +66,7 @@ GPU_SETTINGS = [
     for vocab_size in (49152, 128256)
     for hidden_size in (576, 2048, 4096)
 ]
+TINY_SETTINGS = [Setting(32, 16, 512, "float32", 2)]
 
 
 def _softmax(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -124,6 +126,7 @@ def compare(setting: Setting) -> list[Row]:
 
 def main() -> None:
     parser = argument_parser(__doc__)
+    tiny_option(parser)
     parser.add_argument("--tokens", type=int, help="of every setting, instead of its own number")
     parser.add_argument("--quick", action="store_true", help="the first setting alone, two rounds")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
@@ -132,7 +135,7 @@ def main() -> None:
         *fields, name = json.loads(args.peak)
         print(peak_here(Setting(*fields), name))
         return
-    settings = GPU_SETTINGS if DEVICE == "cuda" else CPU_SETTINGS
+    settings = TINY_SETTINGS if args.tiny else GPU_SETTINGS if DEVICE == "cuda" else CPU_SETTINGS
     if args.quick:
         settings = [settings[0]._replace(rounds=2)]
     if args.tokens:

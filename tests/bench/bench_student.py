@@ -4,55 +4,33 @@ Steps are the product's own (`rskd.student.trainer.train_step`), once a round on
 student and an optimizer of its own; the table has medians of the ratios. full_kd runs the teacher on every batch. Sizes
 count all parameters; the paper (Table 4) has 2.6 times the speed of full_kd at a ratio of 10, and 1.73 times at 2.7.
 
-Needs torch and transformers alone, so that it runs on a bare machine with a GPU.
+Runs on a bare machine with a GPU and what infra/requirements-gpu.txt lists.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from measure import Row, argument_parser, markdown_table, paired_seconds, ratio, where_time_goes, write_results
-from transformers import LlamaConfig, LlamaForCausalLM
+from made_llamas import Shape, make_batch
+from measure import (
+    Row,
+    argument_parser,
+    markdown_table,
+    paired_seconds,
+    ratio,
+    tiny_option,
+    where_time_goes,
+    write_results,
+)
 
-from rskd import SparseTargets
 from rskd.cache.loader import CacheBatch
 from rskd.config import ObjectiveConfig, TrainConfig
 from rskd.models.causal_lm import hidden_states, output_head
 from rskd.student.sharding import replicate
 from rskd.student.trainer import StudentLoss, make_optimizer, train_step
-
-
-@dataclass(frozen=True)
-class Shape:
-    hidden: int
-    layers: int
-    vocab: int
-
-    def model(self) -> LlamaForCausalLM:
-        """A Llama of this shape with random weights, its head tied to the embedding."""
-        config = LlamaConfig(
-            hidden_size=self.hidden,
-            intermediate_size=self.hidden * 8 // 3,
-            num_hidden_layers=self.layers,
-            num_attention_heads=max(1, self.hidden // 64),
-            num_key_value_heads=max(1, self.hidden // 192),
-            vocab_size=self.vocab,
-            tie_word_embeddings=True,
-        )
-        return LlamaForCausalLM(config)
-
-
-def make_batch(shape: Shape, rows: int, seq_len: int, num_unique: int) -> CacheBatch:
-    """Random windows with `num_unique` targets at each position."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(shape.vocab, (rows, seq_len + 1), generator=generator)
-    entries = torch.randint(shape.vocab, (rows, seq_len, num_unique), generator=generator)
-    targets = SparseTargets(entries, torch.full(entries.shape, 1 / num_unique))
-    return CacheBatch(0, 0, torch.arange(rows), ids[:, :-1], ids[:, 1:], targets, {})
 
 
 def step_of(kind: str, student: Shape, teacher: torch.nn.Module, batch: CacheBatch, precision: str) -> Any:
@@ -106,14 +84,17 @@ def measure(student: Shape, teacher_shape: Shape, args: argparse.Namespace) -> t
 
 def main() -> None:
     parser = argument_parser(__doc__)
+    tiny_option(parser)
     parser.add_argument("--rows", type=int, default=1 if not torch.cuda.is_available() else 8)
     parser.add_argument("--seq-len", type=int, default=512 if not torch.cuda.is_available() else 2048)
     parser.add_argument("--unique", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
-    large, vocab = (576, 49_152) if not torch.cuda.is_available() else (2048, 128_256)
-    teacher = Shape(large, 30, vocab)
-    students = (Shape(large, 5, vocab), Shape(large // 3 // 64 * 64, 9, vocab))
+    large, vocab, layers = (576, 49_152, 30) if not torch.cuda.is_available() else (2048, 128_256, 30)
+    if args.tiny:
+        large, vocab, layers, args.seq_len, args.rounds = 192, 512, 6, 32, 1
+    teacher = Shape(large, layers, vocab)
+    students = (Shape(large, layers // 6, vocab), Shape(large // 3 // 64 * 64, layers * 3 // 10, vocab))
     measured = [measure(student, teacher, args) for student in students]
     tables = {"Objectives": [row for rows, _ in measured for row in rows]}
     for rows, profile in measured:

@@ -17,6 +17,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from rskd.provenance import processor
 
 Row = dict[str, Any]
+RESULTS = Path(__file__).parent / "results"
 
 
 def paired_seconds(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -83,6 +86,17 @@ def peak_since_mib() -> float:
     return _status_mib("VmHWM")
 
 
+def whole_peak_mib(run: Callable[[], Any]) -> float:
+    """Peak memory of `run` with all that is held before it, allocated on a GPU; NaN on a CPU."""
+    if not torch.cuda.is_available():
+        run()
+        return float("nan")
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
 def peak_elsewhere(script: str, setting: Iterable[Any], name: str) -> float:
     """What `script --peak` prints for one contender of a setting: its peak in a process of its own."""
     command = [sys.executable, script, "--peak", json.dumps([*setting, name])]
@@ -92,8 +106,15 @@ def peak_elsewhere(script: str, setting: Iterable[Any], name: str) -> float:
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
     """The command line that all benchmarks share: `--out`, and their own description as the help."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     return parser
+
+
+def tiny_option(parser: argparse.ArgumentParser) -> None:
+    """`--tiny`, of the benchmarks that `make bench-gpu` runs."""
+    parser.add_argument(
+        "--tiny", action="store_true", help="in seconds on a CPU: tests the benchmark, measures nothing"
+    )
 
 
 def _status_mib(field: str) -> float:
@@ -130,6 +151,8 @@ def environment() -> dict[str, str]:
         "device": device,
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
+        **{name: version(name) for name in ("triton", "transformers") if find_spec(name)},
+        **({"cuda": str(torch.version.cuda)} if torch.cuda.is_available() else {}),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "command": " ".join(["python", *sys.argv]),
@@ -144,11 +167,11 @@ def markdown_table(rows: list[Row]) -> str:
 
 
 def _text(value: Any) -> str:
-    return (
-        f"{value:.3g}"
-        if isinstance(value, float) and abs(value) < 100
-        else str(value if isinstance(value, str) else round(value))
-    )
+    if isinstance(value, str):
+        return value
+    if value != value:
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 100 else str(round(value))
 
 
 def write_results(out: Path, name: str, title: str, tables: dict[str, list[Row]]) -> None:

@@ -8,6 +8,7 @@ Shapes: N tokens, D hidden, V vocabulary, K target entries.
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import DEVICE
 from torch import Tensor
 
 from rskd.sparse_targets import SparseTargets
@@ -16,7 +17,7 @@ from rskd.student.objective import sparse_kd_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore::rskd.errors.BiasWarning")
 IMPLS = ["eager", "chunked"]
-if triton_loss.why_not(torch.device("cpu")) is None:  # in the interpreter: test_triton_loss runs these tests there
+if triton_loss.why_not(DEVICE) is None:  # on a GPU, or in the interpreter: test_triton_loss runs these tests there
     IMPLS.append("triton")
 SHAPES = [(1, 8, 32, 1), (17, 24, 129, 7), (63, 40, 1031, 13)]  # N, D, V, K
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-8}  # about one more rounding
@@ -28,18 +29,19 @@ class Case:
     def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32):
         num_tokens, dim, self.vocab_size, num_unique = shape
         generator = torch.Generator().manual_seed(0)
-        self.hidden = torch.randn(num_tokens, dim, generator=generator).to(dtype).requires_grad_()
-        self.weight = (0.5 * torch.randn(self.vocab_size, dim, generator=generator)).to(dtype).requires_grad_()
+        hidden = torch.randn(num_tokens, dim, generator=generator)
+        weight = 0.5 * torch.randn(self.vocab_size, dim, generator=generator)
+        self.hidden, self.weight = (tensor.to(DEVICE, dtype).requires_grad_() for tensor in (hidden, weight))
         ids = torch.randint(self.vocab_size, (num_tokens, num_unique), generator=generator)
         weights = torch.rand(num_tokens, num_unique, generator=generator) * 3 / num_unique
         if num_unique > 2:
             ids[:, 1] = ids[:, 0]
             ids[:, -1], weights[:, -1] = 0, 0.0
-        self.targets = SparseTargets(ids, weights)
-        self.labels = torch.randint(self.vocab_size, (num_tokens,), generator=generator)
+        self.targets = SparseTargets(ids, weights).to(DEVICE)
+        self.labels = torch.randint(self.vocab_size, (num_tokens,), generator=generator).to(DEVICE)
         self.labels[1::5] = -100
-        self.token_weights = 0.5 + torch.rand(num_tokens, generator=generator)
-        self.upstream = torch.randn(num_tokens, generator=generator)
+        self.token_weights = 0.5 + torch.rand(num_tokens, generator=generator).to(DEVICE)
+        self.upstream = torch.randn(num_tokens, generator=generator).to(DEVICE)
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor]:
@@ -67,7 +69,7 @@ class Case:
 
     def outcome(self, loss: Tensor, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         """Loss and gradients in float64."""
-        upstream = self.upstream.to(loss.dtype) if loss.ndim else torch.tensor(0.7, dtype=loss.dtype)
+        upstream = self.upstream.to(loss.dtype) if loss.ndim else torch.tensor(0.7, dtype=loss.dtype, device=DEVICE)
         return [t.detach().double() for t in (loss, *torch.autograd.grad(loss, inputs, upstream))]
 
     def reference(self, ce_weight: float, reduction: str) -> list[Tensor]:
@@ -102,7 +104,7 @@ def test_gradients_agree_with_dense_float64(impl, dtype, shape, ce_weight, reduc
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_autocast_keeps_the_softmax_in_float32(impl, reduction):
     case = Case(SHAPES[-1])
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE.type, torch.bfloat16):
         loss = case.loss(0.1, reduction, impl)
         naive = case.dense(F.linear(*case.inputs), 0.1, reduction)
     assert loss.dtype == torch.float32
@@ -114,7 +116,7 @@ def test_autocast_keeps_the_softmax_in_float32(impl, reduction):
 def test_chunked_passes_gradcheck_in_float64(reduction):
     case = Case((5, 4, 11, 3))
     hidden, weight = (tensor.detach().double().requires_grad_() for tensor in case.inputs)
-    bias = torch.linspace(-1, 1, 11, dtype=torch.float64, requires_grad=True)
+    bias = torch.linspace(-1, 1, 11, dtype=torch.float64, device=DEVICE, requires_grad=True)
 
     def loss(hidden, weight, bias):
         return sparse_kd_loss(
@@ -141,10 +143,11 @@ def test_ghost_token_agrees_with_dense_float64(impl, dtype, ce_weight, student_m
     """Also where the student leaves 1e-7 to the others, of which 1 - Σp in float32 has no digit right."""
     generator = torch.Generator().manual_seed(0)
     num_tokens, dim, vocab_size = 19, 24, 67
-    hidden = torch.randn(num_tokens, dim, generator=generator).to(dtype).requires_grad_()
-    weight = (0.5 * torch.randn(vocab_size, dim, generator=generator)).to(dtype).requires_grad_()
-    bias = torch.zeros(vocab_size, dtype=dtype)
-    teacher = 2 * torch.randn(num_tokens, vocab_size, generator=generator)
+    hidden = torch.randn(num_tokens, dim, generator=generator)
+    weight = 0.5 * torch.randn(vocab_size, dim, generator=generator)
+    hidden, weight = (tensor.to(DEVICE, dtype).requires_grad_() for tensor in (hidden, weight))
+    bias = torch.zeros(vocab_size, dtype=dtype, device=DEVICE)
+    teacher = 2 * torch.randn(num_tokens, vocab_size, generator=generator).to(DEVICE)
     if student_mass == "on the entries":
         bias[:6] = 20.0
         teacher[:, :6] += 12.0
@@ -152,7 +155,7 @@ def test_ghost_token_agrees_with_dense_float64(impl, dtype, ce_weight, student_m
     targets = SparseTargets(
         torch.cat([ids, torch.zeros_like(ids[:, :1])], 1), torch.cat([kept, torch.zeros_like(kept[:, :1])], 1)
     )
-    labels = torch.randint(vocab_size, (num_tokens,), generator=generator)
+    labels = torch.randint(vocab_size, (num_tokens,), generator=generator).to(DEVICE)
 
     def dense(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         log_q = F.linear(hidden, weight, bias).log_softmax(-1)
@@ -174,14 +177,16 @@ def test_ghost_token_agrees_with_dense_float64(impl, dtype, ce_weight, student_m
 
 def test_ghost_token_has_the_gradient_of_the_paper():
     """Eq. of A.5: p - t on the entries, Σ(t - p) / (1 - Σp) · p on the others."""
-    z = torch.tensor([[1.0, 0.5, -0.3, 0.2]], dtype=torch.float64, requires_grad=True)
-    targets = SparseTargets(torch.tensor([[2, 0]]), torch.tensor([[0.2, 0.5]]))
-    loss = sparse_kd_loss(z, torch.eye(4, dtype=torch.float64), targets, residual="ghost", impl="chunked")
+    z = torch.tensor([[1.0, 0.5, -0.3, 0.2]], dtype=torch.float64, device=DEVICE, requires_grad=True)
+    targets = SparseTargets(torch.tensor([[2, 0]]), torch.tensor([[0.2, 0.5]])).to(DEVICE)
+    loss = sparse_kd_loss(
+        z, torch.eye(4, dtype=torch.float64, device=DEVICE), targets, residual="ghost", impl="chunked"
+    )
     (gradient,) = torch.autograd.grad(loss, z)
     p = z.detach().softmax(-1)[0]
     inside = p[2] + p[0]
     expected = (0.7 - inside) / (1 - inside) * p
-    expected[[2, 0]] = p[[2, 0]] - torch.tensor([0.2, 0.5], dtype=torch.float64)
+    expected[[2, 0]] = p[[2, 0]] - torch.tensor([0.2, 0.5], dtype=torch.float64, device=DEVICE)
     torch.testing.assert_close(gradient[0], expected, rtol=1e-6, atol=1e-7)
 
 
@@ -190,9 +195,9 @@ def test_sampled_targets_give_the_gradient_of_full_kd_on_average():
     from rskd.teacher.sampling import sample_targets
 
     generator = torch.Generator().manual_seed(3)
-    hidden = torch.randn(1, 12, generator=generator)
-    weight = torch.randn(200, 12, generator=generator)
-    teacher_logits = 2 * torch.randn(1, 200, generator=generator)
+    hidden = torch.randn(1, 12, generator=generator).to(DEVICE)
+    weight = torch.randn(200, 12, generator=generator).to(DEVICE)
+    teacher_logits = 2 * torch.randn(1, 200, generator=generator).to(DEVICE)
     num_keys = 5000
     hidden_S = hidden.expand(num_keys, -1).clone().requires_grad_()
 

@@ -8,6 +8,7 @@ Shapes: S keys, V vocabulary, N sampling rounds, K unique tokens.
 
 import pytest
 import torch
+from devices import DEVICE
 from torch import Tensor
 
 from rskd.rng import uniforms
@@ -21,15 +22,15 @@ WIDE = pytest.mark.parametrize("vocab_size", NUM_KEYS)
 
 
 def zipf_logits(vocab_size: int, exponent: float = 1.1) -> Tensor:
-    """Logits [V] of a heavy-tailed distribution whose likely ids are scattered over the vocabulary."""
+    """Logits [V], on the device, of a heavy-tailed distribution whose likely ids are scattered over the vocabulary."""
     generator = torch.Generator().manual_seed(0)
     rank = torch.randperm(vocab_size, generator=generator) + 1
-    return -exponent * rank.log() + 0.3 * torch.randn(vocab_size, generator=generator)
+    return (-exponent * rank.log() + 0.3 * torch.randn(vocab_size, generator=generator)).to(DEVICE)
 
 
 def draw(logits: Tensor, method: str, **options) -> SparseTargets:
     num_keys = NUM_KEYS[len(logits)]
-    keys = torch.arange(num_keys) * 2**20 + 17
+    keys = torch.arange(num_keys, device=DEVICE) * 2**20 + 17
     return sample_targets(logits.expand(num_keys, -1), method=method, keys=keys, **options)
 
 
@@ -41,8 +42,8 @@ def assert_unbiased(targets: SparseTargets, p: Tensor, variance: Tensor) -> None
     """
     num_keys, batches = len(targets.ids), 15
     weights = targets.weights.double()
-    batch = torch.arange(num_keys)[:, None] * batches // num_keys
-    sums = torch.zeros(batches * len(p), dtype=torch.float64)
+    batch = torch.arange(num_keys, device=DEVICE)[:, None] * batches // num_keys
+    sums = torch.zeros(batches * len(p), dtype=torch.float64, device=DEVICE)
     sums.index_add_(0, (batch * len(p) + targets.ids).flatten(), weights.flatten())
     error = sums.view(batches, -1) * batches / num_keys - p
     hits = num_keys * NUM_SAMPLES * p
@@ -73,7 +74,7 @@ def test_sampled_weights_are_unbiased_with_the_stated_variance(vocab_size, metho
     logits = zipf_logits(vocab_size)
     p = logits.double().softmax(-1)
     targets = draw(logits, method, num_samples=NUM_SAMPLES)
-    torch.testing.assert_close(targets.mass, torch.ones(len(targets.ids)))
+    torch.testing.assert_close(targets.mass, torch.ones_like(targets.mass))
     assert_unbiased(targets, p, variance(p))
 
 
@@ -93,7 +94,7 @@ def test_systematic_counts_are_floor_or_ceiling_at_every_id(vocab_size):
     generator = torch.Generator().manual_seed(1)
     rows = 40 * 49_152 // vocab_size
     scale = torch.linspace(0, 12, rows)[:, None]  # from the uniform distribution to a certain token
-    logits = zipf_logits(vocab_size) + scale * torch.randn(rows, vocab_size, generator=generator)
+    logits = zipf_logits(vocab_size) + (scale * torch.randn(rows, vocab_size, generator=generator)).to(DEVICE)
     expected = NUM_SAMPLES * logits.double().softmax(-1)
     counts = (NUM_SAMPLES * sample_targets(logits, num_samples=NUM_SAMPLES).to_dense(vocab_size)).round().double()
     assert counts.sum(-1).eq(NUM_SAMPLES).all()
@@ -106,7 +107,7 @@ def model_logits(num_rows: int, vocab_size: int) -> Tensor:
     """float32 logits [R, V] as a model's: a random head on random states, over frequencies with a Zipf tail."""
     generator = torch.Generator().manual_seed(3)
     hidden, weight = (torch.randn(size, 64, generator=generator) for size in (num_rows, vocab_size))
-    return zipf_logits(vocab_size) + 0.25 * hidden @ weight.T
+    return zipf_logits(vocab_size) + (0.25 * hidden @ weight.T).to(DEVICE)
 
 
 @WIDE
@@ -128,7 +129,7 @@ def test_float32_masses_are_those_of_float64_but_for_rounding(vocab_size):
     logits = model_logits(20 * 49_152 // vocab_size, vocab_size)
     p = logits.double().softmax(-1)
     distribution = Distribution.of(logits)
-    every_id = torch.arange(vocab_size).expand(len(logits), -1)
+    every_id = torch.arange(vocab_size, device=DEVICE).expand(len(logits), -1)
     error = distribution.probabilities(every_id) - p
     assert ((error.abs() / p).amax(-1) < 2e-6).all()
     assert (error.abs().sum(-1) / 2 < 1.5e-7).all()
@@ -138,18 +139,19 @@ def test_float32_masses_are_those_of_float64_but_for_rounding(vocab_size):
 
 @WIDE
 def test_float64_logits_are_drawn_from_in_float64(vocab_size):
-    logits = model_logits(4, vocab_size).double() + 1e-9 * torch.rand(4, vocab_size, dtype=torch.float64)
+    noise = torch.rand(4, vocab_size, dtype=torch.float64).to(DEVICE)
+    logits = model_logits(4, vocab_size).double() + 1e-9 * noise
     points = (torch.arange(1000) + uniforms(torch.arange(4), 1, seed=0)) / 1000
-    ids = torch.searchsorted(logits.softmax(-1).cumsum(-1), points, right=True)
-    expected = torch.zeros(4, vocab_size).scatter_add_(1, ids, torch.ones(4, 1000))
+    ids = torch.searchsorted(logits.softmax(-1).cumsum(-1), points.to(DEVICE), right=True)
+    expected = torch.zeros(4, vocab_size).scatter_add_(1, ids.cpu(), torch.ones(4, 1000)).to(DEVICE)
     assert torch.equal((1000 * sample_targets(logits, num_samples=1000).to_dense(vocab_size)).round(), expected)
 
 
 @pytest.mark.parametrize("method", ["systematic", "random"])
 def test_same_keys_give_the_same_samples_in_any_batch_split(method):
     generator = torch.Generator().manual_seed(2)
-    logits = 3 * torch.randn(60, 49_152, generator=generator)
-    keys = torch.randint(2**40, (60,), generator=generator)
+    logits = 3 * torch.randn(60, 49_152, generator=generator).to(DEVICE)
+    keys = torch.randint(2**40, (60,), generator=generator).to(DEVICE)
     whole = sample_targets(logits, method=method, keys=keys).to_dense(49_152)
     for size in (1, 7, 41):
         parts = [
@@ -163,7 +165,7 @@ def test_another_temperature_is_consistent():
     """The bias of normalised importance weights is of order 1/N: it shrinks as rounds are added."""
     logits = zipf_logits(2000, exponent=1.5)
     p = logits.double().softmax(-1)
-    keys = torch.arange(4000)
+    keys = torch.arange(4000, device=DEVICE)
 
     def bias(num_samples: int) -> Tensor:
         targets = sample_targets(

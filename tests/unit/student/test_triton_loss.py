@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import DEVICE
 
 from rskd.sparse_targets import SparseTargets
 from rskd.student import fused_loss, triton_loss
 from rskd.student.objective import full_kd_loss, sparse_kd_loss
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TESTS = Path(__file__).parents[2]
 needs_kernel = pytest.mark.skipif(triton_loss.why_not(DEVICE) is not None, reason="runs in the interpreter below")
 
