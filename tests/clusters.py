@@ -44,7 +44,6 @@ class Cluster:
 
     folder: Path
     environment: dict[str, str]
-    autoscaled: int | None = None  # CPUs of each of the two nodes at most that come when they are wanted
     _ports: Iterator[int] = field(default_factory=lambda: iter(free_ports(24)))
     nodes: dict[str, Node] = field(default_factory=dict)
     _started: int = 0
@@ -64,7 +63,6 @@ class Cluster:
             *("--head", f"--port={self.port}", f"--temp-dir={self.folder}", "--num-cpus=0"),
             *("--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}"),
             f"--ray-client-server-port={self._client_port}",
-            *([f"--autoscaling-config={self._autoscaling_config()}"] if self.autoscaled else []),
         )
         self._wait("head", self._takes_jobs)
 
@@ -76,23 +74,6 @@ class Cluster:
         resources = json.dumps({name: 1})
         self._start(name, f"--address={_HEAD}:{self.port}", f"--num-cpus={cpus}", f"--resources={resources}")
         self._wait(name, lambda: "Ray runtime started" in self._output(name))
-
-    def _autoscaling_config(self) -> Path:
-        """Ray's own provider of nodes on this machine, which exists for tests."""
-        config = {
-            "cluster_name": "fake",
-            "max_workers": 2,
-            "head_node_type": "ray.head.default",
-            "idle_timeout_minutes": 1,
-            "provider": {"type": "fake_multinode", "gcs_address": f"{_HEAD}:{self.port}"},
-            "available_node_types": {
-                "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-                "worker": {"resources": {"CPU": self.autoscaled}, "node_config": {}, "max_workers": 2},
-            },
-        }
-        file = self.folder / "autoscaling.yaml"
-        file.write_text(json.dumps(config))
-        return file
 
     def kill(self, name: str) -> None:
         self.nodes.pop(name).kill()
@@ -139,7 +120,7 @@ class Cluster:
 
 
 @contextmanager
-def cluster_up(folder: Path, *, autoscaled: int | None = None) -> Iterator[Cluster]:
+def cluster_up(folder: Path) -> Iterator[Cluster]:
     """A head and what the block adds to it; nothing of it is left afterwards.
 
     It notices within seconds that a node or the head is gone, for which Ray takes a minute.
@@ -154,16 +135,7 @@ def cluster_up(folder: Path, *, autoscaled: int | None = None) -> Iterator[Clust
         "RAY_health_check_failure_threshold": "3",
         "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
     }
-    if autoscaled:
-        from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
-
-        ours |= {
-            "RAY_FAKE_CLUSTER": "1",
-            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # its nodes have the address 127.0.0.1
-        }
-    cluster = Cluster(folder, os.environ | ours, autoscaled)
+    cluster = Cluster(folder, os.environ | ours)
     try:
         cluster.start_head()
         yield cluster
