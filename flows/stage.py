@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
@@ -11,6 +12,7 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
+from prefect.exceptions import MissingContextError
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
@@ -18,7 +20,7 @@ from flows.outlive import outlive_worker_and_server
 from flows.progress import LiveProgress
 from rskd.config import DistillConfig
 from rskd.errors import ConfigError, OutputError, explained_by
-from rskd.progress import watched_by
+from rskd.progress import show_announcements, watched_by
 from rskd.tracking.started_by import started_by
 
 T = TypeVar("T")
@@ -37,8 +39,19 @@ class _OneLine(logging.Filter):
         return True
 
 
+class _InFlowLog(logging.Handler):
+    """To the log of whichever run a line comes from."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            get_run_logger().info(record.getMessage())
+        except MissingContextError:  # outside of runs
+            print(record.getMessage(), file=sys.stderr)
+
+
 for _name in ("prefect.flow_runs", "prefect.task_runs"):
     logging.getLogger(_name).addFilter(_OneLine())
+show_announcements(_InFlowLog())
 outlive_worker_and_server()
 
 

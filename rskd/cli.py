@@ -26,6 +26,7 @@ from rskd import environment, interrupts
 from rskd.config import load_config
 from rskd.errors import OutputError, explained_by, first_line
 from rskd.outcome import Outcome
+from rskd.progress import show_announcements
 
 if TYPE_CHECKING:
     from rskd.tracking.registry import Registry
@@ -70,6 +71,7 @@ def run(command: Callable[[], Any], *, as_json: bool = False, debug: bool = Fals
     with _stdout_for_json_alone() if as_json else _plain_stdout() as stdout, interrupts.stoppable() as signals:
         try:
             environment.prepare()
+            show_announcements()
             outcome = command()
             if outcome == _INTERRUPTED:  # typer's answer to KeyboardInterrupt
                 raise KeyboardInterrupt

@@ -2,10 +2,12 @@
 
 progress_bar ─► advance ─┬─► bar
                          └─► the functions given to `watched_by` (a flow shows it in Prefect, a stage exports it)
+announce ─► a line, on stderr or, in a flow, in its log
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,6 +19,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _SECONDS_OF_PACE = 60
+_announcements = logging.getLogger(f"{__name__}.announcements")
+
+
+def announce(line: str) -> None:
+    """Say what is about to be done."""
+    _announcements.info(line)
+
+
+def show_announcements(handler: logging.Handler | None = None) -> None:
+    """From here on they are shown by `handler`, or on stderr; the first call counts."""
+    if not _announcements.handlers:
+        _announcements.setLevel(logging.INFO)
+        _announcements.addHandler(handler or logging.StreamHandler())
+        _announcements.propagate = False
 
 
 @dataclass(frozen=True)

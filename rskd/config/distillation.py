@@ -124,7 +124,7 @@ class DistillConfig(Section):
                 )
             if self.generate is not None and name in self.generate.checkpoints:
                 raise ValueError(f"generate.checkpoints.{name} has the name of a student: choose another")
-            if spec.objective.impl == "triton" and not spec.train.gpus_per_worker:
+            if spec.objective.impl == "triton" and spec.train.gpus_per_worker == 0:
                 raise ValueError(f"impl=triton of student {name} needs a GPU: set train.gpus_per_worker, or impl=auto")
         return self
 
@@ -133,9 +133,9 @@ class DistillConfig(Section):
             "ray.address": self.ray.address is not None,
             "teacher.engine=vllm": self.teacher.engine == "vllm",
             "generate.engine=vllm": self.generate is not None and self.generate.engine == "vllm",
-            f"teacher.workers={self.teacher.workers}": self.teacher.workers > 1,
+            f"teacher.workers={self.teacher.workers}": self.teacher.workers not in ("auto", 1),
             **{
-                f"train.workers={spec.train.workers} of student {name}": spec.train.workers > 0
+                f"train.workers={spec.train.workers} of student {name}": spec.train.workers not in ("auto", 0)
                 for name, spec in self.student_specs.items()
             },
         }

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rskd.config.section import Beta, Scalar, Section, Uri
+from rskd.config.section import Auto, Beta, Count, Gpus, Scalar, Section, Uri
 from rskd.teacher_statistics import StatisticName
 
 Attention = Annotated[
@@ -125,11 +125,20 @@ class TeacherConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="bfloat16", description="Precision of the teacher."
     )
-    batch_windows: int = Field(
-        default=8, ge=1, description="Windows in one forward pass; of vllm: as many tokens, of any windows, at most."
+    batch_windows: Count = Field(
+        default="auto",
+        description="Windows in one forward pass; of vllm: as many tokens, of any windows, at most. auto: what fits on "
+        "the GPU, measured once; 8 on the CPU and for vllm.",
     )
-    workers: int = Field(default=1, ge=1, description="Teacher actors, each with a copy of the model.")
-    gpus_per_worker: float = Field(default=0, ge=0, description="GPUs that an actor reserves; 0 runs on the CPU.")
+    workers: Count = Field(
+        default="auto",
+        description="Teacher actors, each with a copy of the model. auto: as many as there are GPUs for; 1 on the CPU.",
+    )
+    gpus_per_worker: Gpus = Field(
+        default="auto",
+        description="GPUs that an actor reserves; 0 runs on the CPU. auto: 1 where there are GPUs (of vllm: "
+        "tensor_parallel), else 0.",
+    )
     threads_per_worker: int = Field(
         default=2, ge=1, description="CPU threads of an actor; fixed, so that logits repeat."
     )
@@ -157,7 +166,7 @@ class TeacherConfig(Section):
         if self.engine == "transformers":
             of_vllm = ("python", "tensor_parallel", "gpu_memory_utilization", "quantization", "engine_args")
             self._refuse_unused("engine transformers", set(), of_vllm)
-        elif self.gpus_per_worker and math.ceil(self.gpus_per_worker) != self.tensor_parallel:
+        elif self.gpus_per_worker not in ("auto", 0) and math.ceil(self.gpus_per_worker) != self.tensor_parallel:
             raise ValueError(
                 f"gpus_per_worker={self.gpus_per_worker:g} with tensor_parallel={self.tensor_parallel}: vllm needs one "
                 "GPU for each process, make them equal"
@@ -286,8 +295,10 @@ class ObjectiveConfig(Section):
 class TrainConfig(Section):
     steps: int = Field(default=1000, ge=1, description="Optimizer steps.")
     global_batch: int = Field(default=32, ge=1, description="Windows in one step, over all workers.")
-    micro_batch: int = Field(
-        default=8, ge=1, description="Windows in one forward pass of one worker; gradients accumulate."
+    micro_batch: Count = Field(
+        default="auto",
+        description="Windows in one forward pass of one worker; gradients accumulate. auto: what fits on the GPU, "
+        "measured once; 8 on the CPU.",
     )
     lr: float = Field(default=4e-4, gt=0, description="Peak learning rate (paper, Table 14).")
     min_lr: float = Field(default=4e-5, ge=0, description="Learning rate at the end of the cosine.")
@@ -298,8 +309,15 @@ class TrainConfig(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="Autocast precision; weights are fp32."
     )
-    workers: int = Field(default=1, ge=0, description="DDP workers; 0 trains in the driver's process, without Ray.")
-    gpus_per_worker: float = Field(default=0, ge=0, description="GPUs that a worker reserves; 0 runs on the CPU.")
+    workers: Annotated[int, Field(ge=0)] | Auto = Field(
+        default="auto",
+        description="DDP workers; 0 trains in the driver's process, without Ray. auto: as many as there are GPUs for, "
+        "global_batch at most; 1 on the CPU; 0 where ray.enabled is false.",
+    )
+    gpus_per_worker: Gpus = Field(
+        default="auto",
+        description="GPUs that a worker reserves; 0 runs on the CPU. auto: 1 where there are GPUs, else 0.",
+    )
     threads_per_worker: int = Field(default=2, ge=1, description="CPU threads of a worker.")
     checkpoint_every: int = Field(default=100, ge=1, description="Steps between checkpoints.")
     allow_misaligned: bool = Field(
@@ -316,7 +334,7 @@ class TrainConfig(Section):
     def _check(self) -> Self:
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}: lower it")
-        if self.workers > self.global_batch:
+        if self.workers != "auto" and self.workers > self.global_batch:
             raise ValueError(f"workers={self.workers} exceed global_batch={self.global_batch}: a worker would idle")
         return self
 
@@ -332,9 +350,15 @@ class SpeculativeConfig(Section):
 
 class EvaluateConfig(Section):
     max_windows: int | None = Field(default=None, ge=1, description="Held-out windows to evaluate on; all by default.")
-    batch_windows: int = Field(default=4, ge=1, description="Windows in one forward pass.")
+    batch_windows: Count = Field(
+        default="auto",
+        description="Windows in one forward pass. auto: what fits on the GPU, measured once; 4 on the CPU.",
+    )
     num_bins: int = Field(default=15, ge=1, description="Bins of the calibration error (Guo et al. 2017).")
-    gpus: float = Field(default=0, ge=0, description="GPUs that the evaluation reserves; 0 runs on the CPU.")
+    gpus: Gpus = Field(
+        default="auto",
+        description="GPUs that the evaluation reserves; 0 runs on the CPU. auto: 1 where there are GPUs, else 0.",
+    )
     speculative: SpeculativeConfig | None = Field(
         default=None,
         description="Speculative decoding for real, each student as the teacher's draft; off by default, {} takes the "
@@ -383,8 +407,11 @@ class TrackingConfig(Section):
 class RayConfig(Section):
     enabled: bool = Field(
         default=True,
-        description="False runs every stage in the driver's process, where there is no Ray; train.workers is then 0.",
+        description="False runs every stage in the driver's process, where there is no Ray, on its first GPU if there "
+        "is one; train.workers is then 0.",
     )
     address: str | None = Field(
-        default=None, description="Address of a Ray cluster; a local Ray is started by default."
+        default=None,
+        description="Address of a Ray cluster; a local Ray is started by default. auto counts what the cluster has "
+        "when a stage begins: give numbers where it grows on demand.",
     )

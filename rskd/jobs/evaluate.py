@@ -9,16 +9,19 @@ depends on is unchanged: data, teacher, students, settings. A downstream task th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from rskd import records, tracking
 from rskd.cache.manifest import newest_manifest
-from rskd.config import DistillConfig, RayConfig
-from rskd.cores import usable_cores
+from rskd.config import DistillConfig, PlannedEvaluate, RayConfig
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.costs import Reserved, recorded_costs
+from rskd.costs import recorded_costs
 from rskd.errors import ConfigError, MissingOutputError, explained_by
 from rskd.evaluation import passages, results, window_values
 from rskd.evaluation.downstream import find_tasks, mean_score
@@ -29,12 +32,15 @@ from rskd.jobs.evaluate_worker import (
     EvaluationRun,
     Findings,
     Work,
+    comparison_of,
     evaluate_speculation,
     evaluate_task,
     evaluate_windows,
+    load_models,
 )
 from rskd.jobs.one_at_a_time import one_at_a_time
-from rskd.jobs.ray_session import ensure_ray, require_gpus
+from rskd.jobs.plan import Trial, plan_stage, resources
+from rskd.jobs.ray_session import ensure_ray
 from rskd.lineage.evaluation import (
     Part,
     Records,
@@ -46,7 +52,9 @@ from rskd.lineage.evaluation import (
 )
 from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.models.digests import RESULT_FILE
+from rskd.out_of_memory import out_of_memory_explained
 from rskd.pages.figures import reliability_diagrams
+from rskd.plan import Plan, plan_evaluation, planned_evaluate
 from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.student.checkpoint import student_digest
@@ -101,14 +109,14 @@ def make_parts(
     if not pending:
         return False
     config = inputs.config
-    ensure_ray(config.ray)
-    require_gpus(config.ray, "evaluate.gpus", config.evaluate.gpus)
+    plan = plan_for(config, corpus, inputs.teacher_dir, Store(working.home))
     makes = {part.file: records.digest(part.recipe) for part in parts}
     failures: list[ConfigError] = []
-    with at_work(working, stage, reserves=reserved(config), makes=makes) as work:
+    with at_work(working, stage, reserves=plan.reserved, makes=makes, planned=plan.params) as work:
         manifest = {"digest": corpus.manifest.digest, "totals": corpus.manifest.totals}
         work.run.dataset(corpus.uri, manifest, name="held-out windows", context="evaluation")
-        run = evaluation_run(config, corpus, inputs.teacher_dir, config.student_specs)
+        settings = planned_evaluate(config.evaluate, plan)
+        run = evaluation_run(config, corpus, inputs.teacher_dir, config.student_specs, settings)
         for part in pending:
             try:
                 title = part.recipe.get("task", part.kind)
@@ -127,9 +135,38 @@ def make_parts(
     return True
 
 
-def reserved(config: DistillConfig) -> Reserved:
-    """What an evaluation holds: all cores of its machine, and its GPUs."""
-    return Reserved(usable_cores(), config.evaluate.gpus)
+def plan_for(
+    config: DistillConfig, corpus: PackedCorpus, teacher_dir: str, home: Store, student: str | None = None
+) -> Plan:
+    """What an evaluation of all students, or of one, runs on, kept in `home`; Ray runs from here on.
+
+    Its batch is the largest whose windows pass through all models.
+    """
+    students = config.student_specs if student is None else {student: config.student_spec(student)}
+    of = {
+        "teacher": config.teacher.model_dump(mode="json", include={"model", "revision", "dtype", "attention"}),
+        "students": {name: spec.student.model_dump(mode="json") for name, spec in students.items()},
+        "corpus": config.corpus.model_dump(mode="json", include={"seq_len", "isolate_documents"}),
+    }
+
+    def trial(plan: Plan) -> partial[Trial]:
+        settings = planned_evaluate(config.evaluate, replace(plan, batch=1))
+        return partial(_trial, evaluation_run(config, corpus, teacher_dir, students, settings))
+
+    ensure_ray(config.ray)
+    resolve = partial(plan_evaluation, config, student or "")
+    return plan_stage(resolve, resources(config.ray), config.ray, home, of=of, trial=trial)
+
+
+def _trial(run: EvaluationRun) -> Trial:
+    """Every model on so many windows at once, the first ones."""
+    models, corpus = load_models(run), PackedCorpus.open(run.corpus_uri)
+
+    def compare(size: int) -> None:
+        input_ids = torch.from_numpy(corpus.read_rows(np.arange(size) % corpus.num_rows).input_ids)
+        comparison_of(run, models).add(input_ids.long().to(run.device))
+
+    return compare
 
 
 def _track(run: tracking.Run, part: Part, models: Findings, students: Records, corpus: PackedCorpus) -> None:
@@ -187,10 +224,14 @@ def _work(part: Part) -> Work:
 
 
 def evaluation_run(
-    config: DistillConfig, corpus: PackedCorpus, teacher_dir: str, students: Iterable[str]
+    config: DistillConfig,
+    corpus: PackedCorpus,
+    teacher_dir: str,
+    students: Iterable[str],
+    settings: PlannedEvaluate,
 ) -> EvaluationRun:
     """What a worker has to know to evaluate these students of `config` on the held-out windows of `corpus`."""
-    task_path = config.evaluate.task_path
+    task_path = settings.task_path
     return EvaluationRun(
         corpus_uri=Store(corpus.uri).absolute_uri,
         num_windows=num_held_out(config, corpus),
@@ -201,14 +242,15 @@ def evaluation_run(
             student: (Store(config.student_uri(student)).absolute_uri, config.student_specs[student].student.attention)
             for student in students
         },
-        settings=config.evaluate.model_copy(update={"task_path": task_path and str(Path(task_path).resolve())}),
+        settings=settings.model_copy(update={"task_path": task_path and str(Path(task_path).resolve())}),
     )
 
 
 def follow(ray: RayConfig, work: Work, run: EvaluationRun, *, title: str, units: int) -> Findings:
     """Run work of an evaluation to its end, with a bar of so many units; the findings for each model."""
     findings: Findings = {}
-    with progress_bar(f"evaluate {title}", units) as advance:
+    remedy = f"lower evaluate.batch_windows (now {run.settings.batch_windows})"
+    with out_of_memory_explained(remedy), progress_bar(f"evaluate {title}", units) as advance:
         for update in _updates(ray, work, run):
             if isinstance(update, int):
                 advance(update)

@@ -27,13 +27,12 @@ def flat_map(task: Callable[[Row], Iterator[Row]], rows: list[Row]) -> Iterator[
 
 def map_by_teachers(config: DistillConfig, run: CacheRun, tasks: list[Row], *, threads: int) -> Iterator[Row]:
     """What a pool of TeacherWorker, of so many threads each, returns for each task, as soon as it does."""
-    teacher = config.teacher
-    workers = min(teacher.workers, len(tasks))
+    teacher = run.teacher
     resources = worker_resources(
-        config.ray, "teacher", workers, threads=teacher.threads_per_worker, gpus=teacher.gpus_per_worker
+        config.ray, "teacher", teacher.workers, threads=teacher.threads_per_worker, gpus=teacher.gpus_per_worker
     )
     pool = ActorPoolStrategy(
-        size=workers,
+        size=teacher.workers,
         max_tasks_in_flight_per_actor=threads,
         max_concurrent_calls_per_actor=threads,
         enable_true_multi_threading=True,

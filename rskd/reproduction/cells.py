@@ -23,13 +23,14 @@ from transformers.utils.logging import disable_progress_bar
 
 from rskd import records
 from rskd.cache.reader import LogitCache
-from rskd.config import DistillConfig
+from rskd.config import DistillConfig, RayConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.evaluation.language_modeling import TEACHER
-from rskd.jobs.evaluate import evaluation_run
+from rskd.jobs.evaluate import evaluation_run, plan_for
 from rskd.jobs.evaluate_worker import comparison_of, held_out_batches, load_models, score
 from rskd.jobs.train import train_student
 from rskd.models.files import model_fingerprint, resolve_teacher
+from rskd.plan import planned_evaluate
 from rskd.progress import progress_bar
 from rskd.provenance import provenance
 from rskd.reproduction.setting import Cell, cell_name
@@ -123,7 +124,9 @@ def run_cell(config: DistillConfig, cell: Cell) -> None:
 def _evaluate(config: DistillConfig, student: str) -> dict[str, Any]:
     """Metrics of the student: on the held-out windows, and of each window so that students can be paired; of tasks."""
     corpus = PackedCorpus.open(config.corpus_uri("eval"))
-    run = evaluation_run(config, corpus, resolve_teacher(config), [student])
+    alone, teacher_dir = config.model_copy(update={"ray": RayConfig(enabled=False)}), resolve_teacher(config)
+    plan = plan_for(alone, corpus, teacher_dir, Store(config.home), student)
+    run = evaluation_run(config, corpus, teacher_dir, [student], planned_evaluate(config.evaluate, plan))
     comparison = comparison_of(run, load_models(run))
     for batch in held_out_batches(run):
         comparison.add(*batch)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rskd import interrupts
 from rskd.config import DistillConfig
+from rskd.config.distillation import merge
 from rskd.errors import first_line
 from rskd.storage import Store
 from rskd.tracking import started_by, views
@@ -258,8 +259,12 @@ def distillation(config: DistillConfig) -> Run:
 
 
 @contextmanager
-def stage(config: DistillConfig, name: str, student: str | None = None) -> Iterator[Run]:
+def stage(
+    config: DistillConfig, name: str, student: str | None = None, planned: Mapping[str, Any] | None = None
+) -> Iterator[Run]:
     """A child run for one stage (of one student); its params are `config`, with that student's own sections.
+
+    `planned` are those that take the place of `auto`, and more.
 
     Ends as FINISHED, as FAILED after an exception, as KILLED after an interrupt, and its parent with it. Logs nothing
     where `tracking.enabled` is false. Raises ConfigError if MLflow cannot be reached.
@@ -269,7 +274,7 @@ def stage(config: DistillConfig, name: str, student: str | None = None) -> Itera
         return
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-    params = _sections(config, student)
+    params = merge(_sections(config, student), dict(planned or {}))
     runs: list[Run] = []
     status = "KILLED"
     try:

@@ -69,7 +69,7 @@ def train_on_ray(
 def _fit(
     run: TrainingRun, work: Callable[[], None], checkpoints: Store, *, name: str, config: RayConfig, live: Live
 ) -> None:
-    train = run.spec.train
+    train = run.train
     resources = worker_resources(
         config, "train", train.workers, threads=train.threads_per_worker, gpus=train.gpus_per_worker
     )
@@ -84,7 +84,7 @@ def _fit(
             storage_filesystem=None if checkpoints.is_local else PyFileSystem(FSSpecHandler(checkpoints.fs)),
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[GiveUpOnExplainedErrors(checkpoints.uri, live, train.max_failures)],
+            callbacks=[GiveUpOnExplainedErrors(checkpoints.uri, live, train.max_failures, run.remedy)],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )

@@ -98,7 +98,19 @@ def test_survives_the_round_trip_of_a_prefect_form(extra: dict) -> None:
         ({"student": {"preset": "1b", "model": "x"}}, "exclude each other"),
         ({"student": {"init": "teacher_layers"}}, "needs num_layers"),
         ({"train": {"workers": 9, "global_batch": 8}}, "workers=9 exceed global_batch=8"),
-        ({"objective": {"impl": "triton"}}, "impl=triton of student default needs a GPU"),
+        (
+            {"objective": {"impl": "triton"}, "train": {"gpus_per_worker": 0}},
+            "impl=triton of student default needs a GPU",
+        ),
+        (
+            {"teacher": {"model": "m", "batch_windows": 0}},
+            "batch_windows: input should be greater than or equal to 1, or auto, not 0",
+        ),
+        (
+            {"train": {"workers": "many"}},
+            "train.workers: input should be a valid integer, unable to parse string as an integer, or auto, not 'many'",
+        ),
+        ({"evaluate": {"gpus": -1}}, "evaluate.gpus: input should be greater than or equal to 0, or auto, not -1"),
         ({"objective": {"impl": "triton", "divergence": "mse"}}, "impl=triton is for forward KL"),
         ({"objective": {"kind": "full_kd", "residual": "ghost"}}, "residual='ghost' is not used by objective full_kd"),
         ({"objective": {"kind": "ce", "divergence": "l1"}}, "divergence='l1' is not used by objective ce"),
@@ -126,7 +138,7 @@ def test_survives_the_round_trip_of_a_prefect_form(extra: dict) -> None:
             "no margin, no floor and nothing to improve",
         ),
         ({"corpus": {"source": {"kind": "text"}}}, "text needs a uri"),
-        ({"ray": {"enabled": False}}, "train.workers=1 of student default needs Ray"),
+        ({"ray": {"enabled": False}, "train": {"workers": 1}}, "train.workers=1 of student default needs Ray"),
         ({"ray": {"enabled": False, "address": "auto"}, "train": {"workers": 0}}, "ray.address needs Ray"),
         (
             {"ray": {"enabled": False}, "train": {"workers": 0}, "teacher": {"model": "x", "workers": 2}},
