@@ -149,12 +149,13 @@ def train(
     overrides: SetOption = None,
     student: Annotated[str | None, typer.Option(metavar="NAME", help="One student; all by default.")] = None,
 ) -> Outcome:
-    """Train the students from the caches."""
+    """Train the students from the caches, side by side where there is room."""
     from rskd.jobs.train import train_student
+    from rskd.jobs.train_all import train_all
 
     settings = load_config(config, overrides or ())
     names = list(settings.student_specs) if student is None else [student]
-    summaries = {name: train_student(settings, name) for name in names}
+    summaries = train_all(settings, names, train_student)
     return Outcome(summaries, f"students {settings.home}/students", _flat(summaries))
 
 

@@ -10,7 +10,7 @@ Everything but `resources_here` and the files is a pure function; `rskd.jobs.pla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -156,11 +156,25 @@ def plan_student(config: DistillConfig, student: str, there: Resources, measure:
         raise ConfigError(f"impl=triton of student {student} needs a GPU, and there is none: set impl=auto")
     workers = train.workers
     if workers == "auto":
-        alike = min(_workers(there, gpus, train.threads_per_worker), train.global_batch)
+        at_once = min(1 if train.at_once == "auto" else train.at_once, len(config.student_specs))
+        share = replace(there, gpus=there.gpus // at_once, cores=there.cores // at_once)
+        alike = min(_workers(share, gpus, train.threads_per_worker), train.global_batch)
         workers = alike if config.ray.enabled else 0
     found = _plan("train", student, train, workers, gpus, train.threads_per_worker, there)
     cap = min(LARGEST_BATCH, -(-train.global_batch // max(1, workers)))
     return _with_batch(found, train.micro_batch, cap, measure)
+
+
+def students_at_once(config: DistillConfig, students: Sequence[str], there: Resources) -> int:
+    """How many are trained at the same time: `train.at_once`, or as many as there are GPUs for; 1 on the CPU."""
+    if config.train.at_once != "auto":
+        return min(config.train.at_once, len(students))
+    plans = [plan_student(config, student, there, lambda cap, plan: cap) for student in students]
+    if any(plan.workers == 0 or not plan.gpus_per_worker for plan in plans):
+        return 1
+    gpus = max(plan.reserved.gpus for plan in plans)
+    cores = max(plan.workers * (plan.threads if there.cores_per_thread else 1) for plan in plans)
+    return max(1, min(len(students), int(there.gpus / gpus), there.cores // cores))
 
 
 def plan_evaluation(config: DistillConfig, student: str, there: Resources, measure: Measure) -> Plan:

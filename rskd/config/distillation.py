@@ -110,6 +110,7 @@ class DistillConfig(Section):
             raise ValueError("evaluate.speculative continues texts, which corpus.kind=chat has not: remove it")
         if not self.ray.enabled:
             self._check_without_ray()
+        self._check_side_by_side()
         for name, spec in self.student_specs.items():
             if name in ("teacher", "skipped"):
                 raise ValueError(f"students.{name}: the name stands for something else in the results, choose another")
@@ -142,6 +143,18 @@ class DistillConfig(Section):
         for setting, needs_ray in needed.items():
             if needs_ray:
                 raise ValueError(f"{setting} needs Ray: set ray.enabled, or run in one process (train.workers=0)")
+
+    def _check_side_by_side(self) -> None:
+        at_once = self.train.at_once
+        for name, spec in self.student_specs.items():
+            if spec.train.at_once != at_once:
+                raise ValueError(f"students.{name}.train.at_once is for all students: set train.at_once")
+            in_process = spec.train.workers == 0 or not self.ray.enabled
+            if in_process and at_once not in ("auto", 1):
+                raise ValueError(
+                    f"train.at_once={at_once} needs workers of Ray, which student {name} has not: "
+                    "set train.workers and ray.enabled, or train.at_once=1"
+                )
 
     @property
     def cache_samplings(self) -> dict[str, SamplingConfig]:

@@ -319,6 +319,12 @@ class TrainConfig(Section):
         description="GPUs that a worker reserves; 0 runs on the CPU. auto: 1 where there are GPUs, else 0.",
     )
     threads_per_worker: int = Field(default=2, ge=1, description="CPU threads of a worker.")
+    at_once: Count = Field(
+        default="auto",
+        description="Students of a distillation that are trained at the same time, by workers of Ray; not for a single "
+        "student. auto: as many as there are GPUs for, and one at a time on the CPU. workers: auto then takes its "
+        "share of the GPUs.",
+    )
     checkpoint_every: int = Field(default=100, ge=1, description="Steps between checkpoints.")
     allow_misaligned: bool = Field(
         default=False,

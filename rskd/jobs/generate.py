@@ -78,12 +78,19 @@ def _generate(config: DistillConfig, model: str, found: Model, parts: Parts, pen
     num_answers = sum(len(part.prompts) for part in pending) * settings.generations
     with (
         at_work(config, "generate", model, reserves=plan.reserved, makes=makes, planned=plan.params) as work,
-        out_of_memory_explained(f"lower generate.batch_answers (now {settings.batch_answers})"),
+        out_of_memory_explained(f"lower generate.{_memory_key(settings)}"),
         progress_bar(f"generate {model}", num_answers) as advance,
     ):
         for made in _made(config, run, runtime_env):
             work.add(tokens=made.tokens, bytes_written=made.bytes_written)
             advance(made.answers)
+
+
+def _memory_key(settings: GenerateConfig) -> str:
+    """What takes less memory when it is lowered."""
+    if settings.engine == "vllm":
+        return "engine_args.gpu_memory_utilization"
+    return f"batch_answers (now {settings.batch_answers})"
 
 
 def _runtime_env(settings: GenerateConfig) -> dict[str, Any] | None:

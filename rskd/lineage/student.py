@@ -25,7 +25,15 @@ Source = LogitCache | PackedCorpus
 Recipe = dict[str, Any]
 
 # How a run is executed: its result does not depend on that, but for the order of floating-point sums.
-_EXECUTION = {"micro_batch", "workers", "gpus_per_worker", "threads_per_worker", "checkpoint_every", "max_failures"}
+_EXECUTION = {
+    "micro_batch",
+    "workers",
+    "gpus_per_worker",
+    "threads_per_worker",
+    "at_once",
+    "checkpoint_every",
+    "max_failures",
+}
 _CUTS_OF_A_STEP = {"micro_batch", "workers"}  # into forwards, over each of which a router's auxiliary loss is a mean
 _DEFAULTS = {
     name: section.model_dump(mode="json")

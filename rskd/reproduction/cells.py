@@ -87,6 +87,7 @@ def _recipe(config: DistillConfig, cell: Cell) -> dict[str, Any]:
     """What the record of a cell depends on: settings, and the content, wherever it lies, of what it was made from."""
     spec = config.student_specs[cell_name(cell)]
     settings = spec.model_dump(mode="json")
+    del settings["train"]["at_once"]  # records from before it are as good
     if spec.student.model and (architecture := Path(spec.student.model, "config.json")).is_file():
         settings["student"]["model"] = records.digest(json.loads(architecture.read_text()))
     cache = LogitCache.open(config.cache_uri(spec.sampling)) if spec.objective.kind == "sparse_kd" else None

@@ -29,6 +29,7 @@ from ray.util.queue import Queue
 from rskd import tracking
 from rskd.config import RayConfig
 from rskd.errors import RskdError, first_line
+from rskd.interrupts import result_of
 from rskd.jobs.failures import GiveUpOnExplainedErrors
 from rskd.jobs.metrics import Live
 from rskd.jobs.on_ray import worker_resources
@@ -95,7 +96,7 @@ def _fit(
 
 
 def _in_thread(work: Callable[[], object]) -> None:
-    """Do `work` in a thread, and wait for it in Python, which any signal interrupts.
+    """Do `work` in a thread, and wait for it where an interrupt is heard.
 
     Of the main thread, `fit` would take ctrl-C for itself, and other interrupts may get lost in Ray's C++ code.
     """
@@ -109,7 +110,7 @@ def _in_thread(work: Callable[[], object]) -> None:
             done.set_exception(error)
 
     Thread(target=run, name="fit", daemon=True).start()
-    done.result()
+    result_of(done)
 
 
 def _explained(error: TrainingFailedError) -> RskdError:
