@@ -1,4 +1,4 @@
-"""The whole way: pack ─► cache ─► train each student ─► evaluate ─► report.
+"""The whole way: pack ─► cache ─► train the students, side by side where there is room ─► evaluate ─► report.
 
     python -m flows.distill CONFIG.yaml [--set section.key=value]...
 
@@ -7,6 +7,7 @@ A stage whose output exists and matches is skipped, visibly; no cache is made wh
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, cast
 from uuid import UUID
 
@@ -25,7 +26,7 @@ from flows.evaluate_student import evaluate_student
 from flows.pack_corpus import pack_corpus
 from flows.settings import run_app
 from flows.stage import run_stage, show_status
-from flows.train_student import train_student
+from flows.train_student import train_students
 from rskd.cli import ConfigArgument, Outcome, SetOption
 from rskd.config import DistillConfig, load_config
 
@@ -38,8 +39,7 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     from rskd.jobs.report import summary_page, write_report
     from rskd.tracking import distillation
 
-    students = list(config.student_specs)
-    num_stages = 4 + len(students)
+    num_stages = 4 + len(config.student_specs)
     progress = cast(
         UUID, create_progress_artifact(progress=0.0, key="distill-progress", description=f"Stages of {config.name}")
     )
@@ -52,10 +52,8 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     finished(1)
     caches = cache_logits(config) if config.wants_caches else {}
     finished(2)
-    trained = {}
-    for index, student in enumerate(students):
-        trained[student] = train_student(config, student)
-        finished(3 + index)
+    done = itertools.count(3)
+    trained = train_students(config, lambda: finished(next(done)))
     metrics = evaluate_student(config)
     finished(num_stages - 1)
     report = run_stage("report", write_report, config)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any, TypeVar, cast
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
+from prefect.exceptions import MissingContextError
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
@@ -19,12 +21,13 @@ from flows.progress import LiveProgress
 from rskd.config import DistillConfig
 from rskd.errors import ConfigError, OutputError, explained_by
 from rskd.jobs.cluster.stage import Caller, submitted_by
-from rskd.progress import watched_by
+from rskd.progress import ToStderr, show_announcements, watched_by
 from rskd.tracking.started_by import started_by
 
 T = TypeVar("T")
 
 SHARED_LIMIT = "rskd-stages"  # a global concurrency limit of the Prefect server: how many stages run at once
+_has_turn: ContextVar[bool] = ContextVar("has_turn", default=False)
 _NEVER_WAIT = ("pack", "students", "report", "check", "tables")  # stages without a model to run
 
 
@@ -38,8 +41,19 @@ class _OneLine(logging.Filter):
         return True
 
 
+class _InFlowLog(ToStderr):
+    """To the log of whichever run a line comes from."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            get_run_logger().info(record.getMessage())
+        except MissingContextError:  # outside of runs
+            super().emit(record)
+
+
 for _name in ("prefect.flow_runs", "prefect.task_runs"):
     logging.getLogger(_name).addFilter(_OneLine())
+show_announcements(_InFlowLog())
 outlive_worker_and_server()
 
 
@@ -78,9 +92,20 @@ def _its_turn(name: str) -> AbstractContextManager[None]:
 
     A stage outlives a server that is away for a while: a lease that could not be renewed does not end it.
     """
-    if name in _NEVER_WAIT or get_current_settings().api.url is None:
+    if name in _NEVER_WAIT or _has_turn.get() or get_current_settings().api.url is None:
         return nullcontext()
     return concurrency(SHARED_LIMIT, raise_on_lease_renewal_failure=False)
+
+
+@contextmanager
+def one_turn(name: str) -> Iterator[None]:
+    """One place under SHARED_LIMIT for all stages of the block, in any thread."""
+    with _its_turn(name):
+        token = _has_turn.set(True)
+        try:
+            yield
+        finally:
+            _has_turn.reset(token)
 
 
 def run_stage(name: str, stage: Callable[..., T], *args: Any) -> T:

@@ -26,6 +26,7 @@ from rskd import environment, interrupts
 from rskd.config import load_config
 from rskd.errors import ConfigError, OutputError, explained_by, first_line
 from rskd.outcome import Outcome
+from rskd.progress import show_announcements
 
 if TYPE_CHECKING:
     from rskd.tracking.registry import Registry
@@ -70,6 +71,7 @@ def run(command: Callable[[], Any], *, as_json: bool = False, debug: bool = Fals
     with _stdout_for_json_alone() if as_json else _plain_stdout() as stdout, interrupts.stoppable() as signals:
         try:
             environment.prepare()
+            show_announcements()
             outcome = command()
             if outcome == _INTERRUPTED:  # typer's answer to KeyboardInterrupt
                 raise KeyboardInterrupt
@@ -147,12 +149,13 @@ def train(
     overrides: SetOption = None,
     student: Annotated[str | None, typer.Option(metavar="NAME", help="One student; all by default.")] = None,
 ) -> Outcome:
-    """Train the students from the caches."""
+    """Train the students from the caches, side by side where there is room."""
     from rskd.jobs.train import train_student
+    from rskd.jobs.train_all import train_all
 
     settings = load_config(config, overrides or ())
     names = list(settings.student_specs) if student is None else [student]
-    summaries = {name: train_student(settings, name) for name in names}
+    summaries = train_all(settings, names, train_student)
     return Outcome(summaries, f"students {settings.home}/students", _flat(summaries))
 
 

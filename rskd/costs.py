@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rskd import records
-from rskd.config import CostsConfig, TeacherConfig, TrainConfig
+from rskd.config import CostsConfig
 from rskd.storage import Store
 
 TOTAL = "total"
@@ -64,10 +64,10 @@ class Reserved:
     gpus: float = 0.0
 
     @classmethod
-    def by_workers(cls, workers: int, each: TeacherConfig | TrainConfig) -> Reserved:
-        """The threads and GPUs of so many workers; 0 of them are the driver's process, which works alone."""
+    def by_workers(cls, workers: int, *, threads: int, gpus: float) -> Reserved:
+        """Of so many workers with so much each; 0 of them are the driver's process, which works alone."""
         workers = max(1, workers)
-        return cls(workers * each.threads_per_worker, workers * each.gpus_per_worker)
+        return cls(workers * threads, workers * gpus)
 
     def costs(self, seconds: float, *, tokens: int = 0, bytes_written: int = 0) -> Costs:
         """Costs of holding it for so many seconds, without the money."""

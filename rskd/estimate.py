@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from rskd import records, tracking
 from rskd.cache.inspection import inspect
-from rskd.config import DistillConfig, SamplingConfig, TeacherConfig
+from rskd.config import DistillConfig, PlannedTeacher, SamplingConfig
 from rskd.corpus.packed_corpus import MANIFEST_FILE, PackedCorpus
 from rskd.costs import COSTS, Reserved
 from rskd.errors import ConfigError
@@ -27,6 +28,16 @@ from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.models.load import num_head_parameters, num_parameters
 from rskd.pages.figures import unique_tokens_by_rounds
 from rskd.pages.parts import definitions, figure_html, html_page, section
+from rskd.plan import (
+    DEFAULT_BATCH,
+    Plan,
+    plan_student,
+    plan_teacher,
+    planned_teacher,
+    planned_train,
+    recorded_batch,
+    resources_here,
+)
 from rskd.progress import progress_bar
 from rskd.provenance import provenance
 from rskd.storage import Store
@@ -76,12 +87,14 @@ def estimate(config: DistillConfig, *, tokens: int | None = None) -> dict[str, A
         with inputs_first(config):
             tokens = open_corpus(inputs, "train").num_rows * seq_len
     windows = math.ceil(tokens / seq_len)
-    measured = tracking.measured_speed(config, "cache", None, {"teacher": config.teacher.model_dump(mode="json")})
+    plan = _teacher_plan(config)
+    planned = planned_teacher(config.teacher, plan)
+    measured = tracking.measured_speed(config, "cache", None, {"teacher": planned.model_dump(mode="json")})
     loss_share = _loss_share(inputs)
-    speed = measured or teacher_tokens_per_s(config.teacher, _parameters_per_token(inputs, loss_share))
+    speed = measured or teacher_tokens_per_s(planned, _parameters_per_token(inputs, loss_share))
     teacher = {
         "tokens_per_s": speed,
-        **_costs(config, _by_teacher(config), tokens / speed),
+        **_costs(config, plan.reserved, tokens / speed),
         "source": _source(measured),
     }
     laws = _probed_laws(config)
@@ -114,7 +127,7 @@ def break_even(config: DistillConfig, *, tokens: int, tokens_per_s: float) -> di
     trained = [_trained_tokens(config, name) for name, spec in specs if spec.objective.kind == "sparse_kd"]
     if not trained:
         return None
-    reserved = _by_teacher(config)
+    reserved = _teacher_plan(config).reserved
     return {
         "students": tokens * len(trained) // sum(trained) + 1,
         "epochs": 1 / len(trained),
@@ -157,7 +170,7 @@ def probe(config: DistillConfig, *, windows: int) -> dict[str, UniqueTokens]:
     return found
 
 
-def teacher_tokens_per_s(config: TeacherConfig, num_parameters: float) -> float:
+def teacher_tokens_per_s(config: PlannedTeacher, num_parameters: float) -> float:
     """Tokens per second of all teacher workers, at 2 floating-point operations for each parameter and token."""
     device_flops = config.gpus_per_worker * GPU_FLOPS or config.threads_per_worker * CPU_THREAD_FLOPS
     return config.workers * device_flops / (2 * num_parameters)
@@ -251,13 +264,15 @@ def _cache(
 def _student(config: DistillConfig, name: str, tokens: int) -> dict[str, Any]:
     """Passes over `tokens`, and the time of training at the speed at which the same student was trained before."""
     spec, trained = config.student_specs[name], _trained_tokens(config, name)
-    params = spec.model_dump(mode="json", include={"student": True, "objective": {"kind"}, "train": _SPEED_DEPENDS_ON})
+    plan = plan_student(config, name, resources_here(), partial(_batch, config))
+    params = spec.model_dump(mode="json", include={"student": True, "objective": {"kind"}})
+    params["train"] = planned_train(spec.train, plan).model_dump(mode="json", include=_SPEED_DEPENDS_ON)
     speed = tracking.measured_speed(config, "train", name, params)
     return {
         "tokens": trained,
         "epochs": trained / tokens,
         "tokens_per_s": speed,
-        **_costs(config, Reserved.by_workers(spec.train.workers, spec.train), trained / speed if speed else None),
+        **_costs(config, plan.reserved, trained / speed if speed else None),
         "source": _source(speed),
     }
 
@@ -267,8 +282,14 @@ def _trained_tokens(config: DistillConfig, student: str) -> int:
     return train.steps * train.global_batch * config.corpus.seq_len
 
 
-def _by_teacher(config: DistillConfig) -> Reserved:
-    return Reserved.by_workers(config.teacher.workers, config.teacher)
+def _teacher_plan(config: DistillConfig) -> Plan:
+    """On this machine, as is a student's: a cluster is not asked."""
+    return plan_teacher(config, resources_here(), partial(_batch, config))
+
+
+def _batch(config: DistillConfig, cap: int, plan: Plan) -> int:
+    """What was measured for a stage; nothing is measured for an estimate."""
+    return recorded_batch(Store(config.home), plan.stage, plan.student) or min(cap, DEFAULT_BATCH[plan.stage])
 
 
 def _costs(config: DistillConfig, reserved: Reserved, seconds: float | None) -> dict[str, float | None]:

@@ -3,6 +3,8 @@
     imports ─► end_at_once: the line, and out
     work    ─► stoppable: KeyboardInterrupt ─► MLflow's runs KILLED ─► the line ─► leave: Ray and servers end
 
+    threads ─► a stop that they look for while they wait ─► KeyboardInterrupt in each
+
 The second signal is ignored, so that haste does not break off that end; a third interrupts even that. Libraries set
 handlers of their own, which know nothing of all this: `handlers_kept` undoes it.
 """
@@ -15,13 +17,21 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 MESSAGE = "stopped; what was finished is kept, run again to go on"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SECONDS_TO_STOP = 60.0  # that threads have to end after an interrupt
+_SECONDS_BETWEEN_LOOKS = 0.2
+_stop: ContextVar[threading.Event | None] = ContextVar("stop", default=None)  # of the thread that asks
+
+T = TypeVar("T")
 
 
 def exit_code(signal_number: int) -> int:
@@ -102,6 +112,51 @@ def _interrupt_behind(error: BaseException) -> BaseException | None:
         return error
     behind = error.__cause__ or error.__context__
     return behind and _interrupt_behind(behind)
+
+
+def in_threads(work: Callable[[T], object], items: Sequence[T], at_once: int) -> None:
+    """Call `work` with each of `items`, so many at a time, each in a thread with this context; one at a time, here.
+
+    An interrupt of this thread is a KeyboardInterrupt in each of them, where it waits by `result_of` or `pause`, and is
+    raised here once they have ended. So is what `work` raises.
+    """
+    if at_once == 1:
+        for item in items:
+            work(item)
+        return
+    stop = threading.Event()
+
+    def run(item: T) -> None:
+        _stop.set(stop)
+        work(item)
+
+    pool = ThreadPoolExecutor(at_once, "side-by-side")
+    running = [pool.submit(copy_context().run, run, item) for item in items]
+    try:
+        for one in running:
+            one.result()
+    except BaseException:
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        wait([one for one in running if not one.cancelled()], timeout=_SECONDS_TO_STOP)
+        raise
+    pool.shutdown()
+
+
+def result_of(work: Future[T]) -> T:
+    """What `work` comes to, waited for in Python, which any signal interrupts, and the stop of a thread too."""
+    while _stop.get() is not None and not wait([work], timeout=_SECONDS_BETWEEN_LOOKS).done:
+        pause(0)
+    return work.result()
+
+
+def pause(seconds: float) -> None:
+    """Sleep; KeyboardInterrupt in a thread that is to stop."""
+    stop = _stop.get()
+    if stop is None:
+        time.sleep(seconds)
+    elif stop.wait(seconds):
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -2,10 +2,14 @@
 
 progress_bar ─► advance ─┬─► bar
                          └─► the functions given to `watched_by` (a flow shows it in Prefect, a stage exports it)
+announce ─► a line, on stderr or, in a flow, in its log
 """
 
 from __future__ import annotations
 
+import logging
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,6 +21,27 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _SECONDS_OF_PACE = 60
+_announcements = logging.getLogger(f"{__name__}.announcements")
+
+
+class ToStderr(logging.Handler):
+    """Lines on what is stderr when they come."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr)
+
+
+def announce(line: str) -> None:
+    """Say what is about to be done."""
+    _announcements.info(line)
+
+
+def show_announcements(handler: logging.Handler | None = None) -> None:
+    """From here on they are shown by `handler`, or on stderr; the first call counts."""
+    if not _announcements.handlers:
+        _announcements.setLevel(logging.INFO)
+        _announcements.addHandler(handler or ToStderr())
+        _announcements.propagate = False
 
 
 @dataclass(frozen=True)
@@ -62,18 +87,13 @@ def watched_by(watch: Watch) -> Iterator[None]:
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
-    """Show `total` units of work; yields `advance(units, status="")`, where `status` stands beside the bar."""
-    console, watches = Console(stderr=True), _watches.get()
+    """Show `total` units of work; yields `advance(units, status="")`, where `status` stands beside the bar.
+
+    Bars of work side by side, in several threads, stand below each other.
+    """
+    watches = _watches.get()
     pace, done = Pace(), 0
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with _display() as progress:
         task = progress.add_task(description, total=total, status="")
 
         def advance(units: int = 1, status: str = "") -> None:
@@ -86,3 +106,47 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
                     watch(Standing(description, done, total, left, status))
 
         yield advance
+
+
+class _Shared:
+    """The display that all bars are in, for as long as there is one."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.bars = 0
+        self.progress: Progress | None = None
+
+
+_shared = _Shared()
+
+
+@contextmanager
+def _display() -> Iterator[Progress]:
+    """The display, which begins with the first of the bars and ends with the last."""
+    with _shared.lock:
+        if _shared.progress is None:
+            _shared.progress = _new_display()
+            _shared.progress.start()
+        progress = _shared.progress
+        _shared.bars += 1
+    try:
+        yield progress
+    finally:
+        with _shared.lock:
+            _shared.bars -= 1
+            if _shared.bars == 0:
+                _shared.progress = None
+                progress.stop()
+
+
+def _new_display() -> Progress:
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+    )
+    return Progress(*columns, console=console, disable=not console.is_terminal)

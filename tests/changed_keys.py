@@ -114,6 +114,7 @@ CASES: dict[str, Case] = {
     "train.workers": Case(1, None),
     "train.gpus_per_worker": Case(1, "----"),
     "train.threads_per_worker": Case(2, "----"),
+    "train.at_once": Case(2, None),
     "train.checkpoint_every": Case(1, "----"),
     "train.allow_misaligned": Case(True, "--ar"),
     "train.max_failures": Case(0, "----"),

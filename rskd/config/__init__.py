@@ -9,6 +9,7 @@ from rskd.config.cluster import RayConfig
 from rskd.config.distillation import DistillConfig, StudentSpec
 from rskd.config.files import load_config, to_yaml, validate_config
 from rskd.config.judging import GenerateConfig, JudgeConfig, PromptSetConfig
+from rskd.config.planned import PlannedEvaluate, PlannedGenerate, PlannedTeacher, PlannedTrain
 from rskd.config.promotion import PromotionConfig
 from rskd.config.sections import (
     CostsConfig,
@@ -29,6 +30,10 @@ __all__ = [
     "GenerateConfig",
     "JudgeConfig",
     "ObjectiveConfig",
+    "PlannedEvaluate",
+    "PlannedGenerate",
+    "PlannedTeacher",
+    "PlannedTrain",
     "PromotionConfig",
     "PromptSetConfig",
     "RayConfig",

@@ -13,12 +13,14 @@ from rskd.config.section import Section, Uri
 class RayConfig(Section):
     enabled: bool = Field(
         default=True,
-        description="False runs every stage in the driver's process, where there is no Ray; train.workers is then 0.",
+        description="False runs every stage in the driver's process, where there is no Ray, on its first GPU if there "
+        "is one; train.workers is then 0.",
     )
     address: Uri | None = Field(
         default=None,
         description="A Ray cluster. http(s)://HEAD:8265: stages run there as jobs of its Jobs API. HOST:PORT or auto: "
-        "this process joins it. By default RAY_ADDRESS if that is http(s)://, else a local Ray is started.",
+        "this process joins it. By default RAY_ADDRESS if that is http(s)://, else a local Ray is started. auto elsewhere "
+        "counts what the cluster has when a stage begins: give numbers where it grows on demand.",
     )
     code: Literal["installed", "sent"] = Field(
         default="installed",

@@ -110,6 +110,7 @@ class DistillConfig(Section):
             raise ValueError("evaluate.speculative continues texts, which corpus.kind=chat has not: remove it")
         if not self.ray.enabled:
             self._check_without_ray()
+        self._check_side_by_side()
         for name, spec in self.student_specs.items():
             if name in ("teacher", "skipped"):
                 raise ValueError(f"students.{name}: the name stands for something else in the results, choose another")
@@ -124,7 +125,7 @@ class DistillConfig(Section):
                 )
             if self.generate is not None and name in self.generate.checkpoints:
                 raise ValueError(f"generate.checkpoints.{name} has the name of a student: choose another")
-            if spec.objective.impl == "triton" and not spec.train.gpus_per_worker:
+            if spec.objective.impl == "triton" and spec.train.gpus_per_worker == 0:
                 raise ValueError(f"impl=triton of student {name} needs a GPU: set train.gpus_per_worker, or impl=auto")
         return self
 
@@ -133,16 +134,28 @@ class DistillConfig(Section):
             "ray.address": self.ray.address is not None,
             "teacher.engine=vllm": self.teacher.engine == "vllm",
             "generate.engine=vllm": self.generate is not None and self.generate.engine == "vllm",
-            f"teacher.workers={self.teacher.workers}": self.teacher.workers > 1,
-            f"evaluate.workers={self.evaluate.workers}": self.evaluate.workers > 1,
+            f"teacher.workers={self.teacher.workers}": self.teacher.workers not in ("auto", 1),
+            f"evaluate.workers={self.evaluate.workers}": self.evaluate.workers not in ("auto", 1),
             **{
-                f"train.workers={spec.train.workers} of student {name}": spec.train.workers > 0
+                f"train.workers={spec.train.workers} of student {name}": spec.train.workers not in ("auto", 0)
                 for name, spec in self.student_specs.items()
             },
         }
         for setting, needs_ray in needed.items():
             if needs_ray:
                 raise ValueError(f"{setting} needs Ray: set ray.enabled, or run in one process (train.workers=0)")
+
+    def _check_side_by_side(self) -> None:
+        at_once = self.train.at_once
+        for name, spec in self.student_specs.items():
+            if spec.train.at_once != at_once:
+                raise ValueError(f"students.{name}.train.at_once is for all students: set train.at_once")
+            in_process = spec.train.workers == 0 or not self.ray.enabled
+            if in_process and at_once not in ("auto", 1):
+                raise ValueError(
+                    f"train.at_once={at_once} needs workers of Ray, which student {name} has not: "
+                    "set train.workers and ray.enabled, or train.at_once=1"
+                )
 
     @property
     def cache_samplings(self) -> dict[str, SamplingConfig]:

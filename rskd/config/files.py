@@ -47,6 +47,9 @@ def to_yaml(config: DistillConfig) -> str:
 def _first_line(error: ValidationError, data: dict[str, Any]) -> str:
     first = error.errors(include_url=False)[0]
     path = first["loc"]
+    or_auto = ""
+    if len(error.errors()) > 1 and error.errors()[1]["loc"] == (*path[:-1], "literal['auto']"):
+        path, or_auto = path[:-1], ", or auto"
     where, value = ".".join(str(part) for part in path), first["input"]
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown key, {_place_of(str(path[-1])) or 'remove it or correct its spelling'}"
@@ -56,7 +59,7 @@ def _first_line(error: ValidationError, data: dict[str, Any]) -> str:
         message = first["msg"].removeprefix("Value error, ")
         return f"{where}: {message}{_inherited(path, message, data)}" if where else message
     advice = ": put it in quotes" if first["type"] == "string_type" and isinstance(value, bool | int | float) else ""
-    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, not {_shortened(repr(value))}{advice}"
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}{or_auto}, not {_shortened(repr(value))}{advice}"
 
 
 def _shortened(text: str) -> str:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from rskd.config.section import Scalar, Section, Uri, check_names
+from rskd.config.section import Gpus, Scalar, Section, Uri, check_names
 
 _REQUESTED_LIMIT = {"un_ni": 10_000}  # the paper's E.3: of Unnatural Instructions a subset of this size
 
@@ -69,7 +69,10 @@ class GenerateConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Precision of the models that answer."
     )
-    gpus: float = Field(default=0, ge=0, description="GPUs that generation reserves; 0 runs on the CPU.")
+    gpus: Gpus = Field(
+        default="auto",
+        description="GPUs that generation reserves; 0 runs on the CPU. auto: 1 where there are GPUs, else 0.",
+    )
     engine: Literal["transformers", "vllm"] = Field(
         default="transformers", description="What runs the models; vllm needs Ray and the environment of make vllm-env."
     )

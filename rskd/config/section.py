@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -39,6 +39,9 @@ def _scalar(value: Any) -> Any:
 Scalar = Annotated[bool | int | float | str, BeforeValidator(_scalar)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]  # of a folder, of a model
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Auto = Literal["auto"]  # `rskd.plan` puts a number in its place
+Count = Annotated[int, Field(ge=1)] | Auto  # of workers, of windows in a forward pass
+Gpus = Annotated[float, Field(ge=0)] | Auto
 
 
 _LONGEST_NAME = 64  # of an output's folder

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rskd.config.section import Beta, Scalar, Section, Uri
+from rskd.config.section import Auto, Beta, Count, Gpus, Scalar, Section, Uri
 from rskd.teacher_statistics import StatisticName
 
 Attention = Annotated[
@@ -125,11 +125,20 @@ class TeacherConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="bfloat16", description="Precision of the teacher."
     )
-    batch_windows: int = Field(
-        default=8, ge=1, description="Windows in one forward pass; of vllm: as many tokens, of any windows, at most."
+    batch_windows: Count = Field(
+        default="auto",
+        description="Windows in one forward pass; of vllm: as many tokens, of any windows, at most. auto: what fits on "
+        "the GPU, measured once; 8 on the CPU and for vllm.",
     )
-    workers: int = Field(default=1, ge=1, description="Teacher actors, each with a copy of the model.")
-    gpus_per_worker: float = Field(default=0, ge=0, description="GPUs that an actor reserves; 0 runs on the CPU.")
+    workers: Count = Field(
+        default="auto",
+        description="Teacher actors, each with a copy of the model. auto: as many as there are GPUs for; 1 on the CPU.",
+    )
+    gpus_per_worker: Gpus = Field(
+        default="auto",
+        description="GPUs that an actor reserves; 0 runs on the CPU. auto: 1 where there are GPUs (of vllm: "
+        "tensor_parallel), else 0.",
+    )
     threads_per_worker: int = Field(
         default=2, ge=1, description="CPU threads of an actor; fixed, so that logits repeat."
     )
@@ -157,7 +166,7 @@ class TeacherConfig(Section):
         if self.engine == "transformers":
             of_vllm = ("python", "tensor_parallel", "gpu_memory_utilization", "quantization", "engine_args")
             self._refuse_unused("engine transformers", set(), of_vllm)
-        elif self.gpus_per_worker and math.ceil(self.gpus_per_worker) != self.tensor_parallel:
+        elif self.gpus_per_worker not in ("auto", 0) and math.ceil(self.gpus_per_worker) != self.tensor_parallel:
             raise ValueError(
                 f"gpus_per_worker={self.gpus_per_worker:g} with tensor_parallel={self.tensor_parallel}: vllm needs one "
                 "GPU for each process, make them equal"
@@ -286,8 +295,10 @@ class ObjectiveConfig(Section):
 class TrainConfig(Section):
     steps: int = Field(default=1000, ge=1, description="Optimizer steps.")
     global_batch: int = Field(default=32, ge=1, description="Windows in one step, over all workers.")
-    micro_batch: int = Field(
-        default=8, ge=1, description="Windows in one forward pass of one worker; gradients accumulate."
+    micro_batch: Count = Field(
+        default="auto",
+        description="Windows in one forward pass of one worker; gradients accumulate. auto: what fits on the GPU, "
+        "measured once; 8 on the CPU; 1 where sharded on GPUs.",
     )
     lr: float = Field(default=4e-4, gt=0, description="Peak learning rate (paper, Table 14).")
     min_lr: float = Field(default=4e-5, ge=0, description="Learning rate at the end of the cosine.")
@@ -298,7 +309,15 @@ class TrainConfig(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="Autocast precision; weights are fp32."
     )
-    workers: int = Field(default=1, ge=0, description="DDP workers; 0 trains in the driver's process, without Ray.")
+    workers: Annotated[int, Field(ge=0)] | Auto = Field(
+        default="auto",
+        description="DDP workers; 0 trains in the driver's process, without Ray. auto: as many as there are GPUs for, "
+        "global_batch at most; 1 on the CPU; 0 where ray.enabled is false.",
+    )
+    gpus_per_worker: Gpus = Field(
+        default="auto",
+        description="GPUs that a worker reserves; 0 runs on the CPU. auto: 1 where there are GPUs, else 0.",
+    )
     sharding: Literal["none", "full"] = Field(
         default="none",
         description="none: each worker holds the whole student (DDP). full: weights, gradients and moments are divided "
@@ -312,8 +331,13 @@ class TrainConfig(Section):
     compile: bool = Field(
         default=False, description="Compile the decoder blocks by torch.compile: minutes at the start, faster steps."
     )
-    gpus_per_worker: float = Field(default=0, ge=0, description="GPUs that a worker reserves; 0 runs on the CPU.")
     threads_per_worker: int = Field(default=2, ge=1, description="CPU threads of a worker.")
+    at_once: Count = Field(
+        default="auto",
+        description="Students of a distillation that are trained at the same time, by workers of Ray; not for a single "
+        "student. auto: as many as there are GPUs for, and one at a time on the CPU. workers: auto then takes its "
+        "share of the GPUs.",
+    )
     checkpoint_every: int = Field(default=100, ge=1, description="Steps between checkpoints.")
     allow_misaligned: bool = Field(
         default=False,
@@ -333,7 +357,7 @@ class TrainConfig(Section):
             raise ValueError(
                 "sharding=full divides a student among workers of Ray Train: set workers, or sharding=none"
             )
-        if self.workers > self.global_batch:
+        if self.workers != "auto" and self.workers > self.global_batch:
             raise ValueError(f"workers={self.workers} exceed global_batch={self.global_batch}: a worker would idle")
         return self
 
@@ -349,20 +373,25 @@ class SpeculativeConfig(Section):
 
 class EvaluateConfig(Section):
     max_windows: int | None = Field(default=None, ge=1, description="Held-out windows to evaluate on; all by default.")
-    batch_windows: int = Field(default=4, ge=1, description="Windows in one forward pass.")
+    batch_windows: Count = Field(
+        default="auto",
+        description="Windows in one forward pass. auto: what fits on the GPU, measured once; 4 on the CPU.",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
         description="Precision that students run in; sums are float64. The teacher runs in teacher.dtype, as for the "
         "cache. Another precision is another figure: what was measured in the one is measured again in the other.",
     )
     num_bins: int = Field(default=15, ge=1, description="Bins of the calibration error (Guo et al. 2017).")
-    workers: int = Field(
-        default=1,
-        ge=1,
+    workers: Count = Field(
+        default="auto",
         description="Ray tasks that share the held-out windows, each with one model at a time; figures are the same "
-        "for any number. For several GPUs or machines: on one machine without GPUs they share its cores.",
+        "for any number. auto: as many as there are GPUs for; 1 on the CPU, whose cores they would share.",
     )
-    gpus: float = Field(default=0, ge=0, description="GPUs that a worker reserves; 0 runs on the CPU.")
+    gpus: Gpus = Field(
+        default="auto",
+        description="GPUs that a worker reserves; 0 runs on the CPU. auto: 1 where there are GPUs, else 0.",
+    )
     speculative: SpeculativeConfig | None = Field(
         default=None,
         description="Speculative decoding for real, each student as the teacher's draft; off by default, {} takes the "

@@ -106,7 +106,7 @@ class Scratch:
             *(ids.astype(self._id_type, copy=False) for ids in group.ids),
             *(group.loss_masks or ()),
         )
-        return b"".join(memoryview(array) for array in arrays)
+        return b"".join(array.data for array in arrays)
 
     def _decode(self, data: bytes) -> TokenizedGroup:
         count = int(np.frombuffer(data, np.int64, 1)[0])

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rskd.cache.reader import LogitCache
-from rskd.config import StorageConfig, TeacherConfig
+from rskd.config import PlannedTeacher, StorageConfig, TeacherConfig
 from rskd.errors import CacheMismatchError, ConfigError
 from rskd.evaluation.window_values import mean_over_tokens
 from rskd.models.files import check_model, model_fingerprints, resolve_model
@@ -151,12 +151,13 @@ def _run_by(
         return
     from rskd.teacher.vllm_teacher import VllmTeacher  # this process is in vLLM's environment
 
-    config = TeacherConfig(
+    config = PlannedTeacher(
         engine="vllm",
         model=directory,
         dtype=cache.manifest.teacher["dtype"],
         quantization=cache.manifest.teacher.get("quantization"),
         batch_windows=1,
+        workers=1,
         gpus_per_worker=int(teacher.device.type == "cuda"),
         gpu_memory_utilization=_ENGINE_GPU_SHARE,
         engine_args={"enforce_eager": True},  # compiling costs more than a few windows

@@ -17,7 +17,7 @@ from typing import Any
 from vllm import LLM, SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 
-from rskd.config import GenerateConfig
+from rskd.config import PlannedGenerate
 from rskd.errors import ConfigError, first_line
 from rskd.evaluation.generation import Answer, Question, Voice, room
 from rskd.models.load import load_config
@@ -27,7 +27,7 @@ from rskd.models.vllm_arguments import CPU_CACHE_BYTES, check_engine_args
 class VllmGenerator:
     """An engine over the model of one directory."""
 
-    def __init__(self, model_dir: str, settings: GenerateConfig, *, lengths: Collection[int], trust_remote_code: bool):
+    def __init__(self, model_dir: str, settings: PlannedGenerate, *, lengths: Collection[int], trust_remote_code: bool):
         """`lengths` are those of the questions that will come. Raises ConfigError for what vLLM refuses."""
         self._settings = settings
         self._config = load_config(model_dir, trust_remote_code=trust_remote_code)

@@ -52,17 +52,18 @@ def at_work(
     *,
     reserves: Reserved,
     makes: Mapping[str, str],
+    planned: Mapping[str, Any] | None = None,
 ) -> Iterator[AtWork]:
     """`tracking.stage`, whose live metrics are exported, and whose costs are recorded however it ends.
 
-    `makes` has a digest of the settings of each output, by any name. Raises what `tracking.stage` does, and
-    CorruptPartError if the costs of before are not what was written.
+    `makes` has a digest of the settings of each output, by any name; `planned` are `rskd.plan.Plan.params`. Raises
+    what `tracking.stage` does, and CorruptPartError if the costs of before are not what was written.
     """
     file = _file(stage, student)
     _attempts_before(config, file, makes)  # a damaged file is reported before the work
     root = Store(config.storage.root)
     with (
-        tracking.stage(config, stage, student) as run,
+        tracking.stage(config, stage, student, planned) as run,
         exported(config.name, stage, student, disk=root.path if root.is_local else None) as live,
     ):
         work, started, finished = AtWork(run, live), time.monotonic(), False

@@ -11,30 +11,33 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from rskd import records, tracking
 from rskd.cache.manifest import CacheManifest, cache_recipe
 from rskd.cache.writer import CacheWriter
-from rskd.config import DistillConfig
+from rskd.config import DistillConfig, PlannedTeacher
 from rskd.cores import warn_of_threads
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.corpus.sources import list_files, located
-from rskd.costs import Reserved
 from rskd.errors import ConfigError
 from rskd.jobs.at_work import AtWork, at_work, costs_of
-from rskd.jobs.cache_worker import CacheRun, TeacherWorker
+from rskd.jobs.cache_worker import CacheRun, TeacherWorker, teacher_trial
 from rskd.jobs.cluster.stage import on_cluster
 from rskd.jobs.one_at_a_time import one_at_a_time
+from rskd.jobs.plan import plan_stage, resources
 from rskd.jobs.ray_session import ensure_ray
 from rskd.jobs.vllm_environment import VllmEnvironment
 from rskd.lineage.cache import cache_head
 from rskd.lineage.corpus import open_corpus
 from rskd.lineage.inputs import Inputs
 from rskd.models.files import tensor_files
+from rskd.out_of_memory import out_of_memory_explained
+from rskd.plan import Plan, plan_teacher, planned_teacher
 from rskd.progress import progress_bar
 from rskd.storage import Store
 
@@ -58,8 +61,8 @@ def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
     CacheMismatchError for a corpus or cache made with other settings, CorruptPartError.
     """
     started = time.time()
-    run, corpus = _prepare(config)
-    writers = {name: CacheWriter(uri, manifest_head=run.heads[name]) for name, uri in run.cache_uris.items()}
+    run_by, heads, corpus = _prepare(config)
+    writers = {name: CacheWriter(config.cache_uri(name), manifest_head=head) for name, head in heads.items()}
     parts = corpus.manifest.parts
     committed = {name: writer.committed_parts(parts) for name, writer in writers.items()}
     lacking = {part.index: [name for name in writers if part.index not in committed[name]] for part in parts}
@@ -74,9 +77,11 @@ def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
     warn_of_threads("teacher.threads_per_worker", config.teacher.threads_per_worker)
     ensure_ray(config.ray)
     worked_on = {name for task in tasks for name in task["caches"]}
-    reserves = Reserved.by_workers(min(config.teacher.workers, len(tasks)), config.teacher)
-    makes = {name: records.digest(cache_recipe(head)) for name, head in run.heads.items()}
-    with at_work(config, "cache", reserves=reserves, makes=makes) as work:
+    plan = _plan(config, run_by)
+    plan = replace(plan, workers=min(plan.workers, len(tasks)))
+    run = run_by(planned_teacher(config.teacher, plan))
+    makes = {name: records.digest(cache_recipe(head)) for name, head in heads.items()}
+    with at_work(config, "cache", reserves=plan.reserved, makes=makes, planned=plan.params) as work:
         tracked = work.run
         described = {"digest": corpus.manifest.digest, "totals": corpus.manifest.totals}
         tracked.dataset(corpus.uri, described, name="train windows")
@@ -94,8 +99,27 @@ def cache_logits(config: DistillConfig) -> dict[str, dict[str, Any]]:
     return {name: summary | {"cost": cost} for name, summary in summaries.items()}
 
 
-def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
-    """Check the config and the paths it names, then the corpus."""
+def _plan(config: DistillConfig, run_by: Callable[[PlannedTeacher], CacheRun]) -> Plan:
+    """What the teacher runs on. Its batch is the largest whose windows pass through it and all samplers."""
+    of = {
+        "teacher": config.teacher.model_dump(mode="json", include={"model", "revision", "dtype", "attention"}),
+        "samplings": {name: sampling.model_dump(mode="json") for name, sampling in config.cache_samplings.items()},
+        "corpus": config.corpus.model_dump(mode="json", include={"seq_len", "isolate_documents"}),
+    }
+    return plan_stage(
+        partial(plan_teacher, config),
+        resources(config.ray),
+        config.ray,
+        Store(config.home),
+        of=of,
+        trial=lambda plan: partial(teacher_trial, run_by(planned_teacher(config.teacher, replace(plan, batch=1)))),
+    )
+
+
+def _prepare(
+    config: DistillConfig,
+) -> tuple[Callable[[PlannedTeacher], CacheRun], dict[str, dict[str, Any]], PackedCorpus]:
+    """Check the config and the paths it names, then the corpus; what makes a run, and the heads of its caches."""
     list_files(located(config.corpus.source), chat=config.corpus.kind == "chat")
     Store(config.storage.root).check_writable()
     inputs = Inputs(config)
@@ -105,17 +129,18 @@ def _prepare(config: DistillConfig) -> tuple[CacheRun, PackedCorpus]:
     if not corpus.manifest.parts:
         raise ConfigError(f"{corpus.uri} has no windows: add documents to the source, or lower corpus.eval_windows")
     vllm_version = environment.vllm_version if environment else None
-    run = CacheRun(
-        corpus_uri=Store(corpus.uri).absolute_uri,
-        teacher=config.teacher,
+    heads = {name: cache_head(inputs, name, corpus, vllm_version) for name in config.cache_samplings}
+    run_by = partial(
+        CacheRun,
+        Store(corpus.uri).absolute_uri,
         teacher_dir=inputs.teacher_dir,
         teachers_uri=Store(config.teachers_uri).absolute_uri,
         samplings=config.cache_samplings,
         cache_uris={name: Store(config.cache_uri(name)).absolute_uri for name in config.cache_samplings},
-        heads={name: cache_head(inputs, name, corpus, vllm_version) for name in config.cache_samplings},
+        heads=heads,
         runtime_env=environment.runtime_env(config.teacher.threads_per_worker) if environment else {},
     )
-    return run, corpus
+    return run_by, heads, corpus
 
 
 def _follow(
@@ -124,7 +149,9 @@ def _follow(
     """Run the tasks to their end; what the workers say of each."""
     done: list[dict[str, Any]] = []
     seq_len = config.corpus.seq_len
-    with progress_bar("cache windows", rows) as advance:
+    batch = f"teacher.batch_windows (now {run.teacher.batch_windows})"
+    lower = batch if config.teacher.engine == "transformers" else f"teacher.gpu_memory_utilization or {batch}"
+    with out_of_memory_explained(f"lower {lower}"), progress_bar("cache windows", rows) as advance:
         for row in _run(config, run, tasks):
             if row["doubt"]:
                 _logger.warning(row["doubt"])

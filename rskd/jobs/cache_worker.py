@@ -13,6 +13,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -26,7 +27,7 @@ from torch import Tensor
 from rskd import tracking
 from rskd.cache.codec import PartData
 from rskd.cache.writer import CacheWriter
-from rskd.config import SamplingConfig, TeacherConfig
+from rskd.config import PlannedTeacher, SamplingConfig
 from rskd.corpus.packed_corpus import PackedCorpus, Windows
 from rskd.errors import ConfigError
 from rskd.jobs.metrics import Live
@@ -44,7 +45,7 @@ class CacheRun:
     """All that a worker has to know; URIs and paths are absolute, since a worker has a working directory of its own."""
 
     corpus_uri: str
-    teacher: TeacherConfig
+    teacher: PlannedTeacher
     teacher_dir: str  # on the machine of the driver
     teachers_uri: str
     samplings: dict[str, SamplingConfig]  # by the name of the cache, as the next two
@@ -132,6 +133,12 @@ class TeacherWorker:
         clock = {"started": started, "ended": ended}
         return {"worker": self._name, "tokens": tokens, "bytes": num_bytes, "doubt": doubt} | clock
 
+    def try_batch(self, size: int) -> None:
+        """The windows of a batch, those of the first part again and again, through the teacher and all samplers."""
+        input_ids = torch.from_numpy(self._corpus.read_part(0).input_ids).long()
+        rows = torch.arange(size)
+        self._sample(self._teacher, rows, input_ids[rows % len(input_ids)], None, list(self._run.samplings))
+
     def _infer(self, teacher: Teacher, windows: Windows, caches: list[str]) -> dict[str, PartData]:
         """The part's targets for each cache, from batches cut from its first row; vLLM cuts its own.
 
@@ -182,6 +189,11 @@ class TeacherWorker:
         )
 
 
+def teacher_trial(run: CacheRun) -> Callable[[int], None]:
+    """What a worker does with a batch, for the search of the largest."""
+    return TeacherWorker(run).try_batch
+
+
 def _everywhere(values: Tensor, *, has_loss: Tensor | None, shape: tuple[int, int]) -> np.ndarray:
     """Values of the rows that were sampled, at their places among all R·S; 0 elsewhere. [R, S] or [R, S, K]."""
     whole = values
@@ -196,7 +208,7 @@ def _learned(values: np.ndarray, windows: Windows) -> np.ndarray:
     return values if windows.has_loss is None else values[windows.has_loss]
 
 
-def _load(config: TeacherConfig, model_dir: str, corpus: PackedCorpus) -> Teacher:
+def _load(config: PlannedTeacher, model_dir: str, corpus: PackedCorpus) -> Teacher:
     if config.engine == "vllm":
         from rskd.teacher.vllm_teacher import VllmTeacher  # this process is in vLLM's environment
 

@@ -10,34 +10,39 @@ depends on is unchanged: data, teacher, students, settings. A downstream task th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rskd import records, tracking
 from rskd.cache.manifest import newest_manifest
-from rskd.config import DistillConfig, RayConfig
-from rskd.cores import usable_cores
+from rskd.config import DistillConfig, PlannedEvaluate, RayConfig
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.costs import Reserved, recorded_costs
+from rskd.costs import recorded_costs
 from rskd.errors import ConfigError, MissingOutputError, explained_by
 from rskd.evaluation import passages, results, window_values
 from rskd.evaluation.downstream import find_tasks, mean_score
-from rskd.evaluation.language_modeling import pct_ce_to_fullkd
+from rskd.evaluation.language_modeling import measure, pct_ce_to_fullkd
 from rskd.evaluation.window_values import METRICS
 from rskd.jobs.at_work import at_work
 from rskd.jobs.cluster.stage import on_cluster
 from rskd.jobs.evaluate_worker import (
     EvaluationRun,
     Findings,
+    Job,
     Work,
+    compare_models,
     evaluate_speculation,
     evaluate_task,
     evaluate_windows,
     joined,
 )
 from rskd.jobs.one_at_a_time import one_at_a_time
-from rskd.jobs.ray_session import ensure_ray, require_gpus
+from rskd.jobs.plan import Trial, plan_stage, resources
+from rskd.jobs.ray_session import ensure_ray
 from rskd.lineage.evaluation import (
     Part,
     Records,
@@ -50,7 +55,9 @@ from rskd.lineage.evaluation import (
 from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.models.digests import RESULT_FILE
 from rskd.models.memory import released_after
+from rskd.out_of_memory import out_of_memory_explained
 from rskd.pages.figures import reliability_diagrams
+from rskd.plan import Plan, plan_evaluation, planned_evaluate
 from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.student.checkpoint import student_digest
@@ -106,14 +113,14 @@ def make_parts(
     if not pending:
         return False
     config = inputs.config
-    ensure_ray(config.ray)
-    require_gpus(config.ray, "evaluate.workers × evaluate.gpus", reserved(config).gpus)
+    plan = plan_for(config, corpus, inputs.teacher_dir, Store(working.home))
     makes = {part.file: records.digest(part.recipe) for part in parts}
     failures: list[ConfigError] = []
-    with at_work(working, stage, reserves=reserved(config), makes=makes) as work:
+    with at_work(working, stage, reserves=plan.reserved, makes=makes, planned=plan.params) as work:
         manifest = {"digest": corpus.manifest.digest, "totals": corpus.manifest.totals}
         work.run.dataset(corpus.uri, manifest, name="held-out windows", context="evaluation")
-        run = evaluation_run(config, corpus, inputs.teacher_dir, config.student_specs)
+        settings = planned_evaluate(config.evaluate, plan)
+        run = evaluation_run(config, corpus, inputs.teacher_dir, config.student_specs, settings)
         for part in pending:
             try:
                 models = _find(config.ray, part, run)
@@ -131,10 +138,39 @@ def make_parts(
     return True
 
 
-def reserved(config: DistillConfig) -> Reserved:
-    """What an evaluation holds: all cores of its machine, which on a cluster each worker has, and its GPUs."""
-    workers = config.evaluate.workers
-    return Reserved(usable_cores() * (workers if config.ray.address else 1), workers * config.evaluate.gpus)
+def plan_for(
+    config: DistillConfig, corpus: PackedCorpus, teacher_dir: str, home: Store, student: str | None = None
+) -> Plan:
+    """What an evaluation of all students, or of one, runs on, kept in `home`; Ray runs from here on.
+
+    Its batch is the largest whose windows pass through all models.
+    """
+    students = config.student_specs if student is None else {student: config.student_spec(student)}
+    of = {
+        "teacher": config.teacher.model_dump(mode="json", include={"model", "revision", "dtype", "attention"}),
+        "students": {name: spec.student.model_dump(mode="json") for name, spec in students.items()},
+        "corpus": config.corpus.model_dump(mode="json", include={"seq_len", "isolate_documents"}),
+    }
+
+    def trial(plan: Plan) -> partial[Trial]:
+        settings = planned_evaluate(config.evaluate, replace(plan, batch=1))
+        return partial(_trial, evaluation_run(config, corpus, teacher_dir, students, settings))
+
+    ensure_ray(config.ray)
+    resolve = partial(plan_evaluation, config, student or "")
+    return plan_stage(resolve, resources(config.ray), config.ray, home, of=of, trial=trial)
+
+
+def _trial(run: EvaluationRun) -> Trial:
+    """Each model on so many windows at once, the first ones."""
+    num_rows, values = PackedCorpus.open(run.corpus_uri).num_rows, partial(measure, num_bins=run.settings.num_bins)
+
+    def compare(size: int) -> None:
+        rows = np.arange(size) % num_rows
+        for _ in compare_models(run, [Job(results.WINDOW_VALUES, rows, None, values)]):
+            pass
+
+    return compare
 
 
 def _track(run: tracking.Run, part: Part, models: Findings, students: Records, corpus: PackedCorpus) -> None:
@@ -203,11 +239,14 @@ def measure_windows(ray: RayConfig, run: EvaluationRun, *, title: str) -> Findin
 
 
 def evaluation_run(
-    config: DistillConfig, corpus: PackedCorpus, teacher_dir: str, students: Iterable[str]
+    config: DistillConfig,
+    corpus: PackedCorpus,
+    teacher_dir: str,
+    students: Iterable[str],
+    settings: PlannedEvaluate,
 ) -> EvaluationRun:
     """What a worker has to know to evaluate these students of `config` on the held-out windows of `corpus`."""
-    task_path = config.evaluate.task_path
-    num_windows = num_held_out(config, corpus)
+    task_path, num_windows = settings.task_path, num_held_out(config, corpus)
     return EvaluationRun(
         corpus_uri=Store(corpus.uri).absolute_uri,
         num_windows=num_windows,
@@ -219,14 +258,15 @@ def evaluation_run(
             student: (Store(config.student_uri(student)).absolute_uri, config.student_specs[student].student.attention)
             for student in students
         },
-        settings=config.evaluate.model_copy(update={"task_path": task_path and str(Path(task_path).resolve())}),
+        settings=settings.model_copy(update={"task_path": task_path and str(Path(task_path).resolve())}),
     )
 
 
 def _follow(ray: RayConfig, work: Work, runs: Sequence[EvaluationRun], *, title: str, units: int) -> list[Findings]:
     """Run work of an evaluation to its end, a worker a run, with a bar of so many units; the findings of each."""
     findings: dict[int, Findings] = {}
-    with progress_bar(f"evaluate {title}", units) as advance:
+    remedy = f"lower evaluate.batch_windows (now {runs[0].settings.batch_windows})"
+    with out_of_memory_explained(remedy), progress_bar(f"evaluate {title}", units) as advance:
         for worker, update in _updates(ray, work, runs):
             if isinstance(update, int):
                 advance(update)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from rskd.config import EvaluateConfig, TeacherConfig
+from rskd.config import PlannedEvaluate, TeacherConfig
 from rskd.cores import usable_cores
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.evaluation import downstream
@@ -55,7 +55,7 @@ class EvaluationRun:
     teacher: TeacherConfig
     teacher_dir: str
     students: dict[str, tuple[str, str]]  # URI and attention implementation
-    settings: EvaluateConfig
+    settings: PlannedEvaluate
 
     @property
     def device(self) -> torch.device:

@@ -12,17 +12,19 @@ from typing import Any
 
 from rskd.config import DistillConfig, GenerateConfig
 from rskd.cores import usable_cores
-from rskd.costs import Reserved
 from rskd.evaluation.answers import AnswerPart, missing_parts, read_answers, remove_other_parts
 from rskd.evaluation.prompts import PAPERS_PROMPTS
 from rskd.jobs.at_work import at_work
 from rskd.jobs.cluster.stage import on_cluster
 from rskd.jobs.generate_worker import GenerationRun, Made, generate_parts
 from rskd.jobs.one_at_a_time import one_at_a_time
-from rskd.jobs.ray_session import ensure_ray, require_gpus
+from rskd.jobs.plan import plan_stage, resources
+from rskd.jobs.ray_session import ensure_ray
 from rskd.lineage.answers import Model, Parts, PromptSets, find_model, generate_section, parts_of, prompt_sets
 from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.models.memory import released_after
+from rskd.out_of_memory import out_of_memory_explained
+from rskd.plan import plan_generation, planned_generate
 from rskd.progress import progress_bar
 from rskd.storage import Store
 
@@ -65,25 +67,33 @@ def _generate(config: DistillConfig, model: str, found: Model, parts: Parts, pen
     settings = generate_section(config)
     runtime_env = _runtime_env(settings)
     ensure_ray(config.ray)
-    require_gpus(config.ray, "generate.gpus", settings.gpus)
+    there, home = resources(config.ray), Store(config.home)
+    plan = plan_stage(lambda there, _: plan_generation(settings, model, there), there, config.ray, home)
     run = GenerationRun(
         source=found.source,
         attention=found.attention,
         trust_remote_code=config.teacher.trust_remote_code,
         answers_uri=Store(config.answers_uri(model)).absolute_uri,
         parts=tuple(pending),
-        settings=settings,
+        settings=planned_generate(settings, plan),
     )
     makes = {part.file: part.file for of_set in parts.values() for part in of_set}
     num_answers = sum(len(part.prompts) for part in pending) * settings.generations
-    reserves = Reserved(usable_cores(), settings.gpus)
     with (
-        at_work(config, "generate", model, reserves=reserves, makes=makes) as work,
+        at_work(config, "generate", model, reserves=plan.reserved, makes=makes, planned=plan.params) as work,
+        out_of_memory_explained(f"lower generate.{_memory_key(settings)}"),
         progress_bar(f"generate {model}", num_answers) as advance,
     ):
         for made in _made(config, run, runtime_env):
             work.add(tokens=made.tokens, bytes_written=made.bytes_written)
             advance(made.answers)
+
+
+def _memory_key(settings: GenerateConfig) -> str:
+    """What takes less memory when it is lowered."""
+    if settings.engine == "vllm":
+        return "engine_args.gpu_memory_utilization"
+    return f"batch_answers (now {settings.batch_answers})"
 
 
 def _runtime_env(settings: GenerateConfig) -> dict[str, Any] | None:

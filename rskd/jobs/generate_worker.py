@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from transformers import GenerationConfig
 
-from rskd.config import GenerateConfig
+from rskd.config import PlannedGenerate
 from rskd.cores import usable_cores
 from rskd.evaluation.answers import AnswerPart, write_answers
 from rskd.evaluation.generation import Answer, Question, Voice, generate, question_key
@@ -43,7 +43,7 @@ class GenerationRun:
     trust_remote_code: bool
     answers_uri: str
     parts: tuple[AnswerPart, ...]
-    settings: GenerateConfig
+    settings: PlannedGenerate
 
 
 def generate_parts(run: GenerationRun) -> Iterator[Made]:

@@ -5,6 +5,8 @@ An error of rskd that a worker raised is raised here.
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -14,10 +16,16 @@ from ray.exceptions import RayError
 
 from rskd.config import DistillConfig, RayConfig
 from rskd.errors import ConfigError, explained_by
+from rskd.interrupts import pause
 from rskd.jobs.cache_worker import CacheRun, TeacherWorker
 
 Row = dict[str, Any]
 Update = TypeVar("Update")
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+_LOOKS_UNTIL_SAID = 10
+
+_logger = logging.getLogger(__name__)
 
 
 def flat_map(task: Callable[[Row], Iterator[Row]], rows: list[Row]) -> Iterator[Row]:
@@ -27,13 +35,12 @@ def flat_map(task: Callable[[Row], Iterator[Row]], rows: list[Row]) -> Iterator[
 
 def map_by_teachers(config: DistillConfig, run: CacheRun, tasks: list[Row], *, threads: int) -> Iterator[Row]:
     """What a pool of TeacherWorker, of so many threads each, returns for each task, as soon as it does."""
-    teacher = config.teacher
-    workers = min(teacher.workers, len(tasks))
+    teacher = run.teacher
     resources = worker_resources(
-        config.ray, "teacher", workers, threads=teacher.threads_per_worker, gpus=teacher.gpus_per_worker
+        config.ray, "teacher", teacher.workers, threads=teacher.threads_per_worker, gpus=teacher.gpus_per_worker
     )
     pool = ActorPoolStrategy(
-        size=workers,
+        size=teacher.workers,
         max_tasks_in_flight_per_actor=threads,
         max_concurrent_calls_per_actor=threads,
         enable_true_multi_threading=True,
@@ -93,18 +100,34 @@ def worker_resources(config: RayConfig, stage: str, workers: int, *, threads: in
     """CPUs and GPUs that each of `workers` reserves.
 
     On a cluster a worker reserves its threads; on one machine, which the workers share, one logical CPU. There what is
-    missing never comes: ConfigError, naming the workers of section `stage`.
+    missing never comes: ConfigError, naming the workers of section `stage`; what others hold, as students side by side,
+    is waited for. On a cluster Ray queues, and what it queues makes the cluster grow.
     """
     per_worker = {"CPU": float(threads if config.address else 1), "GPU": gpus}
+    needed = {resource: amount * workers for resource, amount in per_worker.items()}
     if config.address is None:
         there = ray.cluster_resources()
-        for resource, amount in per_worker.items():
-            if amount * workers > there.get(resource, 0):
+        for resource, amount in needed.items():
+            if amount > there.get(resource, 0):
                 raise ConfigError(
-                    f"{stage}.workers={workers} need {amount * workers:g} {resource} but this machine has "
+                    f"{stage}.workers={workers} need {amount:g} {resource} but this machine has "
                     f"{there.get(resource, 0):g}: lower {stage}.{'workers' if workers > 1 else 'gpus_per_worker'}"
                 )
+        _wait_until_free(needed, stage)
     return per_worker
+
+
+def _wait_until_free(needed: dict[str, float], stage: str) -> None:
+    """Wait for others to end; it is said once, unless they are about to."""
+    for look in itertools.count():
+        free = ray.available_resources()
+        lacking = {name: amount for name, amount in needed.items() if amount > free.get(name, 0)}
+        if not lacking:
+            return
+        if look == _LOOKS_UNTIL_SAID:
+            wanted = " and ".join(f"{amount:g} {name}" for name, amount in lacking.items())
+            _logger.warning("%s waits for %s, which other work holds", stage, wanted)
+        pause(_SECONDS_BETWEEN_LOOKS)
 
 
 def _dataset(rows: list[Row]) -> Dataset:

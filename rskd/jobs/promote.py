@@ -15,20 +15,21 @@ from typing import Any
 
 from rskd import records, tracking
 from rskd.config import DistillConfig
+from rskd.cores import usable_cores
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.costs import recorded_costs
+from rskd.costs import Reserved, recorded_costs
 from rskd.evaluation.promotion import Measured, decide, named_teacher
 from rskd.evaluation.results import PROMOTIONS, WINDOW_VALUES, missing_table, read_table
 from rskd.evaluation.window_values import METRICS, WindowValues, from_parquet
 from rskd.jobs.at_work import AtWork, at_work
 from rskd.jobs.cluster.stage import on_cluster
-from rskd.jobs.evaluate import evaluation_run, measure_windows, reserved, student_figures
+from rskd.jobs.evaluate import evaluation_run, measure_windows, plan_for, student_figures
 from rskd.jobs.one_at_a_time import one_at_a_time
-from rskd.jobs.ray_session import ensure_ray, require_gpus
 from rskd.lineage.corpus import corpus_recipe
 from rskd.lineage.evaluation import evaluation_parts, num_held_out, open_held_out, precision
 from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.lineage.student import check_student
+from rskd.plan import Plan, planned_evaluate
 from rskd.storage import Store
 from rskd.student.checkpoint import student_digest
 from rskd.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
@@ -66,9 +67,14 @@ def promote_student(config: DistillConfig, student: str = "default") -> dict[str
         return done["decision"] | {"champion": champion and champion.version, "skipped": True}
 
     makes = {"decision": records.digest(recipe)}
-    with at_work(config, "promote", student, reserves=reserved(config), makes=makes) as work:
+    values = _evaluated(inputs, corpus, student, record)
+    plan = None
+    if not values or (champion is not None and _is_comparable(champion, _identity(inputs, corpus))):
+        plan = plan_for(config, corpus, inputs.teacher_dir, Store(config.home), student)
+    reserves, planned = (plan.reserved, plan.params) if plan else (Reserved(usable_cores()), None)
+    with at_work(config, "promote", student, reserves=reserves, makes=makes, planned=planned) as work:
         tracked = work.run
-        measured = _measure(inputs, corpus, student, record, registry, champion, work)
+        measured = _measure(inputs, corpus, student, values, registry, champion, plan, work)
         decision = decide(measured.get(_CHAMPION), measured[student], config.promotion)
         tracked.metrics({row["metric"]: row["challenger"] for row in decision.ledger if row["challenger"] is not None})
         tags = _identity(inputs, corpus) | {
@@ -137,27 +143,29 @@ def _measure(
     inputs: Inputs,
     corpus: PackedCorpus,
     student: str,
-    record: dict[str, Any],
+    values: dict[str, WindowValues],
     registry: Registry,
     champion: Version | None,
+    plan: Plan | None,
     work: AtWork,
 ) -> dict[str, Measured]:
-    """The student, and the champion where there is one, on the same windows."""
+    """The student, and the champion where there is one, on the same windows.
+
+    `values` are known of the student; what else is needed is measured by the `plan`.
+    """
     config = inputs.config
     wanted = _identity(inputs, corpus)
     identities = {student: wanted}
-    values = _evaluated(inputs, corpus, student, record)
-    run = evaluation_run(config, corpus, inputs.teacher_dir, [] if values else [student])
     if champion is not None:
         identities[_CHAMPION] = {name: champion.tags.get(name, "unknown") for name in wanted}
-        if identities[_CHAMPION] == wanted:
+    if plan is not None:
+        settings = planned_evaluate(config.evaluate, plan)
+        run = evaluation_run(config, corpus, inputs.teacher_dir, [] if values else [student], settings)
+        if champion is not None and _is_comparable(champion, wanted):
             run = replace(run, students=run.students | {_CHAMPION: (registry.download(champion), "auto")})
-    if run.students:
-        ensure_ray(config.ray)
-        require_gpus(config.ray, "evaluate.workers × evaluate.gpus", reserved(config).gpus)
         title = " and ".join(name.replace(_CHAMPION, "the champion") for name in run.students)
         found = measure_windows(config.ray, run, title=title)
-        values |= {name: found[name][WINDOW_VALUES] for name in run.students}
+        values = values | {name: found[name][WINDOW_VALUES] for name in run.students}
         work.add(tokens=run.num_windows * corpus.seq_len)
     if champion is not None and _CHAMPION not in values:  # no number of it would mean anything here
         values[_CHAMPION] = values[student].unknown()
@@ -165,6 +173,11 @@ def _measure(
         name: Measured(identity[_TOKENIZER], identity[_TEACHER], identity[_HELD_OUT], values[name])
         for name, identity in identities.items()
     }
+
+
+def _is_comparable(champion: Version, identity: dict[str, str]) -> bool:
+    """Whether the champion is measured on the same windows as the student, beside the same teacher."""
+    return identity.items() <= champion.tags.items()
 
 
 def _evaluated(inputs: Inputs, corpus: PackedCorpus, student: str, record: dict[str, Any]) -> dict[str, WindowValues]:

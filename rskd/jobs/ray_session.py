@@ -73,17 +73,3 @@ def parallel_tasks(config: RayConfig) -> int:
     import ray
 
     return max(1, int(ray.cluster_resources().get("CPU", 0)))  # nodes may still have to come
-
-
-def require_gpus(config: RayConfig, setting: str, gpus: float) -> None:
-    """ConfigError where this machine has fewer than `setting` asks for: the task would wait for ever.
-
-    A cluster may get more.
-    """
-    if not config.enabled or config.address is not None:
-        return
-    import ray
-
-    there = ray.cluster_resources().get("GPU", 0)
-    if gpus > there:
-        raise ConfigError(f"{setting}={gpus:g} but this machine has {there:g}: lower {setting}")

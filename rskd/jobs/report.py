@@ -20,6 +20,7 @@ from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.lineage.student import check_student
 from rskd.pages.judged import SHOWN, Judged
 from rskd.pages.report import Findings, render
+from rskd.plan import recorded_plans
 from rskd.storage import Store
 from rskd.student.checkpoint import LOG_FILE
 
@@ -63,6 +64,7 @@ def _gather(config: DistillConfig) -> Findings:
         caches={name: inspect(config.cache_uri(name)) for name in config.cache_samplings if name in used},
         logs={student: _training_log(config.student_uri(student)) for student in config.student_specs},
         costs=recorded_costs(Store(config.home)),
+        plans=recorded_plans(store),
         judged=_judged(config),
         made_from=report_digest(config),
     )

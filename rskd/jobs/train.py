@@ -14,25 +14,29 @@ import logging
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rskd import records, tracking
 from rskd.cache.histogram import percentile
 from rskd.cache.reader import LogitCache
-from rskd.config import DistillConfig, StudentSpec
+from rskd.config import DistillConfig, PlannedTrain, RayConfig, StudentSpec
 from rskd.cores import warn_of_threads
 from rskd.corpus.packed_corpus import PackedCorpus
-from rskd.costs import Reserved
 from rskd.errors import CacheMismatchError, ConfigError, CorruptPartError, MissingOutputError
 from rskd.jobs.at_work import AtWork, at_work, costs_of
 from rskd.jobs.cluster.stage import on_cluster
 from rskd.jobs.one_at_a_time import one_at_a_time
+from rskd.jobs.plan import plan_stage, resources
+from rskd.jobs.ray_session import ensure_ray
 from rskd.jobs.training.in_process import train_in_process
-from rskd.jobs.training.run import TrainingRun
+from rskd.jobs.training.run import TrainingRun, student_trial
 from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.lineage.student import changed_since, open_source, student_recipe, told
 from rskd.models.digests import RESULT_FILE, Files, check_files, check_sizes, describe_files, whole_copy
+from rskd.plan import Plan, plan_student, planned_train
 from rskd.progress import progress_bar
 from rskd.storage import Store
 from rskd.student.architecture import student_architecture
@@ -40,6 +44,8 @@ from rskd.student.bias import loss_bias, sampling_bias
 from rskd.student.checkpoint import LOG_FILE, copy_student, files_of_student, hugging_face_directory, student_digest
 from rskd.student.router_loss import balances_router
 from rskd.student.trainer import Log
+
+_MEMORY_DEPENDS_ON = {"precision", "sharding", "activation_checkpointing", "compile"}  # of section train
 
 _logger = logging.getLogger(__name__)
 
@@ -56,20 +62,24 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
     NonFiniteError for a loss that diverged. None of them is retried; a lost worker is, from the newest checkpoint.
     """
     inputs = Inputs(config)
-    run, source = _prepare(inputs, student)
+    spec, run_by, source = _prepare(inputs, student)
     target = Store(config.student_uri(student))
     done = records.read(target, RESULT_FILE)
     if done is not None and _is_current(done, inputs, student, source) and _is_whole(target, done):
         return done["summary"] | {"uri": target.uri, "cost": costs_of(config, "train", student), "skipped": True}
 
-    if isinstance(source, LogitCache) and (reason := _bias(run.spec, source.manifest.sampling)):
+    if isinstance(source, LogitCache) and (reason := _bias(spec, source.manifest.sampling)):
         _logger.warning("student %s learns from a biased target: %s", student, reason)
-    warn_of_threads("train.threads_per_worker", run.spec.train.threads_per_worker)
+    warn_of_threads("train.threads_per_worker", spec.train.threads_per_worker)
     started = time.monotonic()
-    recipe = student_recipe(inputs, student, source, balances_router=run.balances_router)
-    train, name = run.spec.train, records.digest(recipe)[:16]
-    reserves = Reserved.by_workers(train.workers, train)
-    with at_work(config, "train", student, reserves=reserves, makes={"student": name}) as work:
+    ray = config.ray if spec.train.workers != 0 else RayConfig(enabled=False)
+    ensure_ray(ray)
+    plan = _plan(config, student, ray, run_by)
+    run = run_by(planned_train(spec.train, plan))
+    recipe = student_recipe(inputs, student, source, balances_router=run.balances_router, planned=run.train)
+    train, name = run.train, records.digest(recipe)[:16]
+    makes = {"student": name}
+    with at_work(config, "train", student, reserves=plan.reserved, makes=makes, planned=plan.params) as work:
         manifest = {"digest": source.manifest.digest, "totals": source.manifest.totals}
         work.run.dataset(source.uri, manifest, name=source.uri.rsplit("/", 1)[-1])
         checkpoints = Store(config.checkpoints_uri(student))
@@ -93,8 +103,35 @@ def train_student(config: DistillConfig, student: str = "default") -> dict[str, 
     return summary | {"cost": costs_of(config, "train", student), "skipped": False}
 
 
-def _prepare(inputs: Inputs, student: str) -> tuple[TrainingRun, LogitCache | PackedCorpus]:
-    """Check the config and the paths it names, then the outputs of earlier stages. The run and what it reads."""
+def _plan(config: DistillConfig, student: str, ray: RayConfig, run_by: Callable[[PlannedTrain], TrainingRun]) -> Plan:
+    """What the student is trained on. Its micro-batch is the largest with which a whole step fits."""
+    spec = config.student_spec(student)
+    of = {
+        "student": spec.student.model_dump(mode="json"),
+        "objective": spec.objective.model_dump(mode="json"),
+        "train": spec.train.model_dump(mode="json", include=_MEMORY_DEPENDS_ON),
+        "teacher": config.teacher.model_dump(mode="json", include={"model", "revision", "dtype", "attention"}),
+        "corpus": config.corpus.model_dump(mode="json", include={"seq_len", "isolate_documents"}),
+    }
+    if spec.objective.kind == "sparse_kd":
+        of["sampling"] = config.cache_samplings[spec.sampling].model_dump(mode="json")
+    return plan_stage(
+        partial(plan_student, config, student),
+        resources(ray),
+        ray,
+        Store(config.home),
+        of=of,
+        trial=lambda plan: partial(student_trial, run_by(planned_train(spec.train, replace(plan, batch=1)))),
+    )
+
+
+def _prepare(
+    inputs: Inputs, student: str
+) -> tuple[StudentSpec, Callable[[PlannedTrain], TrainingRun], LogitCache | PackedCorpus]:
+    """Check the config and the paths it names, then the outputs of earlier stages.
+
+    The student, what makes its run once it is planned, and what it reads.
+    """
     config = inputs.config
     spec = config.student_spec(student)
     Store(config.storage.root).check_writable()
@@ -111,8 +148,9 @@ def _prepare(inputs: Inputs, student: str) -> tuple[TrainingRun, LogitCache | Pa
     batch = spec.train.global_batch
     if source.num_rows < batch:
         raise ConfigError(f"train.global_batch={batch} exceeds the {source.num_rows} windows of {source.uri}: lower it")
-    run = TrainingRun(
-        spec=spec,
+    run_by = partial(
+        TrainingRun,
+        spec,
         teacher=config.teacher,
         teacher_dir=teacher_dir,
         tokenizer=inputs.located(config.corpus.tokenizer or teacher_dir),
@@ -123,7 +161,7 @@ def _prepare(inputs: Inputs, student: str) -> tuple[TrainingRun, LogitCache | Pa
         chat_template=head["chat"]["template"] if "chat" in head else None,
         **fit,
     )
-    return run, source
+    return spec, run_by, source
 
 
 def _bias(spec: StudentSpec, sampling: dict[str, Any]) -> str | None:

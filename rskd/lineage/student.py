@@ -8,7 +8,7 @@ from typing import Any
 
 from rskd import records
 from rskd.cache.reader import LogitCache
-from rskd.config import ObjectiveConfig, SamplingConfig, StudentConfig, StudentSpec, TrainConfig
+from rskd.config import ObjectiveConfig, PlannedTrain, SamplingConfig, StudentConfig, StudentSpec, TrainConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.difference import Difference, first_difference
 from rskd.errors import CacheMismatchError, MissingOutputError
@@ -33,6 +33,7 @@ _EXECUTION = {
     "compile",
     "gpus_per_worker",
     "threads_per_worker",
+    "at_once",
     "checkpoint_every",
     "max_failures",
 }
@@ -57,12 +58,19 @@ def open_source(inputs: Inputs, student: str) -> Source:
     return open_cache(inputs, spec.sampling) if spec.objective.kind == "sparse_kd" else open_corpus(inputs, "train")
 
 
-def student_recipe(inputs: Inputs, student: str, source: Source, *, balances_router: bool) -> Recipe:
+def student_recipe(
+    inputs: Inputs, student: str, source: Source, *, balances_router: bool, planned: PlannedTrain | None = None
+) -> Recipe:
     """All that a student depends on: what the configuration says, and digests of what it reads.
 
-    `balances_router`: whether its loss has a router's auxiliary loss.
+    `balances_router`: whether its loss has a router's auxiliary loss, which depends on how a step is cut into forwards:
+    as `planned`.
     """
-    return _settings(inputs, student, balances_router=balances_router) | {"source": source.manifest.digest}
+    recipe: Recipe = _settings(inputs, student, balances_router=balances_router)
+    recipe["source"] = source.manifest.digest
+    if balances_router and planned is not None:
+        recipe["train"] |= planned.model_dump(mode="json", include=_CUTS_OF_A_STEP)
+    return recipe
 
 
 def check_student(inputs: Inputs, student: str, *, configured: str | None = None) -> dict[str, Any]:
@@ -96,6 +104,8 @@ def changed_since(record: dict[str, Any], inputs: Inputs, student: str, source: 
     made = record.get("recipe", {})
     wanted = _settings(inputs, student, balances_router=made.get("train", {}).keys() >= _CUTS_OF_A_STEP)
     wanted |= {"source": source.manifest.digest if source else made.get("source")}
+    cuts = {key: made["train"][key] for key in _CUTS_OF_A_STEP if wanted["train"].get(key) == "auto"}
+    wanted["train"] |= cuts  # auto is whatever it was trained with
     for section in _DEFAULTS.keys() & made.keys() & wanted.keys():
         then = {key: default for key, default in _DEFAULTS[section].items() if key in wanted[section]}
         made = made | {section: then | made[section]}

@@ -5,7 +5,7 @@ evaluation.json, caches, students' logs, costs ─► Findings (rskd.jobs.report
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -21,6 +21,7 @@ from rskd.pages.figures import histograms, loss_curves, reliability_diagrams
 from rskd.pages.judged import Judged, judged_sections
 from rskd.pages.parts import definitions, figure_html, html_page, section, table
 from rskd.pages.wording import objective_in_words, sampling_in_words
+from rskd.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Findings:
     caches: dict[str, dict[str, Any]]
     logs: dict[str, list[dict[str, float]]]
     costs: Mapping[str, Costs] = field(default_factory=dict)  # by stage
+    plans: Sequence[Plan] = ()
     judged: Judged = field(default_factory=Judged)
     made_from: str = ""  # their digest
 
@@ -76,6 +78,8 @@ def render(findings: Findings) -> str:
     if findings.caches:
         body = _caches_table(findings.caches) + _histograms(findings.caches)
         sections.insert(2, section("Logit caches", body, _CACHE_NOTE))
+    if findings.plans:
+        sections.append(section("Plan", _plans_table(findings.plans), _PLANS_NOTE))
     if findings.costs:
         sections.append(section("Costs", _costs_table(config, findings.costs), _costs_note(config)))
     settings = escape(to_yaml(config))
@@ -225,6 +229,17 @@ def _ratio(cache: dict[str, Any], of: Literal["bytes", "unique"], digits: int) -
     return f"{told[0]}{''.join(f'<small>{one}</small>' for one in told[1:])}" if told else "–"
 
 
+def _plans_table(plans: Sequence[Plan]) -> str:
+    """What each stage ran on."""
+    rows = [[escape(plan.title), escape(plan.device), _numbers(plan)] for plan in plans]
+    return table(["Stage", "Runs on", "Numbers"], rows, num_text=3)
+
+
+def _numbers(plan: Plan) -> str:
+    """`workers 8 (auto), gpus_per_worker 1 (auto), micro_batch 16 (measured)`."""
+    return ", ".join(f"{key} {value:g} ({plan.origin[key]})" for key, value in plan.numbers.items())
+
+
 def _costs_table(config: DistillConfig, stages: Mapping[str, Costs]) -> str:
     return table(costs.HEAD, [map(escape, row) for row in costs.rows(stages, config.costs)], num_text=1)
 
@@ -264,6 +279,10 @@ _LOSS_NOTE = (
 _RELIABILITY_NOTE = (
     "Accuracy of the top-1 prediction by its confidence. On the dotted line a model is calibrated; "
     "bars below it are over-confident. Darker bars hold more tokens."
+)
+_PLANS_NOTE = (
+    "What each stage ran on, the last time that it worked. auto: from what there was; measured: the largest batch that "
+    "fits; set: by the configuration."
 )
 _COSTS_NOTE = (
     "Core- and GPU-seconds: what a stage reserves, busy or not, times its wall seconds, over all attempts that its "

@@ -23,15 +23,16 @@ from transformers.utils.logging import disable_progress_bar
 
 from rskd import records
 from rskd.cache.reader import LogitCache
-from rskd.config import DistillConfig
+from rskd.config import DistillConfig, RayConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.evaluation.language_modeling import TEACHER, over_windows
 from rskd.evaluation.results import WINDOW_VALUES
-from rskd.jobs.evaluate import evaluation_run
+from rskd.jobs.evaluate import evaluation_run, plan_for
 from rskd.jobs.evaluate_worker import compare_models, score, window_batches
 from rskd.jobs.train import train_student
 from rskd.lineage.evaluation import precision
 from rskd.models.files import model_fingerprint, resolve_teacher
+from rskd.plan import planned_evaluate
 from rskd.progress import progress_bar
 from rskd.provenance import provenance
 from rskd.reproduction.setting import Cell, cell_name
@@ -88,6 +89,7 @@ def _recipe(config: DistillConfig, cell: Cell) -> dict[str, Any]:
     """What the record of a cell depends on: settings, and the content, wherever it lies, of what it was made from."""
     spec = config.student_specs[cell_name(cell)]
     settings = spec.model_dump(mode="json")
+    del settings["train"]["at_once"]  # records from before it are as good
     if spec.student.model and (architecture := Path(spec.student.model, "config.json")).is_file():
         settings["student"]["model"] = records.digest(json.loads(architecture.read_text()))
     cache = LogitCache.open(config.cache_uri(spec.sampling)) if spec.objective.kind == "sparse_kd" else None
@@ -125,7 +127,9 @@ def run_cell(config: DistillConfig, cell: Cell) -> None:
 def _evaluate(config: DistillConfig, student: str) -> dict[str, Any]:
     """Metrics of the student: on the held-out windows, and of each window so that students can be paired; of tasks."""
     corpus = PackedCorpus.open(config.corpus_uri("eval"))
-    run = evaluation_run(config, corpus, resolve_teacher(config), [student])
+    alone, teacher_dir = config.model_copy(update={"ray": RayConfig(enabled=False)}), resolve_teacher(config)
+    plan = plan_for(alone, corpus, teacher_dir, Store(config.home), student)
+    run = evaluation_run(config, corpus, teacher_dir, [student], planned_evaluate(config.evaluate, plan))
     *_, findings = compare_models(run, window_batches(run))
     assert isinstance(findings, dict)
     values = {name: findings[name][WINDOW_VALUES] for name in (TEACHER, student)}

@@ -51,7 +51,16 @@ def _narrow_llama(hidden: int, intermediate: int) -> dict[str, Any]:
     return _llama(hidden, 2, 4, intermediate) | {"initializer_range": hidden**-0.5}
 
 
-_ON_ONE_CORE = {"workers": 0, "threads_per_worker": 1, "precision": "float32", "micro_batch": 16, "global_batch": 16}
+_ON_ONE_CORE = {
+    "workers": 0,
+    "gpus_per_worker": 0,
+    "threads_per_worker": 1,
+    "precision": "float32",
+    "micro_batch": 16,
+    "global_batch": 16,
+}
+_EVALUATE_ON_CPU = {"gpus": 0, "batch_windows": 4}
+_EVALUATE_ON_GPU = {"gpus": 1, "batch_windows": 4}
 
 IN_ONE_PROCESS = {"ray": {"enabled": False}, "tracking": {"enabled": False}}
 _ON_GPUS = {"workers": 8, "gpus_per_worker": 1}
@@ -81,8 +90,9 @@ SCALES: dict[str, Scale] = {
     "cpu-small": Scale(
         {
             "corpus": _SMALL_CORPUS,
-            "teacher": {"dtype": "float32", "workers": 2, "threads_per_worker": 1},
+            "teacher": {"dtype": "float32", "workers": 2, "gpus_per_worker": 0, "threads_per_worker": 1},
             "train": _SMALL_TRAIN,
+            "evaluate": _EVALUATE_ON_CPU,
         },
         _SMALL_MODELS,
         more_seeds=_SMALL_SEEDS,
@@ -94,7 +104,7 @@ SCALES: dict[str, Scale] = {
             "corpus": _SMALL_CORPUS,
             "teacher": {"dtype": "float32", "gpus_per_worker": 1},
             "train": _SMALL_TRAIN | {"gpus_per_worker": 1},
-            "evaluate": {"gpus": 1},
+            "evaluate": _EVALUATE_ON_GPU,
         },
         replace(_SMALL_MODELS, train_teacher={**_SMALL_MODELS.train_teacher, "gpus_per_worker": 1}),
         more_seeds=_SMALL_SEEDS,
@@ -106,7 +116,7 @@ SCALES: dict[str, Scale] = {
             "teacher": _TEACHER_3B,
             "student": {"preset": "300m"},
             "train": {"steps": 10_000, "global_batch": 1024, "micro_batch": 16} | _ON_GPUS,
-            "evaluate": {"gpus": 1},
+            "evaluate": _EVALUATE_ON_GPU,
         },
         tables=("table1", "table2", "table5", "table9", "table10", "table12", "table13"),
     ),
@@ -117,7 +127,7 @@ SCALES: dict[str, Scale] = {
             "teacher": _TEACHER_3B,
             "student": {"preset": "300m"},
             "train": {"steps": 95_367, "global_batch": 1024, "micro_batch": 16} | _ON_GPUS,
-            "evaluate": {"gpus": 1, "tasks": list(TASKS)},
+            "evaluate": _EVALUATE_ON_GPU | {"tasks": list(TASKS)},
         },
         tables=("table6",),
     ),
@@ -129,7 +139,7 @@ SCALES: dict[str, Scale] = {
             "teacher": {"model": "meta-llama/Meta-Llama-3-8B", "workers": 8, "gpus_per_worker": 1},
             "student": {"preset": "3b"},
             "train": {"steps": 23_842, "global_batch": 1024, "micro_batch": 2, "lr": 3e-4, "min_lr": 3e-5} | _ON_GPUS,
-            "evaluate": {"gpus": 1, "tasks": list(TASKS)},
+            "evaluate": _EVALUATE_ON_GPU | {"tasks": list(TASKS)},
         },
         sizes=tuple(
             {"student": {"preset": preset}, "train": {"steps": steps}}
@@ -141,8 +151,9 @@ SCALES: dict[str, Scale] = {
     "tiny": Scale(
         {
             "corpus": {"seq_len": 32, "eval_windows": 8, "max_windows": 512, "windows_per_part": 512},
-            "teacher": {"dtype": "float32", "threads_per_worker": 1},
+            "teacher": {"dtype": "float32", "gpus_per_worker": 0, "threads_per_worker": 1},
             "train": _ON_ONE_CORE | {"steps": 6, "global_batch": 8, "lr": 1e-2, "min_lr": 1e-3},
+            "evaluate": _EVALUATE_ON_CPU,
         },
         SmallModels(
             vocab_size=512,

@@ -31,6 +31,7 @@ from rskd.evaluation.unique_tokens import expected_unique_tokens
 from rskd.jobs.pack import pack_corpus
 from rskd.jobs.train import train_student
 from rskd.models.files import resolve_teacher
+from rskd.plan import resources_here
 from rskd.reproduction.methods import CACHES, METHODS, MISALIGNED, OURS, SIZES, Cache
 from rskd.reproduction.scales import Scale, SmallModels
 from rskd.storage import Store
@@ -225,7 +226,8 @@ def _probe_logits(config: DistillConfig) -> Tensor:
     """Logits [P, V] of the teacher at some positions of the first held-out windows."""
     corpus = PackedCorpus.open(config.corpus_uri("eval"))
     model_dir = resolve_teacher(config)
-    device = "cuda" if config.teacher.gpus_per_worker else "cpu"
+    gpus = config.teacher.gpus_per_worker
+    device = "cuda" if (resources_here().gpus if gpus == "auto" else gpus) else "cpu"
     teacher = TransformersTeacher.load(config.teacher, model_dir=model_dir, device=device)
     windows = corpus.read_rows(range(min(_PROBE_WINDOWS, corpus.num_rows))).input_ids[:, :-1]
     step = max(1, windows.size // _PROBE_POSITIONS)

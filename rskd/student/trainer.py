@@ -31,7 +31,7 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from rskd.cache.loader import CacheBatch, CacheLoader
-from rskd.config import ObjectiveConfig, TrainConfig
+from rskd.config import ObjectiveConfig, PlannedTrain, TrainConfig
 from rskd.errors import BiasWarning, RskdError
 from rskd.models.causal_lm import hidden_states, output_head
 from rskd.sparse_targets import IGNORE_INDEX, SparseTargets
@@ -175,7 +175,7 @@ def train(
     loss: nn.Module,
     optimizer: Optimizer,
     loader: CacheLoader,
-    config: TrainConfig,
+    config: PlannedTrain,
     *,
     start_step: int,
     device: torch.device,
@@ -209,7 +209,7 @@ def train(
 
 
 def train_step(
-    loss: nn.Module, optimizer: Optimizer, batch: CacheBatch, config: TrainConfig, *, step: int, device: torch.device
+    loss: nn.Module, optimizer: Optimizer, batch: CacheBatch, config: PlannedTrain, *, step: int, device: torch.device
 ) -> dict[str, float]:
     """One optimizer step on this rank's slice of the global batch; returns loss, lr and grad_norm (before clipping).
 
@@ -242,7 +242,7 @@ def train_step(
 
 
 def _accumulate_gradients(
-    loss: nn.Module, batch: CacheBatch, config: TrainConfig, device: torch.device, global_tokens: int
+    loss: nn.Module, batch: CacheBatch, config: PlannedTrain, device: torch.device, global_tokens: int
 ) -> tuple[Tensor, Tensor]:
     """Add up the gradients of the micro-batches, which DDP synchronises with the last, and FSDP with each.
 
@@ -277,7 +277,7 @@ def _micro_batches(num_rows: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, num_rows, size))
 
 
-def _most_micro_batches(config: TrainConfig) -> int:
+def _most_micro_batches(config: PlannedTrain) -> int:
     """Of any rank, for one step."""
     return math.ceil(math.ceil(config.global_batch / world_size()) / config.micro_batch)
 
@@ -307,7 +307,7 @@ def _gradients_synchronised(loss: nn.Module, *, last: bool) -> AbstractContextMa
     return loss.no_sync() if isinstance(loss, DistributedDataParallel) and not last else nullcontext()
 
 
-def _non_finite_error(losses: Tensor, batch: CacheBatch, config: TrainConfig, step: int) -> NonFiniteError:
+def _non_finite_error(losses: Tensor, batch: CacheBatch, config: PlannedTrain, step: int) -> NonFiniteError:
     """Name the rows, over all ranks, whose micro-batch has a non-finite loss; all rows if only a gradient is."""
     slices = _micro_batches(len(batch.row_ids), config.micro_batch)
     finite = losses.isfinite().tolist()

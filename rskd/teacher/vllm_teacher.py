@@ -27,7 +27,7 @@ from vllm import LLM, ModelRegistry
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from rskd.config import TeacherConfig
+from rskd.config import PlannedTeacher
 from rskd.errors import ConfigError, NonFiniteLogitsError, RskdError, first_line
 from rskd.models.causal_lm import document_positions
 from rskd.models.vllm_arguments import CPU_CACHE_BYTES, check_engine_args
@@ -50,7 +50,7 @@ class VllmTeacher:
         self._llm = self._start()
 
     @classmethod
-    def load(cls, config: TeacherConfig, *, model_dir: str, seq_len: int) -> Self:
+    def load(cls, config: PlannedTeacher, *, model_dir: str, seq_len: int) -> Self:
         """An engine for windows of `seq_len` positions over the safetensors of `model_dir`, in `config.dtype`."""
         return cls(engine_args(config, model_dir=model_dir, seq_len=seq_len))
 
@@ -136,7 +136,7 @@ class VllmTeacher:
         except (ValueError, OSError, RuntimeError) as error:
             raise ConfigError(
                 f"vLLM cannot load {self._engine_args['model']} ({first_line(error)}): correct teacher.model or "
-                "engine_args"
+                "engine_args; where memory is short, lower teacher.gpu_memory_utilization or teacher.batch_windows"
             ) from error
 
 
@@ -160,7 +160,7 @@ def _woken_by_its_death(engine_core: Any) -> Iterator[None]:
         done.set()
 
 
-def engine_args(config: TeacherConfig, *, model_dir: str, seq_len: int) -> dict[str, Any]:
+def engine_args(config: PlannedTeacher, *, model_dir: str, seq_len: int) -> dict[str, Any]:
     """Arguments of vLLM's LLM class. Raises ConfigError for an argument or an architecture that it does not know."""
     own = {
         "model": model_dir,

@@ -14,11 +14,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from rskd import interrupts
 from rskd.config import DistillConfig
+from rskd.config.distillation import merge
 from rskd.errors import first_line
 from rskd.storage import Store
 from rskd.tracking import started_by, views
@@ -44,7 +46,10 @@ LOCAL_UI = "http://127.0.0.1:5000"  # where `mlflow server` serves a store that 
 DISTILLATION, STAGE, _STUDENT = "rskd.distillation", "rskd.stage", "rskd.student"
 DIGEST = "rskd.digest"  # of a model's files
 _SPEED = "tokens_per_s"
+_WORST_FIRST = ("KILLED", "FAILED", "FINISHED")
 _METRICS_PER_BATCH, _PARAMS_PER_BATCH, _DIGEST_LENGTH = 1000, 100, 36  # MLflow's limits
+
+_ended: ContextVar[list[tuple[Run, str]] | None] = ContextVar("ended", default=None)  # parents, with what a stage was
 
 logger = logging.getLogger(__name__)
 
@@ -258,8 +263,12 @@ def distillation(config: DistillConfig) -> Run:
 
 
 @contextmanager
-def stage(config: DistillConfig, name: str, student: str | None = None) -> Iterator[Run]:
+def stage(
+    config: DistillConfig, name: str, student: str | None = None, planned: Mapping[str, Any] | None = None
+) -> Iterator[Run]:
     """A child run for one stage (of one student); its params are `config`, with that student's own sections.
+
+    `planned` are those that take the place of `auto`, and more.
 
     Ends as FINISHED, as FAILED after an exception, as KILLED after an interrupt, and its parent with it. Logs nothing
     where `tracking.enabled` is false. Raises ConfigError if MLflow cannot be reached.
@@ -269,7 +278,7 @@ def stage(config: DistillConfig, name: str, student: str | None = None) -> Itera
         return
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-    params = _sections(config, student)
+    params = merge(_sections(config, student), dict(planned or {}))
     runs: list[Run] = []
     status = "KILLED"
     try:
@@ -295,7 +304,26 @@ def stage(config: DistillConfig, name: str, student: str | None = None) -> Itera
     finally:
         with interrupts.deferred():
             for opened in runs:
-                opened.close(status)
+                if opened.parent is None and (ended := _ended.get()) is not None:
+                    opened.flush()
+                    ended.append((opened, status))
+                else:
+                    opened.close(status)
+
+
+@contextmanager
+def one_end() -> Iterator[None]:
+    """Within it, stages one after another or side by side: their parent ends with the block, as the worst of them."""
+    ended: list[tuple[Run, str]] = []
+    token = _ended.set(ended)
+    try:
+        yield
+    finally:
+        _ended.reset(token)
+        with interrupts.deferred():
+            for parent in {run.run_id: run for run, _ in ended}.values():
+                statuses = {status for run, status in ended if run.run_id == parent.run_id}
+                parent.close(next(status for status in _WORST_FIRST if status in statuses))
 
 
 def measured_speed(config: DistillConfig, name: str, student: str | None, params: Mapping[str, Any]) -> float | None:

@@ -17,6 +17,26 @@ from rskd.tracking.connection import tracking_uri_of
 pytestmark = pytest.mark.e2e
 
 
+def test_students_side_by_side(tmp_path: Path, tiny_teacher_dir: Path, ray_local: None):
+    """Each is a flow of its own in a thread, below the one that distils."""
+    write_texts(tmp_path / "text")
+    train = {"workers": 1, "at_once": 2}
+    students = {"kd": {}, "ce": {"objective": {"kind": "ce"}}}
+    settings = tiny_settings(tmp_path, tiny_teacher_dir, train=train, students=students, ray={"enabled": True})
+    with prefect_test_harness(server_startup_timeout=120):
+        result = distill(validate_config(settings))
+        with get_client(sync_client=True) as client:
+            runs = {run.name: run for run in client.read_flow_runs()}
+    assert {name: found["steps"] for name, found in result["students"].items()} == {"kd": 2, "ce": 2}
+    for name in students:
+        run = runs[f"train-tiny-{name}"]
+        assert run.parent_task_run_id is not None
+        assert run.state is not None
+        assert run.state.is_completed()
+    times = [(runs[f"train-tiny-{name}"].start_time, runs[f"train-tiny-{name}"].end_time) for name in students]
+    assert max(start for start, _ in times) < min(end for _, end in times)
+
+
 def test_tables_and_summary(tmp_path: Path, tiny_teacher_dir: Path):
     write_texts(tmp_path / "text")
     prices = {"price_per_core_hour": 1.2}

@@ -252,6 +252,39 @@ def test_ray_train_ends_in_order_and_goes_on(without, undisturbed: Path):
     _stop_and_rerun(without("train", ray=True), undisturbed, "train", signal.SIGINT)
 
 
+@pytest.mark.e2e
+@pytest.mark.parametrize("by", CODES)
+def test_students_side_by_side_end_in_order_and_go_on(without, undisturbed: Path, by: signal.Signals):
+    distillation = without("train", ray=True)
+    settings = yaml.safe_load(distillation.path.read_text())
+    settings["students"] = {"default": {}, "twin": {}}
+    settings["train"]["at_once"] = 2
+    distillation.path.write_text(yaml.safe_dump(settings))
+    home = Path(distillation.config.home)
+
+    def have_checkpoints() -> bool:
+        return all(any(home.glob(f"checkpoints/{name}/*/checkpoint_*/trainer.json")) for name in ("default", "twin"))
+
+    command = distillation.start("train")
+    try:
+        command.wait_until(have_checkpoints)
+        command.stop(by)
+        command.assert_stopped(by)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(command.process.pid, signal.SIGKILL)
+    assert not list(home.glob("students/*/rskd.json"))
+    assert distillation.run_status("train") == {"train": "KILLED", "parent": "KILLED"}
+    config = load_config(distillation.path, ["ray.enabled=false", "train.workers=0", "train.at_once=1"])
+    for student in config.student_specs:
+        kept = min(home.glob(f"checkpoints/{student}/*/checkpoint_*/training_log.jsonl")).read_text()
+        train_student(config, student)
+        assert (home / f"students/{student}/training_log.jsonl").read_text().startswith(kept)  # it went on from there
+        weights = home / f"students/{student}/model.safetensors"
+        wanted = undisturbed / "store" / "tiny" / "students/default/model.safetensors"
+        assert weights.read_bytes() == wanted.read_bytes()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("by", CODES)
 @pytest.mark.parametrize("how", ["in process", "ray", "flow", "flow on ray"])

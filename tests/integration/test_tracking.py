@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,33 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def client(root: Path) -> MlflowClient:
     return MlflowClient(f"sqlite:///{root}/mlflow.db")
+
+
+def test_a_parent_ends_with_the_last_of_its_students(root: Path, client: MlflowClient):
+    config = make_config(root, students={"a": {}, "b": {}})
+    parent = tracking.distillation(config)
+
+    def status() -> str:
+        return client.get_run(parent.run_id).info.status
+
+    with tracking.one_end():
+        with tracking.stage(config, "train", "a"), suppress(ValueError), tracking.stage(config, "train", "b"):
+            raise ValueError("b fails")
+        assert status() == "RUNNING"
+    assert status() == "FAILED"  # as the worst of them
+    with tracking.stage(config, "train", "b"):
+        pass
+    assert status() == "FINISHED"
+
+
+def test_what_is_planned_takes_the_place_of_auto(root: Path, client: MlflowClient):
+    config = make_config(root)
+    planned = {"train": {"workers": 8, "micro_batch": 16}, "plan": "train default: 8 workers"}
+    with tracking.stage(config, "train", "default", planned) as run:
+        pass
+    params = client.get_run(run.run_id).data.params
+    assert (params["train.workers"], params["train.micro_batch"], params["plan"]) == ("8", "16", planned["plan"])
+    assert (params["train.steps"], params["train.gpus_per_worker"]) == ("1000", "auto")
 
 
 def test_stages_join_one_parent_run(root: Path, client: MlflowClient):

@@ -2,18 +2,16 @@
 
 import pytest
 
-from rskd.config import CostsConfig, TeacherConfig, TrainConfig
+from rskd.config import CostsConfig
 from rskd.costs import HEAD, Costs, Reserved, rows, total
 
 PRICES = CostsConfig(price_per_gpu_hour=3.6, price_per_core_hour=1.2)
 
 
 def test_workers_reserve_their_threads_and_gpus():
-    assert Reserved.by_workers(2, TrainConfig(threads_per_worker=3)) == Reserved(cores=6, gpus=0)
-    assert Reserved.by_workers(4, TeacherConfig(model="t", threads_per_worker=8, gpus_per_worker=0.5)) == Reserved(
-        32, 2
-    )
-    assert Reserved.by_workers(0, TrainConfig(threads_per_worker=3)) == Reserved(3)  # the driver's process
+    assert Reserved.by_workers(2, threads=3, gpus=0) == Reserved(cores=6, gpus=0)
+    assert Reserved.by_workers(4, threads=8, gpus=0.5) == Reserved(32, 2)
+    assert Reserved.by_workers(0, threads=3, gpus=0) == Reserved(3)  # the driver's process
 
 
 def test_two_workers_of_three_threads_for_ten_seconds():

@@ -6,7 +6,7 @@ from made_corpora import write_corpus
 
 from rskd import tracking
 from rskd.cache.inspection import inspect
-from rskd.config import SamplingConfig, TeacherConfig, validate_config
+from rskd.config import PlannedTeacher, SamplingConfig, validate_config
 from rskd.errors import ConfigError, MissingOutputError
 from rskd.estimate import (
     UNIQUE_TOKENS,
@@ -17,6 +17,7 @@ from rskd.estimate import (
     probe,
     teacher_tokens_per_s,
 )
+from rskd.plan import Plan, plan_student, plan_teacher, resources_here
 
 
 def make_config(root: Path, teacher: Path, /, **sections):
@@ -57,7 +58,7 @@ def test_at_another_temperature_unique_tokens_are_at_most_the_rounds():
 
 
 def test_speed_scales_with_workers_and_size():
-    config = TeacherConfig(model="m", threads_per_worker=2)
+    config = PlannedTeacher(model="m", threads_per_worker=2, workers=1, gpus_per_worker=0, batch_windows=8)
     one = teacher_tokens_per_s(config, 135_000_000)
     assert 150 < one < 250  # SmolLM2-135M on two cores
     assert teacher_tokens_per_s(config.model_copy(update={"workers": 3}), 135_000_000) == pytest.approx(3 * one)
@@ -86,6 +87,11 @@ def test_the_whole_plan(tmp_path: Path, tiny_teacher_dir: Path):
     assert plan["teacher"]["seconds"] == pytest.approx(2000 / plan["teacher"]["tokens_per_s"])
 
 
+def no_gpu(cap: int, plan: Plan) -> int:
+    """The batch of a plan on a GPU: 8, as on the CPU."""
+    return 8
+
+
 def test_what_was_measured_is_used_for_the_same_configuration_alone(tmp_path: Path, tiny_teacher_dir: Path):
     def make(workers: int = 1, **changed):
         teacher = {"model": str(tiny_teacher_dir), "workers": workers}
@@ -94,9 +100,10 @@ def test_what_was_measured_is_used_for_the_same_configuration_alone(tmp_path: Pa
         )
 
     config = make()
-    with tracking.stage(config, "cache") as run:
+    with tracking.stage(config, "cache", planned=plan_teacher(config, resources_here(), no_gpu).params) as run:
         run.metrics({"tokens_per_s": 500.0})
-    with tracking.stage(config, "train", "default") as run:
+    planned = plan_student(config, "default", resources_here(), no_gpu).params
+    with tracking.stage(config, "train", "default", planned) as run:
         for step, speed in enumerate((1.0, 40.0, 50.0)):
             run.metrics({"tokens_per_s": speed}, step)
     write_cache(
@@ -129,9 +136,10 @@ def test_teacher_and_students_cost_what_they_reserve(tmp_path: Path, tiny_teache
         train={"steps": 10, "global_batch": 4, "workers": 2, "gpus_per_worker": 1, "threads_per_worker": 4},
         costs={"price_per_core_hour": 1.2, "price_per_gpu_hour": 3.6},
     )
-    with tracking.stage(config, "cache") as run:
+    with tracking.stage(config, "cache", planned=plan_teacher(config, resources_here(), no_gpu).params) as run:
         run.metrics({"tokens_per_s": 500.0})
-    with tracking.stage(config, "train", "default") as run:
+    planned = plan_student(config, "default", resources_here(), no_gpu).params
+    with tracking.stage(config, "train", "default", planned) as run:
         run.metrics({"tokens_per_s": 40.0})
     plan = estimate(config, tokens=5000)
     teacher, student = plan["teacher"], plan["students"]["default"]

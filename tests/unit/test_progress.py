@@ -1,3 +1,5 @@
+from threading import Barrier, Thread
+
 import pytest
 
 from rskd.progress import Pace, Standing, progress_bar, watched_by
@@ -56,3 +58,24 @@ def test_steps_of_minutes_have_a_speed_too():
     pace.seconds_left(0.0, 1, 10)
     assert pace.seconds_left(300.0, 2, 10) == 2400.0
     assert pace.seconds_left(900.0, 3, 10) == 4200.0  # the last took ten minutes
+
+
+def test_bars_side_by_side_stand_below_each_other(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def work(name: str) -> None:
+        with progress_bar(f"train {name}", 2) as advance:
+            both.wait()
+            advance(2, f"loss of {name}")
+            both.wait()
+
+    both = Barrier(2, timeout=10)
+    threads = [Thread(target=work, args=(name,)) for name in ("ce", "kd")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    *_, first, second = [line for line in capsys.readouterr().err.splitlines() if "loss of" in line]
+    assert {"ce" in first, "ce" in second} == {True, False}
+    assert {"kd" in first, "kd" in second} == {True, False}

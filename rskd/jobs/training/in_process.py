@@ -11,6 +11,7 @@ from rskd.full_disk import temporary_folder
 from rskd.jobs.training.checkpoints import finished, newest_whole, tidy
 from rskd.jobs.training.run import DueCheckpoint, TrainingRun, train_run
 from rskd.models.digests import TRAINER_FILE
+from rskd.out_of_memory import out_of_memory_explained
 from rskd.storage import Store
 from rskd.student.trainer import Log
 
@@ -20,7 +21,7 @@ def train_in_process(run: TrainingRun, checkpoints: Store, record: Log, *, name:
 
     Two checkpoints are kept.
     """
-    device = torch.device("cuda" if run.spec.train.gpus_per_worker else "cpu")
+    device = torch.device("cuda" if run.train.gpus_per_worker else "cpu")
 
     def save(step: int, checkpoint: DueCheckpoint) -> None:
         with temporary_folder(checkpoint.write) as folder:
@@ -36,6 +37,7 @@ def train_in_process(run: TrainingRun, checkpoints: Store, record: Log, *, name:
         if is_progress_bar_enabled():  # Transformers' own, one for each checkpoint
             disable_progress_bar()
             stack.callback(enable_progress_bar)
+        stack.enter_context(out_of_memory_explained(run.remedy))
         restored = stack.enter_context(newest_whole(checkpoints, name, remove_damaged=True))
         train_run(run, restored, device=device, record=record, save=save)
     return finished(checkpoints, name)[-1]

@@ -29,6 +29,7 @@ from ray.util.queue import Queue
 from rskd import tracking
 from rskd.config import RayConfig
 from rskd.errors import RskdError, first_line
+from rskd.interrupts import result_of
 from rskd.jobs.failures import GiveUpOnExplainedErrors
 from rskd.jobs.metrics import Live
 from rskd.jobs.on_ray import worker_resources
@@ -69,7 +70,7 @@ def train_on_ray(
 def _fit(
     run: TrainingRun, work: Callable[[], None], checkpoints: Store, *, name: str, config: RayConfig, live: Live
 ) -> None:
-    train = run.spec.train
+    train = run.train
     resources = worker_resources(
         config, "train", train.workers, threads=train.threads_per_worker, gpus=train.gpus_per_worker
     )
@@ -84,7 +85,7 @@ def _fit(
             storage_filesystem=None if checkpoints.is_local else PyFileSystem(FSSpecHandler(checkpoints.fs)),
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[GiveUpOnExplainedErrors(checkpoints.uri, live, train.max_failures)],
+            callbacks=[GiveUpOnExplainedErrors(checkpoints.uri, live, train.max_failures, run.remedy)],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -95,7 +96,7 @@ def _fit(
 
 
 def _in_thread(work: Callable[[], object]) -> None:
-    """Do `work` in a thread, and wait for it in Python, which any signal interrupts.
+    """Do `work` in a thread, and wait for it where an interrupt is heard.
 
     Of the main thread, `fit` would take ctrl-C for itself, and other interrupts may get lost in Ray's C++ code.
     """
@@ -109,7 +110,7 @@ def _in_thread(work: Callable[[], object]) -> None:
             done.set_exception(error)
 
     Thread(target=run, name="fit", daemon=True).start()
-    done.result()
+    result_of(done)
 
 
 def _explained(error: TrainingFailedError) -> RskdError:

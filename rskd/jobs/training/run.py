@@ -16,14 +16,14 @@ from transformers import PreTrainedModel
 
 from rskd.cache.loader import CacheLoader
 from rskd.cache.reader import LogitCache
-from rskd.config import StudentSpec, TeacherConfig
+from rskd.config import PlannedTrain, StudentSpec, TeacherConfig
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.models.tokenizer import load_tokenizer
 from rskd.student.architecture import build_student
 from rskd.student.checkpoint import CheckpointWriter, Progress, load_progress
-from rskd.student.sharding import distribute, student_of
+from rskd.student.sharding import distribute, replicate, student_of
 from rskd.student.shards import load_optimizer, restored_student
-from rskd.student.trainer import Log, StudentLoss, TeacherLogits, make_optimizer, train
+from rskd.student.trainer import Log, StudentLoss, TeacherLogits, make_optimizer, train, train_step
 from rskd.teacher.transformers_teacher import TransformersTeacher
 
 
@@ -54,6 +54,7 @@ class TrainingRun:
     """All that a worker has to know; URIs and paths are absolute, since a worker has a working directory of its own."""
 
     spec: StudentSpec
+    train: PlannedTrain  # that of `spec`, with numbers
     teacher: TeacherConfig
     teacher_dir: str
     tokenizer: str
@@ -65,6 +66,11 @@ class TrainingRun:
     hard_threshold: float | None  # log-probability of the label below which a token is hard
     balances_router: bool  # whether the objective has a router's auxiliary loss
     chat_template: str | None = None  # of the conversations that the student learns from
+
+    @property
+    def remedy(self) -> str:
+        """What to do where memory runs out."""
+        return f"lower train.micro_batch (now {self.train.micro_batch})"
 
 
 def train_run(
@@ -81,7 +87,7 @@ def train_run(
 
     `record(step, metrics)` is called after each step, and `save(step, checkpoint)` when a checkpoint is due.
     """
-    config = run.spec.train
+    config = run.train
     torch.set_num_threads(config.threads_per_worker)
     tokenizer = load_tokenizer(run.tokenizer, trust_remote_code=run.teacher.trust_remote_code)
     if run.chat_template is not None:
@@ -94,12 +100,8 @@ def train_run(
         progress, log = load_progress(restored)
         load_optimizer(restored, optimizer)
     writer = CheckpointWriter(student, tokenizer, optimizer, converses=run.chat_template is not None)
-    if run.spec.objective.kind == "sparse_kd":
-        source = LogitCache.open(run.source_uri, allow_misaligned=config.allow_misaligned)
-    else:
-        source = PackedCorpus.open(run.source_uri)
     loader = CacheLoader(
-        source,  # pyright: ignore[reportArgumentType] (a cached_property is no attribute to it)
+        _source(run),  # pyright: ignore[reportArgumentType] (a cached_property is no attribute to it)
         global_batch=config.global_batch,
         rank=rank,
         world_size=world_size,
@@ -123,6 +125,27 @@ def train_run(
         log=logged,
         save=lambda step: save(step, DueCheckpoint(writer, Progress(step, loader.state_dict()), list(log))),
     )
+
+
+def student_trial(run: TrainingRun) -> Callable[[int], None]:
+    """A step on so many windows at once, the first ones, by one worker; for the search of the largest micro-batch."""
+    device = torch.device("cuda" if run.train.gpus_per_worker else "cpu")
+    loss = replicate(_student_loss(run, device, _student(run, None)), run.train, device)
+    optimizer, source = make_optimizer(student_of(loss), run.train), _source(run)
+
+    def step(size: int) -> None:
+        config = run.train.model_copy(update={"global_batch": size, "micro_batch": size})
+        loader = CacheLoader(source, global_batch=size)  # pyright: ignore[reportArgumentType]
+        train_step(loss, optimizer, next(iter(loader)), config, step=0, device=device)
+
+    return step
+
+
+def _source(run: TrainingRun) -> LogitCache | PackedCorpus:
+    """What the student reads."""
+    if run.spec.objective.kind == "sparse_kd":
+        return LogitCache.open(run.source_uri, allow_misaligned=run.train.allow_misaligned)
+    return PackedCorpus.open(run.source_uri)
 
 
 def _student(run: TrainingRun, restored: Path | None) -> PreTrainedModel:

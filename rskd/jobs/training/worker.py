@@ -21,6 +21,7 @@ from rskd.full_disk import full_disk_explained
 from rskd.jobs.training.checkpoints import newest_whole
 from rskd.jobs.training.end_with_raylet import end_with_raylet
 from rskd.jobs.training.run import DueCheckpoint, TrainingRun, train_run
+from rskd.out_of_memory import out_of_memory_explained
 from rskd.storage import Store
 
 
@@ -57,7 +58,11 @@ def train_worker(
             delete_local_checkpoint_after_upload=True,
         )
 
-    with tracking.monitored(tracked), newest_whole(Store(checkpoints_uri), name) as directory:
+    with (
+        tracking.monitored(tracked),
+        out_of_memory_explained(run.remedy),
+        newest_whole(Store(checkpoints_uri), name) as directory,
+    ):
         train_run(
             run,
             directory,
