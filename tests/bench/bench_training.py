@@ -133,8 +133,8 @@ def main() -> None:
         tables[heading] = []
         for how in ways:
             tables[heading] += measure(setting, how, peak)
-            write_results(args.out, name, title, tables)
         print(f"\n{heading}\n{markdown_table(tables[heading])}", flush=True)
+        write_results(args.out, name, title, tables)
     dist.destroy_process_group()
 
 

@@ -29,7 +29,7 @@ Status = Literal["passed", "failed", "out of memory", "too long", "not installed
 FAILURES: tuple[Status, ...] = ("failed", "out of memory", "too long")
 LIMIT_S = 570  # a machine may be lent for ten minutes at a time
 _OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|out of memory", re.IGNORECASE)
-_LONGEST_NOTE = 110
+_LONGEST_NOTE = 80
 
 
 @dataclass(frozen=True)
