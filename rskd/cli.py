@@ -217,24 +217,48 @@ def status(config: ConfigArgument, overrides: SetOption = None) -> Outcome:
     return Outcome({"stages": [asdict(one) for one in stages]}, f"status of {settings.home}", rows)
 
 
+def _count(text: str) -> int:
+    """A whole number, as 1000000, 1_000_000, 1e6, 1M."""
+    factors = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+    number, factor = (text[:-1], factors[text[-1].lower()]) if text[-1:].lower() in factors else (text, 1)
+    try:
+        count = float(number) * factor
+    except ValueError:
+        count = 0.0
+    if count < 1 or count != int(count):
+        raise typer.BadParameter(f"{text!r} is no whole number above 0: write 1000000, 1e6 or 1M")
+    return int(count)
+
+
 @app.command()
 def estimate(
     config: ConfigArgument,
     overrides: SetOption = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to plan for; the packed corpus by default.")] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            parser=_count, metavar="N", help="Tokens to plan for, as 1e12 or 1T; the packed corpus by default."
+        ),
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs of a cluster to plan for; this machine's by default.")
+    ] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(min=1, metavar="GIB", help="Memory of each: says which students fit.")
+    ] = None,
     probe: Annotated[
         int | None,
         typer.Option(min=1, metavar="WINDOWS", help="Run the teacher on some windows first: how many unique tokens?"),
     ] = None,
 ) -> Outcome:
-    """Estimate storage, teacher time and parts before anything is run."""
+    """Estimate storage, time, money, memory and a store's requests before anything is run."""
     from rskd.estimate import estimate as estimate_costs
     from rskd.estimate import probe as probe_teacher
 
     settings = load_config(config, overrides or ())
     if probe is not None:
         probe_teacher(settings, windows=probe)
-    costs = estimate_costs(settings, tokens=tokens)
+    costs = estimate_costs(settings, tokens=tokens, gpus=gpus, gpu_memory_gib=gpu_memory)
     return Outcome(costs, "estimate", _flat(costs))
 
 

@@ -36,7 +36,7 @@ _FREE_FIELDS = {
 # Fields that heads of older caches lack, with what those caches were made with: they leave a head's identity as it is.
 _ADDED_FIELDS: dict[str, dict[str, Any]] = {"corpus": {"bos": "none", "bos_ids": []}}
 _AHEAD = 1024  # commit records held at once, 4 kB each
-_READERS = 16  # small files read at once: an object store answers each in milliseconds
+READERS = 16  # small files read at once: an object store answers each in milliseconds
 
 _ANOTHER_NAME = "choose another name for the run, or remove the cache, and run rskd cache"
 
@@ -266,7 +266,7 @@ def read_commit(store: Store, index: int) -> Commit:
 def read_commits(store: Store, indices: Iterable[int]) -> Iterator[Commit]:
     """Commit records of many parts, in their order; a few are held at a time."""
     in_order = sorted(indices)
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(in_order), _AHEAD):
             yield from pool.map(lambda index: read_commit(store, index), in_order[start : start + _AHEAD])
 

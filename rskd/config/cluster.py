@@ -19,8 +19,8 @@ class RayConfig(Section):
     address: Uri | None = Field(
         default=None,
         description="A Ray cluster. http(s)://HEAD:8265: stages run there as jobs of its Jobs API. HOST:PORT or auto: "
-        "this process joins it. By default RAY_ADDRESS if that is http(s)://, else a local Ray is started. What is auto "
-        "in other sections counts what the cluster has when a stage begins: give numbers where it grows on demand.",
+        "this process joins it. By default RAY_ADDRESS if that is http(s)://, else a local Ray is started. Workers "
+        "that are auto are as many as it has room for when a stage begins: give numbers where it grows on demand.",
     )
     code: Literal["installed", "sent"] = Field(
         default="installed",

@@ -22,7 +22,7 @@ from rskd.config import DistillConfig, validate_config
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.dashboard.evaluation import read_evaluation
 from rskd.errors import CacheMismatchError, ConfigError
-from rskd.estimate import BYTES_PER_POSITION, estimate, num_parameters, probe
+from rskd.estimate import BYTES_PER_POSITION, estimate, probe
 from rskd.evaluation.audit import audit_cache
 from rskd.evaluation.results import read_measured
 from rskd.jobs.cache import cache_logits
@@ -35,6 +35,7 @@ from rskd.lineage.corpus import open_corpus
 from rskd.lineage.inputs import Inputs
 from rskd.lineage.status import status
 from rskd.models.causal_lm import hidden_states, output_head
+from rskd.models.load import num_parameters
 from rskd.rng import permutation, position_keys
 from rskd.storage import Store
 from rskd.teacher.hidden_to_targets import Order

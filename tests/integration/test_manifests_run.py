@@ -11,7 +11,7 @@ from sandboxed_pods import Pods, can_sandbox
 from infra.kubernetes.lint import Object, render
 
 pytestmark = [
-    pytest.mark.stack,
+    pytest.mark.slow,
     pytest.mark.timeout(600),
     pytest.mark.skipif(not can_sandbox(), reason="namespaces and another user need root"),
 ]

@@ -14,7 +14,7 @@ from rskd.jobs.train_all import train_all
 from rskd.student.trainer import NonFiniteError
 from rskd.tracking.connection import tracking_uri_of
 
-pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("ray_local")]
+pytestmark = pytest.mark.usefixtures("ray_local")
 
 TRAIN = {"steps": 6, "global_batch": 4, "checkpoint_every": 2, "workers": 1}
 
@@ -46,6 +46,7 @@ def statuses(config: DistillConfig) -> dict[str, str]:
     return {next(run.data.tags[tag] for tag in tags if tag in run.data.tags): run.info.status for run in found}
 
 
+@pytest.mark.e2e
 def test_they_end_as_those_trained_one_after_the_other(make_config):
     kinds = {"kd": {}, "ce": {"objective": {"kind": "ce"}}}
     together = make_config({f"{name} together": spec for name, spec in kinds.items()}, at_once=2)
@@ -65,6 +66,7 @@ def test_they_end_as_those_trained_one_after_the_other(make_config):
     assert all(summary["skipped"] for summary in again.values())
 
 
+@pytest.mark.slow
 def test_one_that_fails_is_named_when_all_have_ended(make_config):
     config = make_config({"good": {}, "bad": {"train": {"lr": 1e30, "min_lr": 0.0, "weight_decay": 1e30}}}, at_once=2)
     with pytest.raises(NonFiniteError, match=r"^student bad: .* is not finite at step"):
@@ -75,6 +77,7 @@ def test_one_that_fails_is_named_when_all_have_ended(make_config):
     assert (found["good"], found["bad"], found["distillation"]) == ("FINISHED", "FAILED", "FAILED")
 
 
+@pytest.mark.slow
 def test_a_student_waits_for_the_cores_that_another_holds(make_config):
     """Each needs three of the four logical CPUs, at the least, that a local Ray has."""
     import ray

@@ -80,7 +80,7 @@ def test_without_a_gpu_it_says_so(tmp_path, what):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["check", "bench"])
 def test_every_step_runs_in_small_on_a_cpu(tmp_path, what):
     command = [sys.executable, ROOT / "tests" / "bench" / "gpu.py", what, "--tiny", "--state", tmp_path]

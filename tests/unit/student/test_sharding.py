@@ -217,7 +217,7 @@ def test_the_exported_student_is_the_same_directory(folder: Path, losses, tmp_pa
         torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_blocks_compute_the_same(alone, tiny_tokenizer_dir: Path, tmp_path: Path, name: str):
     assert _on_two_ranks(tmp_path, tiny_tokenizer_dir, [name])[name] == pytest.approx(alone, abs=1e-5)

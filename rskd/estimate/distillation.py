@@ -8,29 +8,26 @@ which.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from rskd import records, tracking
+from rskd import tracking
 from rskd.cache.inspection import inspect
 from rskd.config import DistillConfig, PlannedTeacher, SamplingConfig
-from rskd.corpus.packed_corpus import MANIFEST_FILE, PackedCorpus
+from rskd.corpus.packed_corpus import MANIFEST_FILE
 from rskd.costs import COSTS, Reserved
-from rskd.errors import ConfigError
-from rskd.evaluation.unique_tokens import PowerLaw, UniqueTokens, rounds_against_unique_tokens
+from rskd.estimate.growth import at_scale
+from rskd.estimate.memory import student_memory
+from rskd.estimate.probe import probed_laws
+from rskd.evaluation.unique_tokens import PowerLaw
 from rskd.lineage.corpus import open_corpus
 from rskd.lineage.inputs import Inputs, inputs_first
 from rskd.models.load import num_head_parameters, num_parameters
-from rskd.pages.figures import unique_tokens_by_rounds
-from rskd.pages.parts import definitions, figure_html, html_page, section
 from rskd.plan import (
     DEFAULT_BATCH,
     Plan,
+    Resources,
     plan_student,
     plan_teacher,
     planned_teacher,
@@ -38,10 +35,7 @@ from rskd.plan import (
     recorded_batch,
     resources_here,
 )
-from rskd.progress import progress_bar
-from rskd.provenance import provenance
 from rskd.storage import Store
-from rskd.teacher.transformers_teacher import TransformersTeacher
 from rskd.teacher_statistics import STATISTICS
 
 # From tests/bench/bench_storage.py: SmolLM2-135M on CPython's documentation, 51,200 positions in windows of 256,
@@ -55,7 +49,7 @@ BYTES_PER_WEIGHT = 4.7  # rskd.reproduction at cpu-small, V = 4,096, 2026-11-25
 # Sustained floating-point operations per second in a forward pass.
 CPU_THREAD_FLOPS = 27e9
 GPU_FLOPS = 150e12
-PROBE = "unique_tokens"  # .json and .html in the distillation's folder
+_CORES_PER_GPU = 8  # of machines that one rents
 _SPEED_DEPENDS_ON = {
     "micro_batch",
     "precision",
@@ -68,26 +62,30 @@ _SPEED_DEPENDS_ON = {
 }
 
 
-def estimate(config: DistillConfig, *, tokens: int | None = None) -> dict[str, Any]:
+def estimate(
+    config: DistillConfig, *, tokens: int | None = None, gpus: int | None = None, gpu_memory_gib: float | None = None
+) -> dict[str, Any]:
     """Costs of distilling `tokens` training tokens (those of the packed corpus by default).
+
+    `gpus` plans for a cluster of so many, of `gpu_memory_gib` each, in place of what this machine has.
 
     Of conversations, storage and the teacher's output head scale with the share of tokens that have a loss in the
     packed corpus; before there is one, all count.
 
     Returns corpus {tokens, windows, parts; loss_tokens of conversations}, teacher {tokens_per_s, source, and COSTS},
     caches {<name>: bytes, bytes_per_token, unique_per_token, source}, students {<name>: tokens, epochs, tokens_per_s,
-    source, and COSTS}, and `break_even` (see there); the speed of a student that was not trained yet, and its costs,
-    are unknown: None.
+    source, COSTS, and `memory` (`student_memory`)}, `break_even` (see there) and `scale` (`at_scale`); the speed of a
+    student that was not trained yet, and its costs, are unknown: None.
 
     Raises ConfigError for a teacher that does not exist, MissingOutputError without `tokens` and a packed corpus.
     """
-    inputs = Inputs(config)
+    inputs, there = Inputs(config), _there(gpus)
     seq_len = config.corpus.seq_len
     if tokens is None:
         with inputs_first(config):
             tokens = open_corpus(inputs, "train").num_rows * seq_len
     windows = math.ceil(tokens / seq_len)
-    plan = _teacher_plan(config)
+    plan = _teacher_plan(config, there)
     planned = planned_teacher(config.teacher, plan)
     measured = tracking.measured_speed(config, "cache", None, {"teacher": planned.model_dump(mode="json")})
     loss_share = _loss_share(inputs)
@@ -97,21 +95,35 @@ def estimate(config: DistillConfig, *, tokens: int | None = None) -> dict[str, A
         **_costs(config, plan.reserved, tokens / speed),
         "source": _source(measured),
     }
-    laws = _probed_laws(config)
+    laws = probed_laws(config)
     samplings = config.cache_samplings.items()
     caches = {name: _cache(config, name, sampling, laws, loss_share) for name, sampling in samplings}
     of_chat = {"loss_tokens": round(tokens * loss_share)} if config.corpus.kind == "chat" else {}
+    caches = {name: cache | {"bytes": round(tokens * cache["bytes_per_token"])} for name, cache in caches.items()}
     parts = math.ceil(windows / config.corpus.windows_per_part)
+    students = {name: _student(inputs, name, tokens, there, gpu_memory_gib) for name in config.student_specs}
+    trained = max(students.values(), key=lambda student: student["tokens"])["tokens"]
+    cache_bytes = max(cache["bytes"] for cache in caches.values())
     return {
         "corpus": {"tokens": tokens, "windows": windows, "parts": parts, **of_chat},
         "teacher": teacher,
-        "caches": {name: cache | {"bytes": round(tokens * cache["bytes_per_token"])} for name, cache in caches.items()},
-        "students": {name: _student(config, name, tokens) for name in config.student_specs},
-        "break_even": break_even(config, tokens=tokens, tokens_per_s=speed),
+        "caches": caches,
+        "students": students,
+        "break_even": break_even(config, tokens=tokens, tokens_per_s=speed, reserved=plan.reserved),
+        "scale": at_scale(
+            parts=parts,
+            num_caches=len(caches),
+            cache_bytes=cache_bytes,
+            epochs=trained / tokens,
+            seq_len=seq_len,
+            windows_per_part=config.corpus.windows_per_part,
+        ),
     }
 
 
-def break_even(config: DistillConfig, *, tokens: int, tokens_per_s: float) -> dict[str, Any] | None:
+def break_even(
+    config: DistillConfig, *, tokens: int, tokens_per_s: float, reserved: Reserved | None = None
+) -> dict[str, Any] | None:
     """From where on a cache is cheaper than a teacher online; None where no student learns from a cache.
 
     Cached, the teacher runs once over the `tokens` of the corpus. Online it runs over each token that a student trains
@@ -121,53 +133,20 @@ def break_even(config: DistillConfig, *, tokens: int, tokens_per_s: float) -> di
 
     Returns `students`, the least whole number n of students of the configured (mean) tokens T for which n·T > tokens;
     `epochs`, the passes over the corpus of each of the n configured students beyond which n·epochs > 1, so 1/n; and
-    `cached` and `online`, the COSTS of the teacher for the configured students. Training comes on top of both, alike.
+    `cached` and `online`, the COSTS for the configured students of a teacher that has `reserved` its machines (this one
+    by default). Training comes on top of both, alike.
     """
     specs = config.student_specs.items()
     trained = [_trained_tokens(config, name) for name, spec in specs if spec.objective.kind == "sparse_kd"]
     if not trained:
         return None
-    reserved = _teacher_plan(config).reserved
+    reserved = reserved or _teacher_plan(config, resources_here()).reserved
     return {
         "students": tokens * len(trained) // sum(trained) + 1,
         "epochs": 1 / len(trained),
         "cached": _costs(config, reserved, tokens / tokens_per_s),
         "online": _costs(config, reserved, sum(trained) / tokens_per_s),
     }
-
-
-def probe(config: DistillConfig, *, windows: int) -> dict[str, UniqueTokens]:
-    """Run the teacher on the first `windows` of the packed corpus, and fit unique tokens to sampling rounds.
-
-    What `estimate` uses from then on; written, with the figure, to <home>/unique_tokens.json and .html.
-
-    Raises ConfigError for a teacher that does not exist and for windows without any loss, MissingOutputError without a
-    packed corpus.
-    """
-    inputs = Inputs(config)
-    with inputs_first(config):
-        corpus = open_corpus(inputs, "train")
-    teacher = TransformersTeacher.load(
-        config.teacher, model_dir=inputs.teacher_dir, device="cuda" if torch.cuda.is_available() else "cpu"
-    )
-    num_windows = min(windows, corpus.num_rows)
-    has_loss = corpus.read_rows(np.arange(num_windows)).has_loss
-    if has_loss is not None and not has_loss.any():
-        raise ConfigError(
-            f"none of the first {num_windows} windows of corpus {corpus.uri} has a position with a loss: probe more"
-        )
-    found = rounds_against_unique_tokens(_window_logits(teacher, corpus, num_windows))
-    facts = provenance() | {"positions": str(num_windows * corpus.seq_len if has_loss is None else has_loss.sum())}
-    methods = {name: unique.to_dict() for name, unique in found.items()}
-    home = Store(config.home)
-    records.write(home, f"{PROBE}.json", {"of": _probe_inputs(config), "methods": methods, "provenance": facts})
-    laws = {f"{name}, U of N rounds": unique.described_law for name, unique in found.items()}
-    sections = [
-        section("Setting", definitions({"Teacher": config.teacher.model} | facts)),
-        section("Rounds against unique tokens", figure_html(unique_tokens_by_rounds(found)) + definitions(laws)),
-    ]
-    home.write(f"{PROBE}.html", html_page("unique tokens", config.name, sections).encode())
-    return found
 
 
 def teacher_tokens_per_s(config: PlannedTeacher, num_parameters: float) -> float:
@@ -213,37 +192,6 @@ def _parameters_per_token(inputs: Inputs, loss_share: float) -> float:
     return total if loss_share == 1 else total - (1 - loss_share) * num_head_parameters(inputs.teacher_dir, **options)
 
 
-def _probe_inputs(config: DistillConfig) -> dict[str, Any]:
-    """What the laws depend on, as far as the configuration says it."""
-    return {
-        "teacher": config.teacher.model_dump(mode="json", include={"model", "revision"}),
-        "corpus": config.corpus.model_dump(mode="json", include={"source", "tokenizer", "seq_len"}),
-    }
-
-
-def _window_logits(teacher: TransformersTeacher, corpus: PackedCorpus, num_windows: int) -> Iterator[Tensor]:
-    """Logits [1, T, V] of one window at a time, where it has a loss."""
-    manifest = corpus.manifest
-    end_of_text_id = manifest.tokenizer["end_of_text_id"] if manifest.isolate_documents else None
-    with progress_bar("probe windows", num_windows) as advance:
-        for row in range(num_windows):
-            windows = corpus.read_rows(np.array([row]))
-            inputs = torch.from_numpy(windows.input_ids[:, :-1]).long()
-            places = None if windows.has_loss is None else torch.from_numpy(np.flatnonzero(windows.has_loss))
-            vocab_size = manifest.tokenizer["vocab_size"]
-            logits = teacher.logits(inputs, places, vocab_size=vocab_size, end_of_text_id=end_of_text_id)
-            yield logits if places is None else logits[None]
-            advance(1)
-
-
-def _probed_laws(config: DistillConfig) -> dict[str, PowerLaw] | None:
-    """The laws that `probe` found for this teacher and corpus, or None."""
-    found = records.read(Store(config.home), f"{PROBE}.json")
-    if found is None or found["of"] != _probe_inputs(config):
-        return None
-    return {name: PowerLaw(**method["law"]) for name, method in found["methods"].items()}
-
-
 def _cache(
     config: DistillConfig,
     name: str,
@@ -261,10 +209,12 @@ def _cache(
     return {"unique_per_token": unique, "bytes_per_token": num_bytes, "source": "fitted" if fitted else "default"}
 
 
-def _student(config: DistillConfig, name: str, tokens: int) -> dict[str, Any]:
-    """Passes over `tokens`, and the time of training at the speed at which the same student was trained before."""
+def _student(inputs: Inputs, name: str, tokens: int, there: Resources, gpu_memory_gib: float | None) -> dict[str, Any]:
+    """Passes over `tokens`, the time of training at the speed at which the same student was trained, and memory."""
+    config = inputs.config
     spec, trained = config.student_specs[name], _trained_tokens(config, name)
-    plan = plan_student(config, name, resources_here(), partial(_batch, config))
+    plan = plan_student(config, name, there, partial(_batch, config))
+    memory = student_memory(inputs, spec, workers=max(1, plan.workers), gpu_memory_gib=gpu_memory_gib)
     params = spec.model_dump(mode="json", include={"student": True, "objective": {"kind"}})
     params["train"] = planned_train(spec.train, plan).model_dump(mode="json", include=_SPEED_DEPENDS_ON)
     speed = tracking.measured_speed(config, "train", name, params)
@@ -274,6 +224,7 @@ def _student(config: DistillConfig, name: str, tokens: int) -> dict[str, Any]:
         "tokens_per_s": speed,
         **_costs(config, plan.reserved, trained / speed if speed else None),
         "source": _source(speed),
+        "memory": memory,
     }
 
 
@@ -282,9 +233,14 @@ def _trained_tokens(config: DistillConfig, student: str) -> int:
     return train.steps * train.global_batch * config.corpus.seq_len
 
 
-def _teacher_plan(config: DistillConfig) -> Plan:
-    """On this machine, as is a student's: a cluster is not asked."""
-    return plan_teacher(config, resources_here(), partial(_batch, config))
+def _there(gpus: int | None) -> Resources:
+    """What is planned for: this machine, since a cluster is not asked, or so many GPUs with cores for each."""
+    here = resources_here()
+    return here if gpus is None else Resources(gpus=gpus, cores=_CORES_PER_GPU * gpus + 1, threads=here.threads)
+
+
+def _teacher_plan(config: DistillConfig, there: Resources) -> Plan:
+    return plan_teacher(config, there, partial(_batch, config))
 
 
 def _batch(config: DistillConfig, cap: int, plan: Plan) -> int:

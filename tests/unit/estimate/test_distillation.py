@@ -12,11 +12,11 @@ from rskd.estimate import (
     UNIQUE_TOKENS,
     break_even,
     estimate,
-    num_parameters,
     predicted_costs,
     probe,
     teacher_tokens_per_s,
 )
+from rskd.models.load import num_parameters
 from rskd.plan import Plan, plan_student, plan_teacher, resources_here
 
 
@@ -76,6 +76,9 @@ def test_the_whole_plan(tmp_path: Path, tiny_teacher_dir: Path):
     plan = estimate(config, tokens=2000)
     assert plan["corpus"] == {"tokens": 2000, "windows": 20, "parts": 3}
     unknown = dict.fromkeys(("tokens_per_s", "seconds", "core_seconds", "gpu_seconds", "money"))
+    memory = plan["students"]["s"].pop("memory")
+    assert memory["full"]["state_bytes"] == memory["none"]["state_bytes"] == 16 * memory["parameters"]  # one worker
+    assert plan["scale"]["files"] == 2 * 3 * (1 + 2)
     assert plan["students"] == {"s": {"tokens": 4000, "epochs": 2.0, "source": "default"} | unknown}
     assert list(tmp_path.iterdir()) == []  # no database, no experiment
     assert plan["caches"]["b"] == {
