@@ -2,8 +2,8 @@
 
 The manifest is written and opened with its parts in it, as rskd did up to 65,536 parts and before 2026-11-27 for any
 number, and in pages, as it does now; then the rows of all row groups, the order of an epoch, and the place of a step in
-its middle are computed, as a restart does. A part has 64 rows in 16 row groups: at S = 1024
-and 1,024 rows a part as many groups would be 10^12 tokens. Each stage is a process of its own on one core; the disk holds 0.5 GB meanwhile.
+its middle are computed, as a restart does. A part has 64 rows in 16 row groups: at S = 1024 and 1,024 rows a part as
+many groups would be 10^12 tokens. Each stage is a process of its own on one core; the disk holds 0.5 GB meanwhile.
 """
 
 from __future__ import annotations
