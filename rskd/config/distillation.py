@@ -140,6 +140,10 @@ class DistillConfig(Section):
                 f"train.workers={spec.train.workers} of student {name}": spec.train.workers not in ("auto", 0)
                 for name, spec in self.student_specs.items()
             },
+            **{
+                f"train.sharding=full of student {name}": spec.train.sharding == "full"
+                for name, spec in self.student_specs.items()
+            },
         }
         for setting, needs_ray in needed.items():
             if needs_ray:

@@ -67,7 +67,7 @@ def test_what_was_measured_is_said_kept_and_taken_again(tmp_path: Path, config: 
         resolve = partial(plan_evaluation, config, "")
         return plan_stage(resolve, ONE_GPU, HERE, home, of=of, trial=lambda plan: partial(make_trial, fits))
 
-    assert plan(5, model="a").numbers == {"gpus": 1.0, "batch_windows": 4}
+    assert plan(5, model="a").numbers == {"workers": 1, "gpus": 1.0, "batch_windows": 4}
     assert tried == [1, 2, 4, 8]
     assert json.loads((tmp_path / "plans" / "evaluate.json").read_text())["measured"] == {
         "batch": 4,

@@ -25,6 +25,7 @@ from rskd.jobs.report import write_report
 from rskd.lineage.inputs import Inputs
 from rskd.lineage.student import open_source, student_recipe
 from rskd.models.tokenizer import load_tokenizer, tokenizer_fingerprint
+from rskd.plan import Resources, plan_evaluation, planned_evaluate
 from rskd.storage import Store
 
 SEQ_LEN, VOCAB_SIZE, END = 16, 384, 0
@@ -157,8 +158,8 @@ def test_windows_are_shared_out_in_whole_batches(
 ):
     config = distilled[0]
     corpus = PackedCorpus.open(config.corpus_uri("eval"))
-    run = evaluation_run(config, corpus, str(tiny_teacher_dir), ["far"])
-    run = replace(run, settings=run.settings.model_copy(update={"batch_windows": 2}))
+    plan = replace(plan_evaluation(config, "", Resources(), lambda cap, plan: cap), batch=2)
+    run = evaluation_run(config, corpus, str(tiny_teacher_dir), ["far"], planned_evaluate(config.evaluate, plan))
     ends = {
         workers: [(part.windows.start, part.windows.stop) for part in run.shared_out(workers)] for workers in (1, 3)
     }

@@ -48,7 +48,7 @@ def test_without_a_gpu_the_numbers_are_what_they_were_before_auto():
     teacher, student = plan_teacher(config, CPU, never), plan_student(config, "default", CPU, never)
     assert teacher.numbers == {"workers": 1, "gpus_per_worker": 0.0, "batch_windows": 8}
     assert student.numbers == {"workers": 1, "gpus_per_worker": 0.0, "micro_batch": 8}
-    assert plan_evaluation(config, "", CPU, never).numbers == {"gpus": 0.0, "batch_windows": 4}
+    assert plan_evaluation(config, "", CPU, never).numbers == {"workers": 1, "gpus": 0.0, "batch_windows": 4}
     assert teacher.line == "cache: 1 worker × 2 threads on the CPU, batch_windows 8 (auto)"
     assert student.reserved == Reserved(cores=2)
 
@@ -67,7 +67,8 @@ def test_a_worker_for_each_gpu():
     teacher, student = plan_teacher(config, EIGHT, measured), plan_student(config, "default", EIGHT, measured)
     assert teacher.numbers == {"workers": 8, "gpus_per_worker": 1.0, "batch_windows": 4}  # of a part of 4 windows
     assert student.numbers == {"workers": 6, "gpus_per_worker": 1.0, "micro_batch": 1}  # of a global batch of 6
-    assert plan_evaluation(config, "", EIGHT, measured).numbers == {"gpus": 1.0, "batch_windows": 16}
+    evaluation = plan_evaluation(config, "", EIGHT, measured)
+    assert evaluation.numbers == {"workers": 8, "gpus": 1.0, "batch_windows": 16}
     assert teacher.line == "cache: 8 workers × 1 GPU (NVIDIA H100, 80 GiB), batch_windows 4 (measured)"
     assert teacher.params == {"teacher": teacher.numbers, "plan": teacher.line}
 
