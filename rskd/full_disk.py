@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from rskd.errors import OutputError, RskdError
@@ -20,29 +20,24 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_IN_TEXT = re.compile(rf"(?:os error |errno )({'|'.join(map(str, _FULL))})\b", re.IGNORECASE)
 
 
-def filled_folder(fill: Callable[[Path], None]) -> Path:
-    """A new temporary folder that `fill` has filled, for the caller to remove; none is left where that fails.
-
-    Raises OutputError, naming the temporary folder, if that is full.
-    """
-    with full_disk_explained(Path(tempfile.gettempdir()), "set TMPDIR to a larger folder"):
-        folder = Path(tempfile.mkdtemp())
-        try:
-            fill(folder)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-    return folder
-
-
 @contextmanager
-def temporary_folder(fill: Callable[[Path], None]) -> Iterator[Path]:
-    """`filled_folder(fill)` for the length of the block."""
-    folder = filled_folder(fill)
+def temporary_folder(fill: Callable[[Path], object]) -> Iterator[Path]:
+    """A new temporary folder that `fill` has filled, for the length of the block.
+
+    Raises OutputError, naming the folder of temporary ones, if that is full.
+    """
+    folder = Path(tempfile.mkdtemp())
     try:
+        with temporary_space_explained():
+            fill(folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def temporary_space_explained() -> AbstractContextManager[None]:
+    """`full_disk_explained` for what is written to temporary files."""
+    return full_disk_explained(Path(tempfile.gettempdir()), "set TMPDIR to a larger folder")
 
 
 @contextmanager

@@ -27,34 +27,33 @@ def one_rank() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def make_student() -> LlamaForCausalLM:
+def make_student(**sizes) -> LlamaForCausalLM:
     """A Llama of four layers with random weights and a padded vocabulary, the same each time."""
+    defaults = {
+        "vocab_size": VOCAB + 13,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.1,
+    }
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCAB + 13,
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            tie_word_embeddings=True,
-            initializer_range=0.1,
-        )
-    )
+    return LlamaForCausalLM(LlamaConfig(**defaults | sizes))
 
 
-def make_batch(step: int) -> CacheBatch:
-    """A batch of `ROWS` windows, of which one and some positions of the others have no loss."""
+def make_batch(step: int, rows: int = ROWS, seq_len: int = SEQ_LEN) -> CacheBatch:
+    """A batch of so many windows, of which one and some positions of the others have no loss."""
     generator = torch.Generator().manual_seed(step)
-    ids = torch.randint(VOCAB, (ROWS, SEQ_LEN + 1), generator=generator)
-    unique = torch.randint(VOCAB, (ROWS, SEQ_LEN, UNIQUE), generator=generator)
-    weights = torch.rand(ROWS, SEQ_LEN, UNIQUE, generator=generator)
+    ids = torch.randint(VOCAB, (rows, seq_len + 1), generator=generator)
+    unique = torch.randint(VOCAB, (rows, seq_len, UNIQUE), generator=generator)
+    weights = torch.rand(rows, seq_len, UNIQUE, generator=generator)
     labels = ids[:, 1:].clone()
     labels[0] = IGNORE_INDEX
     labels[1:, ::3] = IGNORE_INDEX
     targets = SparseTargets(unique, weights / weights.sum(-1, keepdim=True))
-    return CacheBatch(step, 0, torch.arange(ROWS), ids[:, :-1], labels, targets, {}, masked=True)
+    return CacheBatch(step, 0, torch.arange(rows), ids[:, :-1], labels, targets, {}, masked=True)
 
 
 def losses(

@@ -7,13 +7,13 @@ Unknown keys are refused.
 
 from rskd.config.cluster import RayConfig
 from rskd.config.distillation import DistillConfig, StudentSpec
+from rskd.config.evaluating import EvaluateConfig
 from rskd.config.files import load_config, to_yaml, validate_config
 from rskd.config.judging import GenerateConfig, JudgeConfig, PromptSetConfig
 from rskd.config.planned import PlannedEvaluate, PlannedGenerate, PlannedTeacher, PlannedTrain
 from rskd.config.promotion import PromotionConfig
 from rskd.config.sections import (
     CostsConfig,
-    EvaluateConfig,
     ObjectiveConfig,
     SamplingConfig,
     SourceConfig,

@@ -8,13 +8,13 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from rskd.config.cluster import RayConfig
+from rskd.config.evaluating import EvaluateConfig
 from rskd.config.judging import GenerateConfig, JudgeConfig
 from rskd.config.promotion import PromotionConfig
 from rskd.config.section import Name, Section, check_names
 from rskd.config.sections import (
     CorpusConfig,
     CostsConfig,
-    EvaluateConfig,
     ObjectiveConfig,
     SamplingConfig,
     StorageConfig,

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from rskd.config.evaluating import EvaluateConfig
 from rskd.config.judging import GenerateConfig
-from rskd.config.sections import EvaluateConfig, TeacherConfig, TrainConfig
+from rskd.config.sections import TeacherConfig, TrainConfig
 
 
 class PlannedTeacher(TeacherConfig):

@@ -23,6 +23,7 @@ from rskd.estimate.probe import probed_laws
 from rskd.evaluation.unique_tokens import PowerLaw
 from rskd.lineage.corpus import open_corpus
 from rskd.lineage.inputs import Inputs, inputs_first
+from rskd.lineage.student import EXECUTION
 from rskd.models.load import num_head_parameters, num_parameters
 from rskd.plan import (
     DEFAULT_BATCH,
@@ -50,16 +51,7 @@ BYTES_PER_WEIGHT = 4.7  # rskd.reproduction at cpu-small, V = 4,096, 2026-11-25
 CPU_THREAD_FLOPS = 27e9
 GPU_FLOPS = 150e12
 _CORES_PER_GPU = 8  # of machines that one rents
-_SPEED_DEPENDS_ON = {
-    "micro_batch",
-    "precision",
-    "workers",
-    "sharding",
-    "activation_checkpointing",
-    "compile",
-    "gpus_per_worker",
-    "threads_per_worker",
-}
+_SPEED_DEPENDS_ON = EXECUTION - {"checkpoint_every", "max_failures", "at_once"} | {"precision"}
 
 
 def estimate(

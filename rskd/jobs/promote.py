@@ -18,7 +18,7 @@ from rskd.config import DistillConfig
 from rskd.cores import usable_cores
 from rskd.corpus.packed_corpus import PackedCorpus
 from rskd.costs import Reserved, recorded_costs
-from rskd.evaluation.promotion import Measured, decide, named_teacher
+from rskd.evaluation.promotion import Decision, Measured, decide, named_teacher
 from rskd.evaluation.results import PROMOTIONS, WINDOW_VALUES, missing_table, read_table
 from rskd.evaluation.window_values import METRICS, WindowValues, from_parquet
 from rskd.jobs.at_work import AtWork, at_work
@@ -77,14 +77,7 @@ def promote_student(config: DistillConfig, student: str = "default") -> dict[str
         measured = _measure(inputs, corpus, student, values, registry, champion, plan, work)
         decision = decide(measured.get(_CHAMPION), measured[student], config.promotion)
         tracked.metrics({row["metric"]: row["challenger"] for row in decision.ledger if row["challenger"] is not None})
-        tags = _identity(inputs, corpus) | {
-            "rskd.verdict": decision.verdict,
-            "rskd.reason": decision.reason,
-            "rskd.ledger": json.dumps(decision.ledger),
-            "rskd.against": str(champion.version) if champion else "",
-            "rskd.source": str(record["recipe"].get("source")),
-            "rskd.corpus": corpus.manifest.fingerprint,
-        }
+        tags = _tags(inputs, corpus, record, decision, champion)
         description = f"Student {student} of {config.name}. {decision.verdict}: {decision.reason}."
         uri = config.student_uri(student)
         version = registry.register(
@@ -106,6 +99,20 @@ def promote_student(config: DistillConfig, student: str = "default") -> dict[str
     judged = {metric: measured[student].values.metric(metric) for metric in METRICS}
     tracking.log_headline(config, student_figures(config, {student: judged}), recorded_costs(Store(config.home)))
     return found | {"skipped": False}
+
+
+def _tags(
+    inputs: Inputs, corpus: PackedCorpus, record: dict[str, Any], decision: Decision, champion: Version | None
+) -> dict[str, str]:
+    """What a version says of itself."""
+    return _identity(inputs, corpus) | {
+        "rskd.verdict": decision.verdict,
+        "rskd.reason": decision.reason,
+        "rskd.ledger": json.dumps(decision.ledger),
+        "rskd.against": str(champion.version) if champion else "",
+        "rskd.source": str(record["recipe"].get("source")),
+        "rskd.corpus": corpus.manifest.fingerprint,
+    }
 
 
 def _place(registry: Registry, version: Version) -> dict[str, Any]:

@@ -25,7 +25,7 @@ Source = LogitCache | PackedCorpus
 Recipe = dict[str, Any]
 
 # How a run is executed: its result does not depend on that, but for the order of floating-point sums.
-_EXECUTION = {
+EXECUTION = {
     "micro_batch",
     "workers",
     "sharding",
@@ -127,7 +127,7 @@ def _source_if_there(inputs: Inputs, student: str) -> Source | None:
 
 def _settings(inputs: Inputs, student: str, *, balances_router: bool) -> Recipe:
     spec = inputs.config.student_specs[student]
-    execution = _EXECUTION - _CUTS_OF_A_STEP if balances_router else _EXECUTION
+    execution = EXECUTION - _CUTS_OF_A_STEP if balances_router else EXECUTION
     return {
         "student": spec.student.model_dump(mode="json") | _starting_point(inputs, spec),
         "objective": spec.objective.model_dump(mode="json"),

@@ -84,7 +84,6 @@ class CheckpointWriter:
         """
         if self._last is not None:
             self._last.result()
-        log = list(log)
         if self._group is not None:
             shards = begin_shards(directory, self._student, self._optimizer, self._group)
             self._last = self._background.submit(self._finish_shards, shards, directory, progress, log)

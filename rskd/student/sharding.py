@@ -59,7 +59,7 @@ def _sharded(
     build: Callable[[], PreTrainedModel], make_loss: MakeLoss, config: TrainConfig, device: torch.device
 ) -> nn.Module:
     whole = build() if dist.get_rank() == 0 else None
-    facts: list[Any] = [whole and (whole.config, isolates_by_positions(whole))]
+    facts: list[Any] = [None if whole is None else (whole.config, isolates_by_positions(whole))]
     dist.broadcast_object_list(facts, device=device)
     architecture, isolates = facts[0]
     student = _without_weights(architecture)
@@ -116,10 +116,14 @@ def _scatter(whole: dict[str, Tensor] | None, shards: dict[str, Tensor], device:
             shard.copy_(tensor)
 
 
+def unwrapped(loss: nn.Module) -> nn.Module:
+    """The module that `make_loss` made, within what `distribute` gave."""
+    return cast(nn.Module, loss.module) if isinstance(loss, DistributedDataParallel) else loss
+
+
 def student_of(loss: nn.Module) -> PreTrainedModel:
-    """The student within what `distribute` gave."""
-    module = loss.module if isinstance(loss, DistributedDataParallel) else loss
-    return cast(PreTrainedModel, module.student)
+    """Its student."""
+    return cast(PreTrainedModel, unwrapped(loss).student)
 
 
 def world_size() -> int:

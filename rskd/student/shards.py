@@ -45,16 +45,16 @@ def load_optimizer(directory: Path, optimizer: Optimizer) -> None:
     Where they are it is called on all ranks.
     """
     reader = HuggingFaceStorageReader(str(directory / FOLDER if is_sharded(directory) else directory))
-    sizes = {key: cast(Any, found).size for key, found in reader.read_metadata().state_dict_metadata.items()}
+    sizes = {key: cast(Any, stored).size for key, stored in reader.read_metadata().state_dict_metadata.items()}
     parameters = dict(_parameters(optimizer))
-    moments: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     for key, size in sizes.items():
         name, slash, _ = key.rpartition("/")
         if slash:
             like = parameters[name].detach()
-            moments[key] = torch.zeros_like(like) if size == like.shape else torch.zeros(size, device=like.device)
-    _load(moments, reader)
-    for key, moment in moments.items():
+            found[key] = torch.zeros_like(like) if size == like.shape else torch.zeros(size, device=like.device)
+    _load(found, reader)
+    for key, moment in found.items():
         name, _, kind = key.rpartition("/")
         optimizer.state[parameters[name]][kind] = moment
 

@@ -37,7 +37,7 @@ from rskd.models.causal_lm import hidden_states, output_head
 from rskd.sparse_targets import IGNORE_INDEX, SparseTargets
 from rskd.student.objective import cross_entropy_loss, full_kd_loss, hard_easy_weights, sparse_kd_loss
 from rskd.student.router_loss import router_loss
-from rskd.student.sharding import world_size
+from rskd.student.sharding import unwrapped, world_size
 
 Log = Callable[[int, dict[str, float]], None]
 Save = Callable[[int], None]
@@ -270,7 +270,7 @@ def _accumulate_gradients(
 
 
 def _student_loss(loss: nn.Module) -> StudentLoss:
-    return cast(StudentLoss, loss.module if isinstance(loss, DistributedDataParallel) else loss)
+    return cast(StudentLoss, unwrapped(loss))
 
 
 def _micro_batches(num_rows: int, size: int) -> Iterator[slice]:

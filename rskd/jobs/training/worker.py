@@ -6,6 +6,7 @@ run every rank its part of them: in the background, from a copy of the state, an
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from concurrent.futures import Future
 from pathlib import Path
@@ -17,7 +18,7 @@ from ray.train.torch import get_device
 from ray.util.queue import Queue
 
 from rskd import tracking
-from rskd.full_disk import full_disk_explained
+from rskd.full_disk import temporary_space_explained
 from rskd.jobs.training.checkpoints import newest_whole
 from rskd.jobs.training.end_with_raylet import end_with_raylet
 from rskd.jobs.training.run import DueCheckpoint, TrainingRun, train_run
@@ -47,7 +48,8 @@ def train_worker(
         written = folder and checkpoint.begin(folder)
 
         def upload(local: Checkpoint, name: str) -> Checkpoint:
-            _wait_for(written)
+            assert written is not None
+            _wait_for(written, Path(local.path))
             return storage.persist_current_checkpoint(local, name)
 
         ray.train.report(
@@ -74,8 +76,11 @@ def train_worker(
         )
 
 
-def _wait_for(written: Future[None] | None) -> None:
-    """Until a checkpoint is written. Raises OutputError, naming the temporary folder, if that is full."""
-    assert written is not None
-    with full_disk_explained(Path(tempfile.gettempdir()), "set TMPDIR to a larger folder"):
-        written.result()
+def _wait_for(written: Future[None], folder: Path) -> None:
+    """Until a checkpoint is in its folder, which goes where that fails. OutputError if no temporary space is left."""
+    try:
+        with temporary_space_explained():
+            written.result()
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

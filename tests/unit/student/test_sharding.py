@@ -1,28 +1,38 @@
 """A sharded student learns what a replicated one does, and either goes on from the other's checkpoint."""
 
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from device_students import VOCAB, make_batch, make_student
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rskd.cache.loader import CacheBatch
 from rskd.config import ObjectiveConfig, TrainConfig
-from rskd.sparse_targets import IGNORE_INDEX, SparseTargets
 from rskd.student.checkpoint import CheckpointWriter, Progress, export_checkpoint, load_progress
 from rskd.student.sharding import distribute, student_of
 from rskd.student.shards import load_optimizer, restored_student
 from rskd.student.trainer import StudentLoss, make_optimizer, train
 
-VOCAB, SEQ_LEN, UNIQUE, GLOBAL_BATCH = 51, 8, 3, 5  # none of them a multiple of the ranks
+SEQ_LEN, GLOBAL_BATCH = 8, 5
 CPU = torch.device("cpu")
 STEPS = 4
+SIZES = {
+    "vocab_size": VOCAB + 14,
+    "hidden_size": 18,
+    "intermediate_size": 33,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+}
 VARIANTS = {
     "none": {},
     "none-blocks": {"activation_checkpointing": "blocks"},
@@ -36,23 +46,11 @@ COMPILED = {
 RESUMED = {"full-from-full": "full", "none-from-full": "full", "full-from-none": "none", "full-from-one": "one"}
 
 
-def _student() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCAB + 6,
-            hidden_size=18,
-            intermediate_size=33,
-            num_hidden_layers=3,
-            num_attention_heads=3,
-            tie_word_embeddings=True,
-            initializer_range=0.2,
-        )
-    )
-
-
 class Batches:
-    """A loader in memory: step s of a rank is a contiguous slice of a seeded global batch, some of it without loss."""
+    """A loader in memory: step s of a rank is a contiguous slice of a seeded global batch, some of it without loss.
+
+    Neither the batch nor a dimension of the student is a multiple of the ranks.
+    """
 
     def __init__(self, start_step: int, *, rank: int, world_size: int):
         self.start_step, self.rank, self.world_size = start_step, rank, world_size
@@ -64,17 +62,15 @@ class Batches:
             step += 1
 
     def _batch(self, step: int) -> CacheBatch:
-        generator = torch.Generator().manual_seed(step)
-        ids = torch.randint(VOCAB, (GLOBAL_BATCH, SEQ_LEN + 1), generator=generator)
-        unique = torch.randint(VOCAB, (GLOBAL_BATCH, SEQ_LEN, UNIQUE), generator=generator)
-        weights = torch.rand(GLOBAL_BATCH, SEQ_LEN, UNIQUE, generator=generator)
-        labels = ids[:, 1:].clone()
-        labels[0] = IGNORE_INDEX  # a micro-batch without any loss
-        labels[1:, ::3] = IGNORE_INDEX
+        whole = make_batch(step, GLOBAL_BATCH, SEQ_LEN)
         rows = slice(*(GLOBAL_BATCH * r // self.world_size for r in (self.rank, self.rank + 1)))
-        targets = SparseTargets(unique[rows], (weights / weights.sum(-1, keepdim=True))[rows])
-        row_ids = torch.arange(GLOBAL_BATCH)[rows]
-        return CacheBatch(step, 0, row_ids, ids[rows, :-1], labels[rows], targets, {}, masked=True)
+        return replace(
+            whole,
+            row_ids=whole.row_ids[rows],
+            input_ids=whole.input_ids[rows],
+            labels=whole.labels[rows],
+            targets=whole.targets and whole.targets[rows],
+        )
 
 
 def _run(
@@ -101,7 +97,7 @@ def _run(
 
     def build():
         if restored is None:
-            return _student()
+            return make_student(**SIZES)
         return restored_student(folder / restored, "auto", isolated=True)
 
     make_loss = partial(StudentLoss, objective=ObjectiveConfig(), vocab_size=VOCAB, end_of_text_id=0)
@@ -151,7 +147,8 @@ def _worker(rank: int, world_size: int, folder: Path, tokenizer: Path, names: li
 
 def _on_two_ranks(folder: Path, tokenizer: Path, names: list[str]) -> dict[str, list[float]]:
     command = [sys.executable, __file__, str(folder), str(tokenizer), *names]
-    ranks = [subprocess.Popen([*command[:2], str(rank), *command[2:]]) for rank in range(2)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # helpers of tests, too
+    ranks = [subprocess.Popen([*command[:2], str(rank), *command[2:]], env=environment) for rank in range(2)]
     assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
     first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
