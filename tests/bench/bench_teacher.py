@@ -46,7 +46,7 @@ class Setting(NamedTuple):
     rounds: int
 
 
-# Of the size of SmolLM2-135M and 1.7B, and of Llama 3.2 3B.
+# 0.1B as SmolLM2-135M, 1.2B, and 3B as Llama 3.2 3B.
 SETTINGS = [
     Setting(Shape(576, 30, 49_152), 32, 2048, 10),
     Setting(Shape(2048, 24, 49_152), 16, 2048, 8),

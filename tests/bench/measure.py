@@ -186,4 +186,4 @@ def write_results(out: Path, name: str, title: str, tables: dict[str, list[Row]]
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
-    print(f"written: {stem.name}.md and .csv, in {out}")
+    print(f"written: {stem.name}.md and .csv")
