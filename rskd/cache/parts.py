@@ -96,15 +96,17 @@ class PagedParts(Sequence[PartRecord]):
             return self.pages == other.pages
         return isinstance(other, tuple) and len(other) == len(self) and all(map(tuple.__eq__, self, other))
 
-    __hash__ = None  # type: ignore[assignment]
-
     def column(self, name: str) -> np.ndarray:
         """One field of all parts, a number."""
         return self._table[name].to_numpy()
 
     def check(self) -> None:
         """Read all pages."""
-        assert len(self._table) == len(self)
+        if len(self._table) != len(self):
+            raise CorruptPartError(
+                f"pages of {self._store.uri} hold {len(self._table)} parts, and the manifest says {len(self)}: run "
+                "rskd verify --repair on the cache, then rskd cache"
+            )
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """As a manifest has its pages."""

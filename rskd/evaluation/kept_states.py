@@ -15,13 +15,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
-from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from rskd.full_disk import full_disk_explained
+from rskd.full_disk import temporary_space_explained
 
 MOST_BYTES = 16 * 2**30  # of one file; and a quarter of what is free in its folder
 
@@ -29,9 +28,9 @@ MOST_BYTES = 16 * 2**30  # of one file; and a quarter of what is free in its fol
 class KeptStates:
     """Rows [N, D] of one dtype in a file; `kept_states` makes one."""
 
-    def __init__(self, file: FileIO, folder: Path):
-        self._file, self._folder = file, folder
-        self._most_bytes = min(MOST_BYTES, shutil.disk_usage(folder).free // 4)
+    def __init__(self, file: FileIO):
+        self._file = file
+        self._most_bytes = min(MOST_BYTES, shutil.disk_usage(tempfile.gettempdir()).free // 4)
         self._no_rows = torch.empty(0, 0)  # like those that are kept
         self._num_bytes = 0
 
@@ -47,7 +46,7 @@ class KeptStates:
         left = _bytes_of(rows)
         self._file.seek(self._num_bytes)
         self._num_bytes += len(left)
-        with full_disk_explained(self._folder, "set TMPDIR to a larger folder"):
+        with temporary_space_explained():
             while left:  # one call writes 2 GiB at most
                 left = left[self._file.write(left) :]
 
@@ -72,7 +71,7 @@ class KeptStates:
 def kept_states() -> Iterator[KeptStates]:
     """No rows yet, in the temporary folder (TMPDIR)."""
     with tempfile.TemporaryFile(buffering=0) as file:
-        yield KeptStates(cast(FileIO, file), Path(tempfile.gettempdir()))
+        yield KeptStates(cast(FileIO, file))
 
 
 def _bytes_of(rows: Tensor) -> memoryview:
