@@ -14,9 +14,8 @@ from rskd import tracking
 from rskd.config import validate_config
 from rskd.tracking.connection import tracking_uri_of
 
-pytestmark = pytest.mark.e2e
 
-
+@pytest.mark.slow
 def test_students_side_by_side(tmp_path: Path, tiny_teacher_dir: Path, ray_local: None):
     """Each is a flow of its own in a thread, below the one that distils."""
     write_texts(tmp_path / "text")
@@ -37,6 +36,7 @@ def test_students_side_by_side(tmp_path: Path, tiny_teacher_dir: Path, ray_local
     assert max(start for start, _ in times) < min(end for _, end in times)
 
 
+@pytest.mark.e2e
 def test_tables_and_summary(tmp_path: Path, tiny_teacher_dir: Path):
     write_texts(tmp_path / "text")
     prices = {"price_per_core_hour": 1.2}

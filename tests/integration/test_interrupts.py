@@ -252,8 +252,13 @@ def test_ray_train_ends_in_order_and_goes_on(without, undisturbed: Path):
     _stop_and_rerun(without("train", ray=True), undisturbed, "train", signal.SIGINT)
 
 
-@pytest.mark.e2e
-@pytest.mark.parametrize("by", CODES)
+@pytest.mark.parametrize(
+    "by",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.e2e),
+    ],
+)
 def test_students_side_by_side_end_in_order_and_go_on(without, undisturbed: Path, by: signal.Signals):
     distillation = without("train", ray=True)
     settings = yaml.safe_load(distillation.path.read_text())
