@@ -15,7 +15,7 @@ import yaml
 from scripted_judge import ScriptedJudge, answers_in, scripted_judge
 from tiny_runs import tiny_settings, write_texts
 
-from rskd.cli import app, run
+from rskd.cli import app
 from rskd.config import DistillConfig, validate_config
 from rskd.config.distillation import merge
 from rskd.dashboard.gather import gather
@@ -29,6 +29,7 @@ from rskd.jobs.pack import pack_corpus
 from rskd.jobs.report import write_report
 from rskd.jobs.train import train_student
 from rskd.lineage.status import status
+from rskd.run_app import run
 from rskd.storage import Store
 
 KEY = "sk-abc-XYZ-1234567890"
