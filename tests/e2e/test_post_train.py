@@ -14,7 +14,6 @@ from scripted_judge import answers_in, scripted_judge
 from tiny_runs import tiny_settings, write_texts
 
 from flows.post_train import app, post_train
-from rskd.cli import run
 from rskd.config import DistillConfig, load_config, validate_config
 from rskd.config.distillation import merge
 from rskd.errors import ConfigError, MissingOutputError
@@ -24,6 +23,7 @@ from rskd.jobs.start import check_start
 from rskd.jobs.train import train_student
 from rskd.lineage.status import status
 from rskd.post_training.tuning import starting, tuned
+from rskd.run_app import run
 
 pytestmark = pytest.mark.e2e
 
