@@ -120,7 +120,7 @@ def test_an_interrupt_stops_all_of_them(waits):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
+    with interrupts.stoppable(), pytest.raises(KeyboardInterrupt):  # whatever this process does with SIGINT otherwise
         run(config_of(at_once=2), NAMES, train)
     assert sorted(stopped) == ["a", "b"]  # c had not begun
 
