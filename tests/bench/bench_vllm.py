@@ -24,7 +24,7 @@ from torch import Tensor
 from vllm import LLM, SamplingParams
 from vllm.v1.serial_utils import MsgpackDecoder
 
-from rskd.config import TeacherConfig
+from rskd.config import PlannedTeacher, TeacherConfig
 from rskd.rng import position_keys
 from rskd.teacher.hidden_to_targets import Order
 from rskd.teacher.sampling import Sampling
@@ -63,7 +63,7 @@ def contenders(model: str, windows: Tensor, dtype: str) -> dict[str, Callable[[]
     eager = {"enforce_eager": not GPUS}  # on a CPU compiling takes longer than the benchmark
     share = {"gpu_memory_utilization": 0.3} if GPUS else {}
     device = {"gpus_per_worker": min(GPUS, 1), "dtype": dtype} | share
-    config = TeacherConfig(engine="vllm", model=model, batch_windows=4, engine_args=eager, **device)
+    config = PlannedTeacher(engine="vllm", model=model, batch_windows=4, workers=1, engine_args=eager, **device)
     ours = VllmTeacher.load(config, model_dir=model, seq_len=seq_len)
     logprobs = LLM(
         model,

@@ -18,7 +18,7 @@ import torch
 from made_models import ARCHITECTURES, VOCAB, make_model
 from torch import Tensor
 
-from rskd.config import TeacherConfig
+from rskd.config import PlannedTeacher, TeacherConfig
 from rskd.errors import ConfigError
 from rskd.rng import position_keys
 from rskd.teacher.hidden_to_targets import Order, SampledRows
@@ -36,9 +36,18 @@ ORDER = Order(
 )
 
 
-def config(model: Path, *, ranks: int = 1, **engine_args) -> TeacherConfig:
+def config(model: Path, *, ranks: int = 1, **engine_args) -> PlannedTeacher:
     small = {"enforce_eager": True, "max_num_batched_tokens": CHUNK, "max_num_seqs": 16} | engine_args
-    return TeacherConfig(engine="vllm", model=str(model), dtype="float32", tensor_parallel=ranks, engine_args=small)
+    return PlannedTeacher(
+        engine="vllm",
+        model=str(model),
+        dtype="float32",
+        tensor_parallel=ranks,
+        engine_args=small,
+        batch_windows=8,
+        workers=1,
+        gpus_per_worker=0,
+    )
 
 
 def transformers_teacher(model: Path) -> TransformersTeacher:
